@@ -1,0 +1,105 @@
+"""The processes that do the measuring, seen from the one that asks: start them, take turns with them, end them.
+
+Every figure comes from a process that was started for it, with the shape the question needs. Nothing is measured in the
+process that draws the table, which has grown by then.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from programs import Programs
+from timing import CaseFailed, Take
+
+HERE = Path(__file__).parent
+
+
+class _Conversation:
+    """A child process that answers one line to each line. Ends when its requests end."""
+
+    def __init__(self, argv: list[str]) -> None:
+        request_read, request_write = os.pipe()
+        answer_read, answer_write = os.pipe()
+        try:
+            # Not over stdin and stdout: those are what the measured programs inherit, and must be the same for all peers.
+            self._process = subprocess.Popen(
+                [*argv, str(request_read), str(answer_write)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(request_read, answer_write),
+            )
+        finally:
+            os.close(request_read)
+            os.close(answer_write)
+        self._requests = os.fdopen(request_write, "w")
+        self._answers = os.fdopen(answer_read)
+
+    def ask(self, line: str) -> str:
+        print(line, file=self._requests, flush=True)
+        return self.listen()
+
+    def listen(self) -> str:
+        line = self._answers.readline()
+        if not line:
+            raise CaseFailed(f"the measuring process ended with {self._process.wait()}")
+        return line
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._requests.close()
+        self._answers.close()
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class Worker(_Conversation):
+    """A Python process of a given size that launches programs through any peer."""
+
+    def __init__(self, directory: Path, *, memory_bytes: int = 0, descriptors: int = 0) -> None:
+        shape = ["--memory-bytes", str(memory_bytes), "--descriptors", str(descriptors), "--directory", str(directory)]
+        super().__init__([sys.executable, str(HERE / "worker.py"), *shape])
+        facts = json.loads(self.listen())
+        self.resident_bytes: int = facts["resident_bytes"]
+        self.descriptors: int = facts["descriptors"]
+
+    def launches(self, peer: str, program: str, count: int) -> Take:
+        """Durations in microseconds of `count` launches, one after the other."""
+        return lambda: self._values({"peer": peer, "program": program, "count": count})
+
+    def rate(self, peer: str, program: str, threads: int, seconds: float) -> Take:
+        """One value: launches per second."""
+        return lambda: self._values({"peer": peer, "program": program, "threads": threads, "seconds": seconds})
+
+    def _values(self, request: dict[str, Any]) -> list[float]:
+        reply = json.loads(self.ask(json.dumps(request)))
+        if "failed" in reply:
+            raise CaseFailed(reply["failed"])
+        values: list[float] = reply["values"]
+        return values
+
+
+class Floor(_Conversation):
+    """The C launcher of floor.c, which times itself."""
+
+    def __init__(self, programs: Programs) -> None:
+        super().__init__([programs.floor])
+
+    def launches(self, program: str, count: int) -> Take:
+        def take() -> list[float]:
+            taken = [int(word) / 1000 for word in self.ask(f"{count + 1} {program}").split()]
+            if min(taken) < 0:
+                raise CaseFailed("floor: a launch failed")
+            return taken[1:]  # the first one warms up, as in the worker
+
+        return take

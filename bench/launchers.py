@@ -1,0 +1,174 @@
+"""The peers: each starts a program, waits for it, checks that it ended with 0, and leaves nothing open.
+
+They all hand over the same: standard input, output and error (which are /dev/null in the worker that calls them) and
+nothing else. subprocess and shoal close the other descriptors themselves, posix_spawn relies on close-on-exec, which
+Python sets on everything it opens: the child sees the same either way. Peers in the caller's world also hand over the
+environment; those that make an empty world hand over none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import programs
+from timing import CaseFailed
+
+Launch = Callable[[], None]
+Maker = Callable[[str, Path], Launch]  # program, a directory that outlives the launches
+
+
+def _check(name: str, status: int) -> None:
+    if status != 0:
+        raise CaseFailed(f"{name}: the program ended with {status}")
+
+
+def subprocess_run(program: str, directory: Path) -> Launch:
+    def launch() -> None:
+        _check("subprocess.run", subprocess.run([program], check=False).returncode)
+
+    return launch
+
+
+def subprocess_popen(program: str, directory: Path) -> Launch:
+    def launch() -> None:
+        _check("subprocess.Popen", subprocess.Popen([program]).wait())
+
+    return launch
+
+
+def posix_spawn(program: str, directory: Path) -> Launch:
+    return _posix_spawn_of("os.posix_spawn", [program], lambda: os.environ)
+
+
+def _posix_spawn_of(name: str, argv: list[str], environ: Callable[[], object]) -> Launch:
+    def launch() -> None:
+        pid = os.posix_spawn(argv[0], argv, environ())  # type: ignore[arg-type]
+        _check(name, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+    return launch
+
+
+def shoal_plain(program: str, directory: Path) -> Launch:
+    import shoal
+
+    flags = shoal.SpawnFlags.CLONE_ALL
+
+    def launch() -> None:
+        with shoal.spawn(program, [program], flags=flags) as process:
+            _check("shoal.spawn", process.wait())
+
+    return launch
+
+
+def shoal_cell(program: str, directory: Path) -> Launch:
+    import shoal
+
+    flags = shoal.SpawnFlags.DEFAULT_LDSVC
+
+    def launch() -> None:
+        with shoal.spawn(program, [program], flags=flags) as process:
+            _check("shoal cell", process.wait())
+
+    return launch
+
+
+def _bwrap_argv(program: str) -> list[str]:
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        raise CaseFailed("bwrap is not installed")
+    binds = [part for path in [*programs.closure(program), program] for part in ("--ro-bind", path, path)]
+    return [bwrap, "--unshare-all", "--clearenv", *binds, "--", program]
+
+
+def bwrap_run(program: str, directory: Path) -> Launch:
+    argv = _bwrap_argv(program)
+
+    def launch() -> None:
+        _check("bwrap", subprocess.run(argv, check=False, env={}).returncode)
+
+    return launch
+
+
+def bwrap_posix_spawn(program: str, directory: Path) -> Launch:
+    return _posix_spawn_of("bwrap", _bwrap_argv(program), dict)
+
+
+def sandlock(program: str, directory: Path) -> Launch:
+    try:
+        from sandlock import Sandbox, StdioMode  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    except ImportError as error:
+        raise CaseFailed(f"sandlock cannot be imported: {error}") from error
+    # Its rules allow files in place, they do not make a new root; a path goes in as it is after symbolic links.
+    readable = sorted({os.path.realpath(path) for path in [*programs.closure(program), program]})
+    inherit = StdioMode.INHERIT
+
+    def launch() -> None:
+        box = Sandbox(fs_readable=readable, clean_env=True)
+        result = box.popen([program], stdin=inherit, stdout=inherit, stderr=inherit).wait()
+        _check("sandlock", result.exit_code)
+
+    return launch
+
+
+def crun(program: str, directory: Path) -> Launch:
+    path = shutil.which("crun")
+    if path is None:
+        raise CaseFailed("crun is not installed")
+    if os.geteuid() != 0:
+        raise CaseFailed("crun: the bundle made here is for root")
+    bundle = directory / f"crun-{os.getpid()}-{Path(program).name}"
+    (bundle / "rootfs").mkdir(parents=True)
+    (bundle / "config.json").write_text(json.dumps(_oci_config(program)))
+    argv = [path, "--root", str(bundle / "state"), "--cgroup-manager", "disabled", "run", "--bundle", str(bundle), "shoal-bench"]
+    once = subprocess.run(argv, check=False, capture_output=True, text=True)
+    if once.returncode != 0:
+        raise CaseFailed(f"crun does not run here: {once.stderr.strip() or once.returncode}")
+    return _posix_spawn_of("crun", argv, dict)
+
+
+def _oci_config(program: str) -> dict[str, object]:
+    binds = [
+        {"destination": path, "source": path, "type": "bind", "options": ["bind", "ro", "nosuid", "nodev"]}
+        for path in [*programs.closure(program), program]
+    ]
+    return {
+        "ociVersion": "1.0.2",
+        "process": {"terminal": False, "user": {"uid": 0, "gid": 0}, "args": [program], "env": [], "cwd": "/", "noNewPrivileges": True},
+        "root": {"path": "rootfs", "readonly": False},
+        "mounts": binds,
+        "linux": {"namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount", "cgroup")]},
+    }
+
+
+MAKERS: dict[str, Maker] = {
+    "shoal.spawn": shoal_plain,
+    "subprocess.run": subprocess_run,
+    "subprocess.Popen": subprocess_popen,
+    "os.posix_spawn": posix_spawn,
+    "shoal cell": shoal_cell,
+    "bwrap (subprocess.run)": bwrap_run,
+    "bwrap (os.posix_spawn)": bwrap_posix_spawn,
+    "sandlock": sandlock,
+    "crun (os.posix_spawn)": crun,
+}
+
+
+def make(peer: str, program: str, directory: Path) -> Launch:
+    """A function that starts `program` once through `peer` and returns when it has ended.
+
+    Raises:
+        CaseFailed: the peer is not here or does not work here; the text says which.
+    """
+    try:
+        launch = MAKERS[peer](program, directory)
+        launch()
+    except CaseFailed:
+        raise
+    except Exception as error:  # a peer that breaks in its own way must not take the others with it
+        raise CaseFailed(f"{peer}: {type(error).__name__}: {error}") from error
+    return launch

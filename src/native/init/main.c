@@ -1,0 +1,116 @@
+/* shoal-init: pid 1 of a cell. It adopts and reaps orphans, passes on the signals it is sent, and ends when the last process
+ * of the cell has ended; when it ends, for whatever reason, the kernel kills everything in the cell (pid_namespaces(7)).
+ *
+ * The program of the cell is pid 2 and not a child of this process but its sibling, so that the caller of spawn() is its
+ * parent and waits for it like for any other child. Descriptor 3 is a pipe from the caller, which writes one byte:
+ *   'g'  pid 2 has started; stay until nothing is left
+ *   'd'  the same, but end at once when the pipe is closed: the cell dies with its caller
+ *   'j'  there is no pid 2: hold the namespace until the pipe is closed (a job's pid namespace)
+ * End of file before that byte: the caller died or gave up while starting; end.
+ *
+ * No libc, no allocation, no writable global: one such process costs a few pages. */
+#include "../sys.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <linux/prctl.h>
+
+#define CONTROL 3
+#define PROGRAM 2
+#define SIGCHLD_ 17
+#define P_ALL 0
+#define WNOHANG_ 1
+#define WEXITED_ 4
+#define WALL 0x40000000
+
+_Noreturn static void leave(void)
+{
+    for (;;)
+        sys1(__NR_exit_group, 0);
+}
+
+/* Reaps whatever has ended; true when no child is left at all. */
+static int reap(void)
+{
+    for (;;) {
+        int info[32] = { 0 };
+        long ret = sys5(__NR_waitid, P_ALL, 0, info, WEXITED_ | WNOHANG_ | WALL, 0);
+        if (ret == -EINTR)
+            continue;
+        if (ret < 0)
+            return 1;
+        if (info[0] == 0) /* si_signo: children live, none has ended */
+            return 0;
+    }
+}
+
+static void take_signals(long signals, int pass_on)
+{
+    struct {
+        uint32_t signo;
+        char rest[124];
+    } info;
+    while (sys3(__NR_read, signals, &info, sizeof info) == sizeof info)
+        if (pass_on && info.signo != SIGCHLD_)
+            sys2(__NR_kill, PROGRAM, info.signo);
+}
+
+_Noreturn static void run(void)
+{
+    sys5(__NR_prctl, PR_SET_NAME, "shoal-init", 0, 0, 0);
+    sys5(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0); /* the program shares our uid and shall not look in here */
+    uint64_t all = ~(uint64_t)0;
+    sys4(__NR_rt_sigprocmask, 2 /* SIG_SETMASK */, &all, 0, sizeof all);
+    long signals = sys4(__NR_signalfd4, -1, &all, sizeof all, 02004000 /* SFD_CLOEXEC | SFD_NONBLOCK */);
+    char mode = 0;
+    long got;
+    while ((got = sys3(__NR_read, CONTROL, &mode, 1)) == -EINTR)
+        ;
+    if (signals < 0 || got != 1)
+        leave();
+    long program = mode == 'j' ? -1 : sys2(__NR_pidfd_open, PROGRAM, 0);
+    if (mode != 'j' && program == -EMFILE)
+        leave();
+    if (mode == 'g') {
+        sys1(__NR_close, CONTROL);
+    }
+    for (;;) {
+        int empty = reap();
+        if (mode != 'j' && program < 0 && empty)
+            leave(); /* pid 2 has ended, and nothing it left behind lives */
+        struct pollfd watch[3] = {
+            { .fd = (int)signals, .events = POLLIN },
+            { .fd = (int)program, .events = POLLIN },
+            { .fd = mode == 'g' ? -1 : CONTROL, .events = POLLIN },
+        };
+        if (sys5(__NR_ppoll, watch, 3, 0, 0, 8) < 0)
+            continue;
+        if (watch[2].revents)
+            leave();
+        if (watch[0].revents)
+            take_signals(signals, program >= 0);
+        if (watch[1].revents) {
+            sys1(__NR_close, program);
+            program = -1;
+        }
+    }
+}
+
+#if defined(__x86_64__)
+__asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tand $-16, %rsp\n\tcall shoal_init_start\n\thlt\n");
+#elif defined(__aarch64__)
+__asm__(".globl _start\n_start:\n\tmov x29, xzr\n\tmov x30, xzr\n\tbl shoal_init_start\n\tbrk #0\n");
+#endif
+
+_Noreturn void shoal_init_start(void);
+_Noreturn void shoal_init_start(void) { run(); }
+
+/* The compiler may turn an initialiser into a call of this. */
+void *memset(void *to, int byte, size_t size);
+void *memset(void *to, int byte, size_t size)
+{
+    volatile char *p = to;
+    while (size--)
+        *p++ = (char)byte;
+    return to;
+}

@@ -1,0 +1,208 @@
+/* Entry points of shoal._native: the only file here that knows Python. Uses the limited API (abi3, CPython 3.11+). */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "op.h"
+#include "sys.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+
+/* Points `out` at each of `count` NUL-terminated strings packed in `blob`. False when there are not exactly that many. */
+static int split(char *blob, Py_ssize_t size, char **out, Py_ssize_t count)
+{
+    char *end = blob + size;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        char *nul = blob < end ? memchr(blob, '\0', (size_t)(end - blob)) : NULL;
+        if (!nul)
+            return 0;
+        out[i] = blob;
+        blob = nul + 1;
+    }
+    out[count] = NULL;
+    return blob == end;
+}
+
+static PyObject *outcome_tuple(const struct plan *plan, const struct outcome *out)
+{
+    PyObject *slots = Py_None;
+    if (plan->head->flags & PLAN_COLLECT && out->report.stage == STAGE_EXEC) {
+        slots = PyTuple_New(SLOTS);
+        for (int i = 0; slots && i < SLOTS; i++) {
+            PyObject *fd = PyLong_FromLong(plan->slots[i]);
+            if (!fd || PyTuple_SetItem(slots, i, fd) < 0)
+                Py_CLEAR(slots);
+        }
+        if (!slots)
+            return NULL;
+    } else {
+        Py_INCREF(slots);
+    }
+    return Py_BuildValue("(iiiiiN)", out->pid, out->pidfd, out->report.stage, out->report.index, out->report.err, slots);
+}
+
+PyDoc_STRVAR(launch_doc, "launch(plan, argv, argc, envp, envc, /)\n--\n\n"
+                         "Execute a packed plan. argv and envp are NUL-terminated strings, packed, and their number.\n"
+                         "Returns (pid, pidfd, stage, op index, errno, slots).");
+
+static PyObject *native_launch(PyObject *self, PyObject *args)
+{
+    (void)self;
+    const char *bytes, *argv, *envp;
+    Py_ssize_t size, argv_size, envp_size, argc, envc;
+    if (!PyArg_ParseTuple(args, "y#y#ny#n:launch", &bytes, &size, &argv, &argv_size, &argc, &envp, &envp_size, &envc))
+        return NULL;
+    if (argc < 0 || envc < 0 || argc > argv_size || envc > envp_size || size < (Py_ssize_t)sizeof(struct plan_head))
+        return PyErr_Format(PyExc_ValueError, "launch: sizes that cannot be");
+    size_t round = ((size_t)size + 15) & ~(size_t)15;
+    size_t pointers = ((size_t)argc + (size_t)envc + 2) * sizeof(char *);
+    char *memory = malloc(round + pointers + (size_t)argv_size + (size_t)envp_size);
+    if (!memory)
+        return PyErr_NoMemory();
+    char **vectors = (char **)(memory + round);
+    char *strings = memory + round + pointers;
+    memcpy(memory, bytes, (size_t)size);
+    memcpy(strings, argv, (size_t)argv_size);
+    memcpy(strings + argv_size, envp, (size_t)envp_size);
+    struct plan_head *head = (struct plan_head *)memory;
+    struct plan plan = { .head = head,
+                         .ops = (struct op *)(head + 1),
+                         .blob = (char *)(head + 1) + head->count * sizeof(struct op),
+                         .argv = vectors,
+                         .envp = vectors + argc + 1,
+                         .argc = (uint32_t)argc,
+                         .envc = (uint32_t)envc };
+    PyObject *result = NULL;
+    int bad = !split(strings, argv_size, plan.argv, argc) || !split(strings + argv_size, envp_size, plan.envp, envc);
+    if (bad)
+        PyErr_SetString(PyExc_ValueError, "launch: argv or envp is not as many strings as said");
+    else if ((bad = verify_plan(&plan, (size_t)size)))
+        PyErr_Format(PyExc_ValueError, bad < 0 ? "launch: the plan's header is not valid" : "launch: op %d is not valid", bad - 1);
+    if (!bad) {
+        struct outcome out;
+        Py_BEGIN_ALLOW_THREADS
+        launch(&plan, &out);
+        Py_END_ALLOW_THREADS
+        result = outcome_tuple(&plan, &out);
+    }
+    free(memory);
+    return result;
+}
+
+PyDoc_STRVAR(wait_doc, "wait(pidfd, options, /)\n--\n\n"
+                       "waitid(P_PIDFD) for any kind of child: (pid, si_code, si_status, user_s, system_s, max_rss_kib),\n"
+                       "or None with WNOHANG while it runs. Raises OSError.");
+
+static PyObject *native_wait(PyObject *self, PyObject *args)
+{
+    (void)self;
+    int pidfd, options;
+    if (!PyArg_ParseTuple(args, "ii:wait", &pidfd, &options))
+        return NULL;
+    siginfo_t info;
+    struct rusage usage;
+    long ret;
+    do {
+        memset(&info, 0, sizeof info);
+        memset(&usage, 0, sizeof usage);
+        Py_BEGIN_ALLOW_THREADS
+        ret = sys5(__NR_waitid, 3 /* P_PIDFD */, pidfd, &info, options | __WALL, &usage);
+        Py_END_ALLOW_THREADS
+    } while (ret == -EINTR && PyErr_CheckSignals() == 0);
+    if (ret < 0) {
+        if (PyErr_Occurred())
+            return NULL;
+        errno = (int)-ret;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    if (info.si_pid == 0)
+        Py_RETURN_NONE;
+    return Py_BuildValue("(iiiddl)", (int)info.si_pid, info.si_code, info.si_status,
+                         (double)usage.ru_utime.tv_sec + (double)usage.ru_utime.tv_usec * 1e-6,
+                         (double)usage.ru_stime.tv_sec + (double)usage.ru_stime.tv_usec * 1e-6, usage.ru_maxrss);
+}
+
+PyDoc_STRVAR(find_duplicate_doc, "find_duplicate(fd, others, /)\n--\n\n"
+                                 "The first of `others` (packed C ints) that is the same open file as `fd`, or -1: kcmp(2).\n"
+                                 "Raises OSError where the kernel does not answer.");
+
+static PyObject *native_find_duplicate(PyObject *self, PyObject *args)
+{
+    (void)self;
+    int fd;
+    const char *others;
+    Py_ssize_t size;
+    if (!PyArg_ParseTuple(args, "iy#:find_duplicate", &fd, &others, &size))
+        return NULL;
+    long pid = sys0(__NR_getpid);
+    for (Py_ssize_t i = 0; i + (Py_ssize_t)sizeof(int) <= size; i += (Py_ssize_t)sizeof(int)) {
+        int other;
+        memcpy(&other, others + i, sizeof other);
+        long ret = sys5(__NR_kcmp, pid, pid, 0 /* KCMP_FILE */, fd, other);
+        if (ret == 0)
+            return PyLong_FromLong(other);
+        if (ret < 0 && ret != -EBADF) {
+            errno = (int)-ret;
+            return PyErr_SetFromErrno(PyExc_OSError);
+        }
+    }
+    return PyLong_FromLong(-1);
+}
+
+static PyMethodDef methods[] = {
+    { "find_duplicate", native_find_duplicate, METH_VARARGS, find_duplicate_doc },
+    { "launch", native_launch, METH_VARARGS, launch_doc },
+    { "wait", native_wait, METH_VARARGS, wait_doc },
+    { NULL, NULL, 0, NULL },
+};
+
+static int add_ops(PyObject *module)
+{
+    static const char *const names[] = {
+#define X(name, fn, operands) #name,
+        OPS(X)
+#undef X
+    };
+    PyObject *tuple = PyTuple_New(OP_COUNT);
+    for (int i = 0; tuple && i < OP_COUNT; i++) {
+        PyObject *name = PyUnicode_FromString(names[i]);
+        if (!name || PyTuple_SetItem(tuple, i, name) < 0)
+            Py_CLEAR(tuple);
+    }
+    int ret = tuple ? PyModule_AddObjectRef(module, "OPS", tuple) : -1;
+    Py_XDECREF(tuple);
+    return ret;
+}
+
+static int module_exec(PyObject *module)
+{
+    if (add_ops(module) < 0 || PyModule_AddIntMacro(module, STAGE_CLONE) < 0 || PyModule_AddIntMacro(module, STAGE_ENTER) < 0 ||
+        PyModule_AddIntMacro(module, STAGE_OPS) < 0 || PyModule_AddIntMacro(module, STAGE_EXEC) < 0 ||
+        PyModule_AddIntMacro(module, PLAN_SHARE_FDS) < 0 || PyModule_AddIntMacro(module, PLAN_COLLECT) < 0)
+        return -1;
+    return PyModule_AddIntConstant(module, "PLAN_MAGIC", PLAN_MAGIC);
+}
+
+static PyModuleDef_Slot module_slots[] = {
+    { Py_mod_exec, module_exec },
+#ifdef Py_mod_multiple_interpreters
+    { Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED },
+#endif
+#ifdef Py_mod_gil
+    { Py_mod_gil, Py_MOD_GIL_NOT_USED },
+#endif
+    { 0, NULL },
+};
+
+static struct PyModuleDef module_def = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "shoal._native",
+    .m_doc = "Executes a packed plan between clone and exec. See op.h for its layout, shoal/packing.py for who packs it.",
+    .m_methods = methods,
+    .m_slots = module_slots,
+};
+
+PyMODINIT_FUNC PyInit__native(void) { return PyModuleDef_Init(&module_def); }

@@ -1,0 +1,142 @@
+/* The packed plan: what the parent hands to the child, and the list of everything a child can be told to do.
+ *
+ * A plan is a header, `count` ops of fixed size, and a blob of bytes that the ops' strings live in. Python packs it
+ * (shoal/packing.py); verify.c checks it before clone, so that the child may trust every index in it; child.c runs it.
+ *
+ * A descriptor operand is a number of the caller's table (>= 0), AT_FDCWD, NO_FD, or a slot: a place for a descriptor
+ * that an earlier op made (see SLOT). */
+#ifndef SHOAL_OP_H
+#define SHOAL_OP_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define PLAN_MAGIC 0x31736c70u /* "pls1": the layout below */
+#define PLAN_OPS_MAX 4096
+#define SLOTS 64
+#define SLOT(i) (-1000 - (i))
+#define IS_SLOT(fd) ((fd) <= SLOT(0) && (fd) > SLOT(SLOTS))
+#define NO_FD (-1)
+#define CWD_FD (-100)
+#define TARGETS 1024 /* descriptors a plan can place: 0..1023 */
+#define TARGET_CLOEXEC 0x40000000 /* in a target of FD_MAP: close on exec */
+#define NO_STR 0xffffffffu
+#define ENV_PID_DIGITS 10
+
+/* Which operands an op takes; verify.c refuses a plan where one is missing. */
+enum { FD = 1, FD2 = 2, OUT = 4, STR = 8, STR2 = 16 };
+
+/* X(name, function, operands). One list makes the enum, the table of functions and the printed names. */
+#define OPS(X)                                                                                                                    \
+    X(UNSHARE_FDS, op_unshare_fds, 0)                /* a: first descriptor to leave behind */                                   \
+    X(OPEN, op_open, FD | STR | OUT)                 /* fd: base, a: open flags, b: RESOLVE_* flags */                           \
+    X(EXPECT, op_expect, FD)                         /* a: st_dev, b: st_ino: refuse anything else */                            \
+    X(FD_MAP, op_fd_map, STR)                        /* fd: /dev/null, str: int32 pairs (source, target), a: how many */         \
+    X(CHDIR, op_chdir, STR)                          /* str: path, fd: where to be when it cannot be entered */                  \
+    X(FSMOUNT, op_fsmount, STR | STR2 | OUT)         /* str: type, str2: "key=value,flag", a: MOUNT_ATTR_* */                    \
+    X(BIND, op_bind, FD2 | STR | STR2)               /* str: path, a, b: as EXPECT, flags: MOUNT_ATTR_*, fd2, str2: where */     \
+    X(OPEN_TREE, op_open_tree, FD | STR | OUT)       /* fd, str: what, a: OPEN_TREE_* and AT_* flags */                          \
+    X(MOUNT_SETATTR, op_mount_setattr, FD)           /* fd: tree, a: MOUNT_ATTR_* to set, b: AT_RECURSIVE or 0 */                \
+    X(MOVE_MOUNT, op_move_mount, FD | FD2 | STR)     /* fd: tree, fd2: directory, str: where beneath it, "" for itself */        \
+    X(MKDIRS, op_mkdirs, FD | STR)                   /* fd: directory, str: path beneath it, a: mode */                          \
+    X(TOUCH, op_touch, FD | STR)                     /* fd: directory, str: path beneath it, a: mode */                          \
+    X(COPY, op_copy, FD | FD2 | STR)                 /* fd: file, fd2: directory, str: path beneath it, a: mode */              \
+    X(SYMLINK, op_symlink, FD | STR | STR2)          /* fd: directory, str: path beneath it, str2: what it points to */          \
+    X(PRIVATE_MOUNTS, op_private_mounts, 0)          /* nothing mounted here is seen elsewhere, nor the other way */             \
+    X(PIVOT, op_pivot, FD | FD2)                     /* fd: new root mount, fd2: the mount on top of it to live in */            \
+    X(UNSHARE, op_unshare, 0)                        /* a: CLONE_NEW* flags */                                                   \
+    X(SETNS, op_setns, FD)                           /* fd: namespace or pidfd, a: CLONE_NEW* flags */                           \
+    X(WRITE, op_write, STR | STR2)                   /* str: path, str2: text, written in one call */                            \
+    X(LOOPBACK_UP, op_loopback_up, 0)                                                                                            \
+    X(HOSTNAME, op_hostname, STR)                                                                                                \
+    X(NO_NEW_PRIVS, op_no_new_privs, 0)                                                                                          \
+    X(DROP_CAPS, op_drop_caps, 0)                    /* every capability set empty, for good */                                  \
+    X(SETSID, op_setsid, 0)                                                                                                      \
+    X(CONTROLLING_TTY, op_controlling_tty, FD)       /* fd: a terminal nobody controls yet */                                    \
+    X(UMASK, op_umask, 0)                            /* a: mask */                                                               \
+    X(SECCOMP, op_seccomp, STR)                      /* str: struct sock_filter array, a: how many */                            \
+    X(ENV_PID, op_env_pid, 0)                        /* a: index of a variable, b: where in it its digits go */                  \
+    X(SIGNALS, op_signals, 0)                        /* every disposition default, nothing blocked; the last op */
+
+#define X(name, fn, operands) OP_##name,
+enum op_code { OPS(X) OP_COUNT };
+#undef X
+
+struct op {
+    uint16_t code, flags;
+    int32_t fd, fd2, out; /* out: index of a slot, or -1 */
+    uint32_t str, str2;   /* offsets into the blob, or NO_STR */
+    uint64_t a, b;
+};
+_Static_assert(sizeof(struct op) == 40, "packing.py writes 40 bytes an op");
+
+/* PLAN_SHARE_FDS: the child starts on the caller's own descriptor table (CLONE_FILES) and leaves it in its first op.
+ * PLAN_COLLECT: nothing is executed; the child runs its ops on the caller's table and ends, and the slots are the result. */
+enum { PLAN_SHARE_FDS = 1, PLAN_COLLECT = 2 };
+
+struct plan_head {
+    uint32_t magic, count, blob_len, flags;
+    uint64_t clone_flags; /* CLONE_NEW* only */
+    int32_t cgroup_fd;    /* the child begins in this cgroup, or NO_FD */
+    int32_t enter_fd;     /* a pidfd or namespace to enter before the clone, or NO_FD */
+    uint64_t enter_flags;
+    int32_t exec_fd; /* with exec_path "": the program; else the base of exec_path */
+    uint32_t exec_path;
+    uint64_t reserved;
+};
+_Static_assert(sizeof(struct plan_head) == 56, "packing.py writes a 56-byte header");
+
+enum stage { STAGE_NONE, STAGE_PLAN, STAGE_CLONE, STAGE_ENTER, STAGE_OPS, STAGE_EXEC };
+
+/* Where the child is, or stopped. Lives in memory shared with the parent, which reads it once the child has run exec or ended:
+ * STAGE_EXEC with err 0 means that exec was reached, anything else that it was not. */
+struct report {
+    int32_t stage, index, err;
+};
+
+/* A plan in the form that child.c runs. */
+struct plan {
+    const struct plan_head *head;
+    const struct op *ops;
+    char *blob;
+    char **argv;
+    char **envp;
+    uint32_t argc, envc;
+    int32_t slots[SLOTS];
+    int32_t exec_fd; /* head->exec_fd, until FD_MAP moves it out of the way */
+    volatile struct report report;
+};
+
+static inline char *plan_str(const struct plan *plan, uint32_t offset) { return offset == NO_STR ? (char *)0 : plan->blob + offset; }
+
+typedef int op_fn(struct plan *plan, const struct op *op);
+#define X(name, fn, operands) op_fn fn;
+OPS(X)
+#undef X
+
+/* The real number of a descriptor operand, or a negative value that the kernel will refuse with EBADF. */
+static inline int plan_fd(const struct plan *plan, int32_t fd) { return IS_SLOT(fd) ? plan->slots[SLOT(0) - fd] : fd; }
+
+/* Puts the result of a call that makes a descriptor into op's slot. */
+static inline int plan_keep(struct plan *plan, const struct op *op, long ret)
+{
+    if (ret < 0)
+        return (int)-ret;
+    plan->slots[op->out] = (int32_t)ret;
+    return 0;
+}
+
+/* verify.c: 0, or the index of the first bad op plus 1, or -1 for the header. */
+int verify_plan(const struct plan *plan, size_t size);
+
+/* child.c */
+void child_main(void *plan);
+
+/* launch.c */
+struct outcome {
+    int pid, pidfd;
+    struct report report; /* stage EXEC and err 0: it runs. Anything else: it is gone and reaped. */
+};
+void launch(struct plan *plan, struct outcome *out);
+
+#endif

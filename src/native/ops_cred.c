@@ -1,0 +1,129 @@
+/* Ops on identity, privileges, namespaces and the session. Child side: see child.c for what may be done here. */
+#include "op.h"
+#include "sys.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/prctl.h>
+#include <linux/seccomp.h>
+#include <net/if.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+int op_unshare(struct plan *plan, const struct op *op)
+{
+    (void)plan;
+    return (int)-sys1(__NR_unshare, op->a);
+}
+
+int op_setns(struct plan *plan, const struct op *op) { return (int)-sys2(__NR_setns, plan_fd(plan, op->fd), op->a); }
+
+/* For the files of /proc/self that want everything in one write: uid_map, gid_map, setgroups. */
+int op_write(struct plan *plan, const struct op *op)
+{
+    const char *text = plan_str(plan, op->str2);
+    long fd = sys3(__NR_openat, AT_FDCWD, plan_str(plan, op->str), O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return (int)-fd;
+    long size = (long)__builtin_strlen(text);
+    long ret = sys3(__NR_write, fd, text, size);
+    sys1(__NR_close, fd);
+    return ret == size ? 0 : ret < 0 ? (int)-ret : EIO;
+}
+
+/* A new network namespace has a loopback device, but it is down. */
+int op_loopback_up(struct plan *plan, const struct op *op)
+{
+    (void)plan, (void)op;
+    long fd = sys3(__NR_socket, AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return (int)-fd;
+    struct ifreq request = { .ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING };
+    long ret = sys3(__NR_ioctl, fd, SIOCSIFFLAGS, &request);
+    sys1(__NR_close, fd);
+    return (int)-ret;
+}
+
+int op_hostname(struct plan *plan, const struct op *op)
+{
+    const char *name = plan_str(plan, op->str);
+    return (int)-sys2(__NR_sethostname, name, __builtin_strlen(name));
+}
+
+int op_no_new_privs(struct plan *plan, const struct op *op)
+{
+    (void)plan, (void)op;
+    return (int)-sys5(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+}
+
+/* Empties the bounding set first, which takes CAP_SETPCAP, so that not even uid 0 regains anything by exec. */
+int op_drop_caps(struct plan *plan, const struct op *op)
+{
+    (void)plan, (void)op;
+    for (int cap = 0;; cap++) {
+        long ret = sys5(__NR_prctl, PR_CAPBSET_DROP, cap, 0, 0, 0);
+        if (ret == -EINVAL && cap > 0)
+            break; /* one past the last that this kernel has */
+        if (ret < 0)
+            return (int)-ret;
+    }
+    long ret = sys5(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    if (ret < 0)
+        return (int)-ret;
+    struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
+    struct __user_cap_data_struct none[2] = { { 0 }, { 0 } };
+    return (int)-sys2(__NR_capset, &head, none);
+}
+
+/* A process that leads its group already cannot make a session; a fresh child never does. */
+int op_setsid(struct plan *plan, const struct op *op)
+{
+    (void)plan, (void)op;
+    long ret = sys0(__NR_setsid);
+    return ret < 0 ? (int)-ret : 0;
+}
+
+int op_controlling_tty(struct plan *plan, const struct op *op)
+{
+    return (int)-sys3(__NR_ioctl, plan_fd(plan, op->fd), TIOCSCTTY, 0);
+}
+
+int op_umask(struct plan *plan, const struct op *op)
+{
+    (void)plan;
+    sys1(__NR_umask, op->a);
+    return 0;
+}
+
+int op_seccomp(struct plan *plan, const struct op *op)
+{
+    struct sock_fprog program = { .len = (unsigned short)op->a, .filter = (struct sock_filter *)plan_str(plan, op->str) };
+    return (int)-sys3(__NR_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program);
+}
+
+/* LISTEN_PID has to hold the child's own pid, which nobody knows before the clone. The variable has room for the digits. */
+int op_env_pid(struct plan *plan, const struct op *op)
+{
+    char digits[ENV_PID_DIGITS], *out = plan->envp[op->a] + op->b;
+    int count = 0;
+    for (long pid = sys0(__NR_getpid); pid > 0; pid /= 10)
+        digits[count++] = (char)('0' + pid % 10);
+    while (count > 0)
+        *out++ = digits[--count];
+    *out = '\0';
+    return 0;
+}
+
+/* Ignored signals survive exec (a Python parent ignores SIGPIPE), and so does the mask. The parent blocked everything before
+ * the clone, so until here no signal could end the child half-way without a report. */
+int op_signals(struct plan *plan, const struct op *op)
+{
+    (void)plan, (void)op;
+    struct sys_sigaction standard = { 0 };
+    for (int sig = 1; sig <= SYS_SIGNALS; sig++)
+        sys4(__NR_rt_sigaction, sig, &standard, 0, sizeof standard.mask); /* SIGKILL and SIGSTOP refuse: they are default */
+    uint64_t none = 0;
+    return (int)-sys4(__NR_rt_sigprocmask, 2 /* SIG_SETMASK */, &none, 0, sizeof none);
+}

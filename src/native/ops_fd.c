@@ -1,0 +1,155 @@
+/* Ops on descriptors and on the working directory. Child side: see child.c for what may be done here. */
+#include "op.h"
+#include "sys.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/openat2.h>
+#include <sys/stat.h>
+
+#ifndef CLOSE_RANGE_UNSHARE
+#define CLOSE_RANGE_UNSHARE 2
+#endif
+
+/* The child starts on the parent's table itself, so nothing was copied yet. This call makes the child's own table and
+ * copies only what lies below `a` into it (close_range(2)): the price does not grow with what the parent has open. */
+int op_unshare_fds(struct plan *plan, const struct op *op)
+{
+    (void)plan;
+    return (int)-sys3(__NR_close_range, op->a, ~0u, CLOSE_RANGE_UNSHARE);
+}
+
+int op_open(struct plan *plan, const struct op *op)
+{
+    struct open_how how = { .flags = op->a | O_CLOEXEC, .resolve = op->b };
+    return plan_keep(plan, op, sys4(__NR_openat2, plan_fd(plan, op->fd), plan_str(plan, op->str), &how, sizeof how));
+}
+
+/* Is this still the object the parent looked at? A name can be exchanged between then and now; an inode cannot. */
+int op_expect(struct plan *plan, const struct op *op)
+{
+    struct stat st;
+    long ret = sys2(__NR_fstat, plan_fd(plan, op->fd), &st);
+    if (ret < 0)
+        return (int)-ret;
+    return st.st_dev == op->a && st.st_ino == op->b ? 0 : ESTALE;
+}
+
+struct pair {
+    int32_t source, target; /* target: with TARGET_CLOEXEC, needed until exec only */
+};
+
+static struct pair pair_at(const struct plan *plan, const struct op *op, uint64_t i)
+{
+    struct pair p;
+    __builtin_memcpy(&p, plan_str(plan, op->str) + i * sizeof p, sizeof p);
+    return p;
+}
+
+/* A close-on-exec copy of `fd` at a number that no target needs, so that placing one target cannot overwrite the source of
+ * another: this is what makes swaps and longer cycles safe. A number above all targets may lie above the limit, so the lowest
+ * number that is free and no target is taken. */
+static long dup_clear(int fd, const uint8_t *is_target)
+{
+    for (long from = 3;;) {
+        long copy = sys3(__NR_fcntl, fd, F_DUPFD_CLOEXEC, from);
+        if (copy < 0 || copy >= TARGETS || !(is_target[copy / 8] & 1 << copy % 8))
+            return copy;
+        sys1(__NR_close, copy);
+        from = copy + 1;
+    }
+}
+
+static int close_between(long first, long last)
+{
+    return first > last ? 0 : (int)-sys3(__NR_close_range, first, last, 0);
+}
+
+/* Puts every granted descriptor at its number, /dev/null at those of 0-2 that nothing was granted for (so that no later open
+ * of the program lands there), and closes all others. What exec still needs is kept, close-on-exec. */
+int op_fd_map(struct plan *plan, const struct op *op)
+{
+    uint8_t is_target[TARGETS / 8] = { 7 }; /* 0, 1 and 2 are always filled */
+    int32_t held[TARGETS];                  /* by target */
+    for (int i = 0; i < TARGETS; i++)
+        held[i] = -1;
+    for (uint64_t i = 0; i < op->a; i++) {
+        int32_t target = pair_at(plan, op, i).target & ~TARGET_CLOEXEC;
+        is_target[target / 8] |= (uint8_t)(1 << target % 8);
+    }
+    long exec_fd = plan_fd(plan, plan->exec_fd);
+    if (exec_fd >= 0) {
+        exec_fd = dup_clear((int)exec_fd, is_target);
+        if (exec_fd < 0)
+            return (int)-exec_fd;
+        plan->exec_fd = (int32_t)exec_fd;
+    }
+    for (uint64_t i = 0; i < op->a; i++) {
+        struct pair p = pair_at(plan, op, i);
+        long copy = dup_clear(plan_fd(plan, p.source), is_target);
+        if (copy < 0)
+            return (int)-copy;
+        held[p.target & ~TARGET_CLOEXEC] = (int32_t)copy | (p.target & TARGET_CLOEXEC);
+    }
+    long null = -1;
+    if (held[0] < 0 || held[1] < 0 || held[2] < 0) {
+        null = dup_clear(plan_fd(plan, op->fd), is_target);
+        if (null < 0)
+            return (int)-null;
+    }
+    long first = 0; /* of the numbers not yet decided */
+    for (int target = 0; target < TARGETS; target++) {
+        if (!(is_target[target / 8] & 1 << target % 8))
+            continue;
+        long from = held[target] >= 0 ? held[target] & ~TARGET_CLOEXEC : null;
+        long ret = sys3(__NR_dup3, from, target, held[target] >= 0 && held[target] & TARGET_CLOEXEC ? O_CLOEXEC : 0);
+        if (ret < 0)
+            return (int)-ret;
+    }
+    for (int target = 0; target <= TARGETS; target++) {
+        if (target < TARGETS && !(is_target[target / 8] & 1 << target % 8) && target != exec_fd)
+            continue;
+        int err = close_between(first, target - 1);
+        if (err)
+            return err;
+        first = target + 1;
+    }
+    if (exec_fd >= TARGETS) {
+        int err = close_between(TARGETS, exec_fd - 1);
+        if (err)
+            return err;
+        first = exec_fd + 1;
+    } else {
+        first = TARGETS;
+    }
+    for (int i = 0; i < SLOTS; i++)
+        plan->slots[i] = NO_FD; /* closed above */
+    return close_between(first, ~0u);
+}
+
+static int enter_nowhere(void);
+
+/* Enters `str`. Where that cannot be done the program still starts, as spec 5.2 has it, but relative paths fail: it then
+ * stands in `fd`, or in an empty, unreachable file system made for it. */
+int op_chdir(struct plan *plan, const struct op *op)
+{
+    if (sys1(__NR_chdir, plan_str(plan, op->str)) == 0)
+        return 0;
+    return op->fd == NO_FD ? enter_nowhere() : (int)-sys1(__NR_fchdir, plan_fd(plan, op->fd));
+}
+
+static int enter_nowhere(void)
+{
+    long mount = -1, fs = sys2(__NR_fsopen, "tmpfs", 1 /* FSOPEN_CLOEXEC */);
+    if (fs < 0)
+        return (int)-fs;
+    long ret = sys5(__NR_fsconfig, fs, 6 /* FSCONFIG_CMD_CREATE */, 0, 0, 0);
+    if (ret == 0)
+        ret = mount = sys3(__NR_fsmount, fs, 1 /* FSMOUNT_CLOEXEC */, 1 | 2 | 4 | 8 /* ro, nosuid, nodev, noexec */);
+    if (ret >= 0)
+        ret = sys1(__NR_fchdir, mount);
+    if (mount >= 0)
+        sys1(__NR_close, mount);
+    sys1(__NR_close, fs);
+    return (int)-ret;
+}

@@ -1,0 +1,99 @@
+/* Checks a packed plan before clone. Whatever passes cannot make the child touch memory outside the plan: every string ends
+ * inside the blob, every slot exists, every count fits. What an op does to the kernel is the kernel's to judge. */
+#include "op.h"
+
+#include <linux/filter.h>
+
+#define X(name, fn, operands) [OP_##name] = operands,
+static const uint8_t needs[OP_COUNT] = { OPS(X) };
+#undef X
+
+/* CLONE_NEW*, and nothing else: what a plan may not do is share the parent's memory for longer, or its signal handlers. */
+#define NAMESPACES                                                                                                                \
+    (0x00020000u /*NS*/ | 0x02000000u /*CGROUP*/ | 0x04000000u /*UTS*/ | 0x08000000u /*IPC*/ | 0x10000000u /*USER*/ |            \
+     0x20000000u /*PID*/ | 0x40000000u /*NET*/)
+
+static int str_ok(const struct plan *plan, uint32_t offset, int needed)
+{
+    return offset == NO_STR ? !needed : offset < plan->head->blob_len; /* the blob ends with a NUL */
+}
+
+static int fd_ok(int32_t fd, int needed) { return fd >= 0 || fd == CWD_FD || IS_SLOT(fd) || (fd == NO_FD && !needed); }
+
+static int array_ok(const struct plan *plan, const struct op *op, uint64_t most, size_t size)
+{
+    return op->a <= most && op->str + op->a * size <= plan->head->blob_len;
+}
+
+static int fd_map_ok(const struct plan *plan, const struct op *op)
+{
+    if (!array_ok(plan, op, TARGETS, 2 * sizeof(int32_t)))
+        return 0;
+    uint8_t seen[TARGETS / 8] = { 0 };
+    for (uint64_t i = 0; i < op->a; i++) {
+        int32_t pair[2];
+        __builtin_memcpy(pair, plan->blob + op->str + i * sizeof pair, sizeof pair);
+        pair[1] &= ~TARGET_CLOEXEC;
+        if (!(pair[0] >= 0 || IS_SLOT(pair[0])) || pair[1] < 0 || pair[1] >= TARGETS || seen[pair[1] / 8] & 1 << pair[1] % 8)
+            return 0;
+        seen[pair[1] / 8] |= (uint8_t)(1 << pair[1] % 8);
+    }
+    return 1;
+}
+
+static int env_pid_ok(const struct plan *plan, const struct op *op)
+{
+    return op->a < plan->envc && op->b + ENV_PID_DIGITS <= __builtin_strlen(plan->envp[op->a]);
+}
+
+static int op_ok(const struct plan *plan, const struct op *op)
+{
+    if (op->code >= OP_COUNT)
+        return 0;
+    int need = needs[op->code];
+    if (!str_ok(plan, op->str, need & STR) || !str_ok(plan, op->str2, need & STR2))
+        return 0;
+    if (!fd_ok(op->fd, need & FD) || !fd_ok(op->fd2, need & FD2))
+        return 0;
+    if (need & OUT ? op->out < 0 || op->out >= SLOTS : op->out != -1)
+        return 0;
+    switch (op->code) {
+    case OP_FD_MAP: return fd_map_ok(plan, op);
+    case OP_SECCOMP: return op->a > 0 && op->str % _Alignof(struct sock_filter) == 0 && array_ok(plan, op, 4096, sizeof(struct sock_filter));
+    case OP_ENV_PID: return env_pid_ok(plan, op);
+    case OP_UNSHARE:
+    case OP_SETNS: return (op->a & ~(uint64_t)NAMESPACES) == 0;
+    default: return 1;
+    }
+}
+
+static int head_ok(const struct plan *plan, size_t size)
+{
+    const struct plan_head *head = plan->head;
+    if (size < sizeof *head || head->magic != PLAN_MAGIC || head->count > PLAN_OPS_MAX)
+        return 0;
+    if (size - sizeof *head < head->count * sizeof(struct op) || size - sizeof *head - head->count * sizeof(struct op) != head->blob_len)
+        return 0;
+    if (head->blob_len == 0 || plan->blob[head->blob_len - 1] != '\0')
+        return 0;
+    if ((head->clone_flags | head->enter_flags) & ~(uint64_t)NAMESPACES || head->flags & ~(uint32_t)(PLAN_SHARE_FDS | PLAN_COLLECT))
+        return 0;
+    if (!fd_ok(head->cgroup_fd, 0) || !fd_ok(head->enter_fd, 0) || IS_SLOT(head->cgroup_fd) || IS_SLOT(head->enter_fd))
+        return 0;
+    if (head->flags & PLAN_COLLECT)
+        return head->flags & PLAN_SHARE_FDS; /* what it makes has to land in the caller's table */
+    if (!fd_ok(head->exec_fd, 1) || !str_ok(plan, head->exec_path, 1))
+        return 0;
+    /* A child on the caller's own table must leave it before it touches a single descriptor. */
+    return !(head->flags & PLAN_SHARE_FDS) || (head->count > 0 && plan->ops[0].code == OP_UNSHARE_FDS);
+}
+
+int verify_plan(const struct plan *plan, size_t size)
+{
+    if (!head_ok(plan, size))
+        return -1;
+    for (uint32_t i = 0; i < plan->head->count; i++)
+        if (!op_ok(plan, &plan->ops[i]))
+            return (int)i + 1;
+    return 0;
+}

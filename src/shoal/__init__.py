@@ -1,0 +1,65 @@
+"""shoal: processes that start with nothing.
+
+A program is launched with exactly the files, descriptors, memory and environment it is handed, at the price of a bare
+subprocess call. Everything public is here; the modules below are for reading.
+"""
+
+from shoal import startup as startup
+from shoal.actions import Action as Action
+from shoal.actions import AddHandle as AddHandle
+from shoal.actions import AddNsEntry as AddNsEntry
+from shoal.actions import CloneDir as CloneDir
+from shoal.actions import CloneFd as CloneFd
+from shoal.actions import HasFileno as HasFileno
+from shoal.actions import SetName as SetName
+from shoal.actions import TransferFd as TransferFd
+from shoal.flags import SpawnFlags as SpawnFlags
+from shoal.handles import FD_USE_FOR_STDIO as FD_USE_FOR_STDIO
+from shoal.handles import PA_HND as PA_HND
+from shoal.handles import PA_HND_ARG as PA_HND_ARG
+from shoal.handles import PA_HND_TYPE as PA_HND_TYPE
+from shoal.handles import Directory as Directory
+from shoal.handles import File as File
+from shoal.handles import Handle as Handle
+from shoal.handles import HandleType as HandleType
+from shoal.handles import Job as Job
+from shoal.handles import NetNs as NetNs
+from shoal.handles import Process as Process
+from shoal.handles import ProcessInfo as ProcessInfo
+from shoal.handles import Rights as Rights
+from shoal.handles import Socket as Socket
+from shoal.handles import Usage as Usage
+from shoal.handles import UtcClock as UtcClock
+from shoal.handles import Vmo as Vmo
+from shoal.loader import DirectoryResolver as DirectoryResolver
+from shoal.loader import Resolver as Resolver
+from shoal.loader import set_resolver as set_resolver
+from shoal.plan import Plan as Plan
+from shoal.spawn import explain as explain
+from shoal.spawn import spawn as spawn
+from shoal.spawn import spawn_vmo as spawn_vmo
+from shoal.status import AccessDeniedError as AccessDeniedError
+from shoal.status import AlreadyExistsError as AlreadyExistsError
+from shoal.status import BadHandleError as BadHandleError
+from shoal.status import BadPathError as BadPathError
+from shoal.status import BadStateError as BadStateError
+from shoal.status import InternalError as InternalError
+from shoal.status import InvalidArgsError as InvalidArgsError
+from shoal.status import IoInvalidError as IoInvalidError
+from shoal.status import NoMemoryError as NoMemoryError
+from shoal.status import NoResourcesError as NoResourcesError
+from shoal.status import NotDirError as NotDirError
+from shoal.status import NotFileError as NotFileError
+from shoal.status import NotFoundError as NotFoundError
+from shoal.status import NotSupportedError as NotSupportedError
+from shoal.status import OutOfRangeError as OutOfRangeError
+from shoal.status import PeerClosedError as PeerClosedError
+from shoal.status import ShoalError as ShoalError
+from shoal.status import SpawnError as SpawnError
+from shoal.status import Stage as Stage
+from shoal.status import Status as Status
+from shoal.status import TimedOutError as TimedOutError
+from shoal.status import UnavailableError as UnavailableError
+from shoal.status import WrongTypeError as WrongTypeError
+
+__version__ = "0.1.0"

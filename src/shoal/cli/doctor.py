@@ -1,0 +1,89 @@
+"""shoal doctor: what this machine allows, what is missing, and the command that fixes it. Exit code 0 when programs can be started."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+
+import shoal
+from shoal.cli.output import Outcome, printable
+from shoal.cli.program import why_not_executable
+from shoal.handles.hierarchy import DELEGATE, NoHome, availability, find_home, v1_controllers
+from shoal.probe import Feature, features
+
+_CONTROLLERS = ("memory", "pids", "cpu")
+_TRIVIAL = ("/usr/bin/true", "/bin/true", "/run/current-system/sw/bin/true")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    findings = [*features(), *_jobs(), *_trials()]
+    works = all(finding.available for finding in findings if finding.essential)
+    data = {"works": works, "features": [dataclasses.asdict(finding) for finding in findings]}
+    return Outcome(text=_table(findings, works), data=data, code=0 if works else 1)
+
+
+def _jobs() -> list[Feature]:
+    """Whether a job can be a cgroup, and which limits there are."""
+    available, detail, fix = availability()
+    jobs = Feature("jobs", available, False, detail, fix)
+    home = find_home()
+    if isinstance(home, NoHome):
+        return [jobs]
+    try:
+        with open(os.path.join(home.path, "cgroup.controllers"), encoding="ascii", errors="replace") as file:
+            controllers = file.read().split()
+    except OSError as error:
+        return [jobs, Feature("limits", False, False, f"{error.filename}: {error.strerror}")]
+    missing = [name for name in _CONTROLLERS if name not in controllers]
+    if not missing:
+        return [jobs, Feature("limits", True, False, f"controllers: {' '.join(controllers)}")]
+    taken = {name: where for name, where in v1_controllers().items() if name in missing}
+    where = f"cgroup v1 holds {' '.join(sorted(taken))}" if taken else f"not offered in {home.path}"
+    advice = "boot with systemd.unified_cgroup_hierarchy=1" if taken else f"start under: {DELEGATE}"
+    return [jobs, Feature("limits", False, False, f"no controller for {' '.join(missing)}: {where}", advice)]
+
+
+def _trials() -> list[Feature]:
+    """The proof: a program started in the caller's world and one in an empty world."""
+    program = next((path for path in _TRIVIAL if why_not_executable(path) is None), None)
+    if program is None:
+        return [Feature("spawn", False, True, f"not tried: there is no {_TRIVIAL[0]}", "install coreutils")]
+    namespace, loader = shoal.SpawnFlags.CLONE_NAMESPACE, shoal.SpawnFlags.DEFAULT_LDSVC
+    return [
+        _trial("spawn", "a program runs in this world", lambda: shoal.spawn(program, ["true"], flags=namespace | loader)),
+        _trial("empty world", "a program runs with nothing but its libraries", lambda: shoal.spawn(program, ["true"], flags=loader)),
+    ]
+
+
+def _trial(name: str, success: str, start: Callable[[], shoal.Process]) -> Feature:
+    try:
+        with start() as process:
+            code = process.wait("30s")
+    except (OSError, TimeoutError) as error:
+        return Feature(name, False, True, str(error), "see what is missing above")
+    return Feature(name, code == 0, True, success if code == 0 else f"the trial program returned {code}")
+
+
+def _table(findings: list[Feature], works: bool) -> str:
+    """Aligned plain text: what, whether, and why; below what is missing, how to get it."""
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    width = max(len(finding.name) for finding in findings)
+    lines: list[str] = []
+    for finding in findings:
+        state = "ok" if finding.available else "MISSING" if finding.essential else "missing"
+        shown = f"{state:<7}"
+        if colour:
+            shown = f"\x1b[{'32' if finding.available else '31' if finding.essential else '33'}m{shown}\x1b[0m"
+        lines.append(f"{finding.name:<{width}}  {shown}  {printable(finding.detail)}".rstrip())
+        if not finding.available and finding.fix:
+            lines.append(f"{'':<{width}}           fix: {printable(finding.fix)}")
+    lines.append("")
+    lines.append("shoal can start programs here." if works else "shoal cannot start programs here: something essential is missing.")
+    return "\n".join(lines)

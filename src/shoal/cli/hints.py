@@ -1,0 +1,299 @@
+"""Hints: when a program ended badly, which grant would have helped.
+
+Works from what is known without watching the program: its words, its #! lines, its exit code, and the difference between
+the host's files and the View it was given. A hint is only made on evidence: something exists on the host, the program was told of
+it or is known to need it, and it is not there inside. Pure: nothing is printed or started here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from shoal.cli.grants import View, is_inside
+from shoal.cli.program import Program
+
+HINTS_MAX = 5
+
+_ABSOLUTE = re.compile(r"(?<![\w./~$}:-])(/(?:[\w.@%+,~-]+/?)+)|(?<=-[A-Z])(/(?:[\w.@%+,~-]+/?)+)")
+_TOKEN = re.compile(r"[^\s;|&<>()`'\"=,:]+")
+_URL = re.compile(r"\b(?:https?|ftp|ssh|git|wss?)://|^[\w.-]+@[\w.-]+:", re.IGNORECASE)
+_SHELLS = re.compile(r"(?:ba|da|z|k|a|fi)?sh")
+_PYTHON = re.compile(r"(?:python|pypy)[\d.]*t?")
+
+_COMMAND_NOT_FOUND = 127
+_COMMAND_REFUSED = 126
+
+_HOMES: Sequence[tuple[re.Pattern[str], Sequence[str]]] = (
+    (re.compile(r"perl[\d.]*"), ("share/perl", "share/perl5", "lib/perl5", "lib64/perl5")),
+    (re.compile(r"i?ruby[\d.]*|irb[\d.]*"), ("lib/ruby",)),
+    (re.compile(r"(?:[\w-]+-)?(?:gcc|g\+\+|cc|c\+\+|clang|clang\+\+|cpp)(?:-[\d.]+)?"), ("lib/gcc", "lib/clang", "lib/llvm")),
+    (re.compile(r"git"), ("lib/git-core", "libexec/git-core")),
+    (re.compile(r"java|javac|jshell"), ("lib", "conf")),
+    (re.compile(r"npm|npx"), ("lib/node_modules", "share/nodejs")),
+    (re.compile(r"php[\d.]*"), ("lib/php",)),
+    (re.compile(r"R|Rscript"), ("lib/R",)),
+    (re.compile(r"tclsh[\d.]*|wish[\d.]*"), ("share/tcltk", "lib/tcl8.6")),
+    (re.compile(r"lua[\d.]*|luajit"), ("share/lua",)),
+)
+"""Runtimes that cannot do much without files of their own, and where those lie below the prefix they are installed in."""
+
+_DIRECTORY_WORKERS = re.compile(r"g?make|ninja|cmake|meson|git|npm|npx|yarn|cargo|go|pytest|tox|mvn|gradle")
+"""Programs that look around in the working directory without being told to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What was not there, and the option that would put it there."""
+
+    problem: str
+    option: str
+
+    def __str__(self) -> str:
+        return f"{self.problem}; add {self.option}"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run that ended badly."""
+
+    program: Program
+    args: Sequence[str]
+    view: View
+    cwd: str
+    host_cwd: str
+    environ: Mapping[str, str]
+    search: str
+    """The caller's PATH: where commands are on the host."""
+    network: bool
+    exit_code: int
+
+
+def hints_for(run: Run) -> list[Hint]:
+    """What would have helped, most likely cause first; at most HINTS_MAX, none that another one includes."""
+    found: dict[str, Hint] = {}
+    for hint in _all(run):
+        path = _granted_by(hint)
+        if path and any(path == other or is_inside(path, other) for other in map(_granted_by, found.values()) if other):
+            continue
+        found.setdefault(hint.option, hint)
+        if len(found) == HINTS_MAX:
+            break
+    return list(found.values())
+
+
+def _all(run: Run) -> Iterator[Hint]:
+    yield from _interpreter(run)
+    yield from _runtime(run)
+    yield from _words(run)
+    yield from _commands(run)
+    yield from _network(run)
+    yield from _working_directory(run)
+
+
+def _granted_by(hint: Hint) -> str | None:
+    option, _, path = hint.option.partition(" ")
+    return path if option in ("--ro", "--rw") else None
+
+
+# --- the program itself -----------------------------------------------------------------------------
+
+
+def _interpreter(run: Run) -> Iterator[Hint]:
+    """`#!/usr/bin/env python3`: env is brought along, python3 is not."""
+    if not run.program.directives:
+        return
+    last = run.program.directives[-1]
+    if os.path.basename(last.interpreter) != "env":
+        return
+    command = _env_command(last.argument)
+    host = find_on_path(command, run.search) if command else None
+    if host and not _can_run(run, command):
+        yield Hint(f"{command}, which the #! line of {run.program.name} names, is not visible to the program", f"--ro {bundle(host)}")
+
+
+def _env_command(argument: str) -> str:
+    """The command in the argument of `env`, past -S and assignments."""
+    words = argument.removeprefix("-S").split()
+    return next((word for word in words if "=" not in word and not word.startswith("-")), "")
+
+
+def _runtime(run: Run) -> Iterator[Hint]:
+    """An interpreter whose own library is not there."""
+    for path in _executables(run):
+        name, real = os.path.basename(path), os.path.realpath(path)
+        if _PYTHON.fullmatch(name):
+            yield from _python_library(run, path, real)
+            continue
+        prefix = os.path.dirname(os.path.dirname(real))
+        for pattern, homes in _HOMES:
+            if pattern.fullmatch(name) or pattern.fullmatch(os.path.basename(real)):
+                for home in homes:
+                    library = os.path.join(prefix, home)
+                    if os.path.isdir(library) and run.view.missing(library):
+                        yield Hint(f"{name} keeps its own files in {library}, which it cannot see", f"--ro {_prefix_grant(prefix)}")
+                        break
+
+
+def _executables(run: Run) -> Iterator[str]:
+    """Host paths of the ELF files that run, or would have."""
+    if run.program.directives and os.path.basename(run.program.executes) == "env":
+        found = find_on_path(_env_command(run.program.directives[-1].argument), run.search)
+    else:
+        found = run.program.executes
+    if found:
+        yield found
+
+
+def _python_library(run: Run, path: str, real: str) -> Iterator[Hint]:
+    """A Python without its standard library ends with "Could not find platform independent libraries"."""
+    for venv in {os.path.dirname(os.path.dirname(path)), os.path.dirname(path)}:
+        if os.path.isfile(os.path.join(venv, "pyvenv.cfg")) and run.view.missing(os.path.join(venv, "pyvenv.cfg")):
+            yield Hint(f"{path} belongs to the virtual environment {venv}, which the program cannot see", f"--ro {venv}")
+    prefix = os.path.dirname(os.path.dirname(real))
+    version = os.path.basename(real)
+    for directory in (f"lib/{version}", f"lib64/{version}", "lib/python3"):
+        library = os.path.join(prefix, directory)
+        if os.path.isdir(library) and run.view.missing(library):
+            yield Hint(f"{os.path.basename(path)} cannot see its standard library, {library}", f"--ro {_prefix_grant(prefix)}")
+            return
+
+
+# --- the words it was given -------------------------------------------------------------------------
+
+
+def _words(run: Run) -> Iterator[Hint]:
+    """Arguments that name something which exists on the host and not inside."""
+    for index, word in enumerate(run.args):
+        if _URL.search(word) or "\0" in word:
+            continue
+        value = word.partition("=")[2] if word.startswith("-") else word
+        was_path = bool(value) and (yield from _path_word(run, value))
+        if not was_path and (" " in word or "/" in word):
+            yield from _paths_within(run, word)
+        if word == "-m" and index + 1 < len(run.args):
+            yield from _python_module(run, run.args[index + 1])
+
+
+def _path_word(run: Run, word: str) -> Generator[Hint, None, bool]:
+    """Hints for `word` taken as a path; the value is whether it was one."""
+    host = os.path.join(run.host_cwd, word)
+    inside = os.path.normpath(os.path.join(run.cwd, word))
+    if _exists(host):
+        if run.view.missing(inside) is None:
+            return True
+        path = os.path.normpath(host)
+        gone = run.view.missing(path)
+        if gone is None:
+            yield Hint(f"{word} means {inside} to the program, which runs in {run.cwd}", f"--cwd {run.host_cwd}")
+        else:
+            yield Hint(f"{word} is not visible to the program", f"--ro {_least(gone)}")
+        return True
+    parent = os.path.dirname(os.path.normpath(host))
+    if "/" in word and " " not in word and parent != "/" and os.path.isdir(parent) and run.view.missing(os.path.dirname(inside)):
+        yield Hint(f"{parent}, where {word} would be, is not visible to the program", f"--rw {parent}")
+        return True
+    return False
+
+
+def _paths_within(run: Run, text: str) -> Iterator[Hint]:
+    """Paths in the middle of a word: of a shell's -c, of --option=PATH, of -I/usr/include."""
+    for match in _ABSOLUTE.finditer(text):
+        path = os.path.normpath(match[1] or match[2])
+        if _exists(path) and (gone := run.view.missing(path)):
+            yield Hint(f"{path} is not visible to the program", f"--ro {_least(gone)}")
+    if " " not in text:
+        return
+    for token in dict.fromkeys(_TOKEN.findall(text)):
+        if token.startswith(("/", "-", "$")) or not re.search(r"[./]", token) or token in (".", ".."):
+            continue
+        host = os.path.normpath(os.path.join(run.host_cwd, token))
+        if _exists(host) and run.view.missing(os.path.normpath(os.path.join(run.cwd, token))):
+            yield Hint(f"{token} is not visible to the program", f"--ro {host}")
+
+
+def _python_module(run: Run, module: str) -> Iterator[Hint]:
+    name = module.partition(".")[0]
+    for path in (os.path.join(run.host_cwd, name), os.path.join(run.host_cwd, f"{name}.py")):
+        if name and os.path.exists(path) and run.view.missing(path):
+            yield Hint(f"the module {name} in {run.host_cwd} is not visible to the program", f"--ro {run.host_cwd}")
+            return
+
+
+def _least(missing: str) -> str:
+    """What to grant so that `missing` is there: itself, or for an installed program the tree it is part of."""
+    real = os.path.realpath(missing)
+    if os.access(real, os.X_OK) and os.path.isfile(real) and os.path.basename(os.path.dirname(real)) in ("bin", "sbin"):
+        return bundle(real)
+    return missing
+
+
+# --- what it could not find -------------------------------------------------------------------------
+
+
+def _commands(run: Run) -> Iterator[Hint]:
+    """127 and 126 are how shells, env and their like say that a command was not there."""
+    if run.exit_code not in (_COMMAND_NOT_FOUND, _COMMAND_REFUSED):
+        return
+    for word in run.args:
+        for token in dict.fromkeys(_TOKEN.findall(word)):
+            if "/" in token or token.startswith("-"):
+                continue
+            host = find_on_path(token, run.search)
+            if host and not _can_run(run, token):
+                yield Hint(f"the command {token} is not visible to the program", f"--ro {bundle(host)}")
+                return
+    if _SHELLS.fullmatch(os.path.basename(run.program.executes)) and not any(map(run.view.is_directory, _inside_path(run))):
+        yield Hint("no directory of PATH is visible to the program, so it finds no command", "--ro /usr")
+
+
+def _network(run: Run) -> Iterator[Hint]:
+    if not run.network and any(_URL.search(word) for word in run.args):
+        yield Hint("the program has no network", "--network host")
+
+
+def _working_directory(run: Run) -> Iterator[Hint]:
+    """Only for programs that are about the directory they start in: for others it would be noise."""
+    if run.cwd != run.host_cwd and _DIRECTORY_WORKERS.fullmatch(os.path.basename(run.program.path)) and run.view.missing(run.host_cwd):
+        yield Hint(f"the current directory is not visible to the program, which ran in {run.cwd}", f"--rw {run.host_cwd}")
+
+
+def _can_run(run: Run, command: str) -> bool:
+    return any(run.view.missing(os.path.join(directory, command)) is None for directory in _inside_path(run))
+
+
+def _inside_path(run: Run) -> list[str]:
+    return [directory for directory in run.environ.get("PATH", "").split(":") if directory.startswith("/")]
+
+
+# --- the host ---------------------------------------------------------------------------------------
+
+
+def find_on_path(command: str, search: str) -> str | None:
+    """The host's path of `command`, or None."""
+    for directory in search.split(":"):
+        path = os.path.join(directory, command)
+        if directory.startswith("/") and os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    return None
+
+
+def bundle(path: str) -> str:
+    """What to grant so that the executable at `path` works: the prefix it is installed in, else the file alone."""
+    real = os.path.realpath(path)
+    prefix = _prefix_grant(os.path.dirname(os.path.dirname(real)))
+    return prefix if os.path.basename(os.path.dirname(real)) in ("bin", "sbin") and prefix != "/" else path
+
+
+def _prefix_grant(prefix: str) -> str:
+    """/usr for everything below it: what is installed there needs the libraries of the whole tree."""
+    return "/usr" if prefix in ("/", "/usr") or is_inside(prefix, "/usr") else prefix
+
+
+def _exists(path: str) -> bool:
+    try:
+        return path != "/" and os.path.lexists(path)
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,109 @@
+"""The `shoal` command: dispatch, output and exit codes.
+
+A verb is a module with `add_arguments(parser)` and `run(args) -> Outcome`. It is imported when it is asked for, and only
+then: `shoal run` must add little to the time the program itself takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn, Protocol
+
+from shoal.cli.output import CommandError, Outcome, present, report_failure
+
+
+class Verb(Protocol):
+    """What a verb's module has."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+    def run(self, args: argparse.Namespace) -> Outcome: ...
+
+
+VERBS = {
+    "run": "start a program with only what it is handed",
+    "doctor": "what this machine allows, what is missing, and the command that fixes it",
+}
+
+_USAGE = "shoal VERB [OPTIONS]   (shoal VERB --help says more)"
+_OVERVIEW = """\
+usage: {usage}
+
+Processes that start with nothing.
+
+{verbs}
+
+options:
+  --version  print the version and exit
+  --help     print this and exit
+"""
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Plain help that knows its width beforehand: argparse would import shutil, and with it three compressors, to find it."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=118)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, except that a mistake is one line and the exit code for "shoal itself failed"."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, formatter_class=_Formatter, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise CommandError(f"{message} (try '{self.prog} --help')")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with `argv` (default: the process's own) and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except BrokenPipeError:
+        # Whoever read our stdout has gone. Point it elsewhere, or the interpreter complains when it flushes on the way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as stop:  # argparse, after --help
+        return stop.code if isinstance(stop.code, int) else 0
+    except Exception as error:
+        if os.environ.get("SHOAL_DEBUG") == "1":
+            raise
+        return report_failure(error)
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words:
+        raise CommandError(f"which verb? usage: {_USAGE}")
+    verb = words[0]
+    if verb in ("-h", "--help", "help"):
+        lines = "\n".join(f"  {name:<9}{summary}" for name, summary in VERBS.items())
+        present(Outcome(text=_OVERVIEW.format(usage=_USAGE, verbs=lines)), as_json=False)
+        return 0
+    if verb in ("-V", "--version"):
+        present(Outcome(text=f"shoal {_version()}"), as_json=False)
+        return 0
+    if verb not in VERBS:
+        raise CommandError(f"no verb {verb!r}; there are: {', '.join(VERBS)}")
+    module: Verb = importlib.import_module(f"shoal.cli.{verb}")  # type: ignore[assignment]
+    parser = _Parser(f"shoal {verb}", VERBS[verb][0].upper() + VERBS[verb][1:] + ".")
+    module.add_arguments(parser)
+    args = parser.parse_args(words[1:])
+    outcome = module.run(args)
+    present(outcome, as_json=getattr(args, "json", False))
+    return outcome.code
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("shoal")
+    except PackageNotFoundError:
+        return "(not installed)"

@@ -1,0 +1,107 @@
+"""What a command answers: an Outcome, or a CommandError; and how either reaches the user.
+
+stdout carries answers, stderr carries one line per problem. Text that came from elsewhere (a file name, a program's
+argument) may hold escape sequences, so everything printed on stderr is made printable first.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from shoal.status import SpawnError, Stage, Status
+
+SHOAL_FAILED = 125
+NOT_EXECUTABLE = 126
+NOT_FOUND = 127
+TIMED_OUT = 124
+"""Exit codes that are shoal's own. They are docker's and timeout(1)'s; everything else is the program's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The answer of a verb. main.py prints `data` as JSON when --json was given, else `text`."""
+
+    text: str = ""
+    data: object = None
+    code: int = 0
+    stream: Literal["stdout", "stderr"] = "stdout"
+    """Where `data` goes: the program of `shoal run` owns stdout."""
+
+
+class CommandError(Exception):
+    """A verb cannot do what it was asked; `code` is the exit code, `hints` are printed after the message."""
+
+    def __init__(self, message: str, code: int = SHOAL_FAILED, hints: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.message, self.code, self.hints = message, code, hints
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with control characters and undecodable bytes spelled out."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def complain(message: str) -> None:
+    """One line on stderr. Never raises: there may be no stderr any more."""
+    write_to(2, f"shoal: {printable(message)}\n")
+
+
+def hint(message: str) -> None:
+    """One line on stderr that says what would help."""
+    complain(f"hint: {message}")
+
+
+def write_to(fd: int, text: str) -> None:
+    """All of `text` to a descriptor, past Python's buffers; what cannot be written is dropped."""
+    data = text.encode("utf-8", "backslashreplace")
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+    except OSError:
+        pass
+
+
+def present(outcome: Outcome, as_json: bool) -> None:
+    """Print an Outcome."""
+    if as_json and outcome.data is not None:
+        import json  # here because a plain `shoal run` never needs it, and it takes 3 ms
+
+        line = json.dumps(outcome.data, ensure_ascii=True, default=str)
+        if outcome.stream == "stderr":
+            # The program may have left stderr in the middle of a line; the result has to be a line of its own.
+            write_to(2, f"\n{line}\n")
+            return
+        sys.stdout.write(line + "\n")
+    elif outcome.text:
+        sys.stdout.write(outcome.text if outcome.text.endswith("\n") else outcome.text + "\n")
+    sys.stdout.flush()
+
+
+def report_failure(error: Exception) -> int:
+    """Say on stderr what went wrong; the exit code that belongs to it."""
+    if isinstance(error, CommandError):
+        complain(error.message)
+        for line in error.hints:
+            hint(line)
+        return error.code
+    if isinstance(error, SpawnError):
+        complain(str(error))
+        return _spawn_exit_code(error)
+    if isinstance(error, OSError):
+        complain(str(error))
+        return SHOAL_FAILED
+    complain(f"internal error: {type(error).__name__}: {error} (SHOAL_DEBUG=1 shows where)")
+    return SHOAL_FAILED
+
+
+def _spawn_exit_code(error: SpawnError) -> int:
+    """127 when the program is not there, 126 when it is but cannot be executed, 125 for everything else."""
+    if error.stage is Stage.LOAD and error.status is Status.NOT_FOUND:
+        return NOT_FOUND
+    about_the_program = error.stage in (Stage.LOAD, Stage.DIRECTIVES, Stage.LOADER, Stage.EXEC)
+    return NOT_EXECUTABLE if about_the_program else SHOAL_FAILED

@@ -1,0 +1,119 @@
+"""Program: the executable that the user named, where it was found, and the interpreters its #! lines lead to."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+
+from shoal.cli.output import NOT_EXECUTABLE, NOT_FOUND, CommandError
+from shoal.loader.interpreter import WINDOW_BYTES, InterpreterDirective, is_directive, parse_directive
+
+_DIRECTIVES_SHOWN = 8
+"""How far #! lines are followed here, where it is only for the sake of hints; the loader has the real limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Directive:
+    """One #! line: the interpreter it names and its single argument, "" when there is none."""
+
+    interpreter: str
+    argument: str
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What will be executed. `path` is absolute and as found: symbolic links in it are not resolved."""
+
+    name: str
+    path: str
+    directives: tuple[Directive, ...] = ()
+
+    @property
+    def is_script(self) -> bool:
+        """True when something else has to read it."""
+        return bool(self.directives)
+
+    @property
+    def argv0(self) -> str:
+        """What the program sees as its name. A script's interpreter finds the script by it, so there it is the whole path."""
+        return self.path if self.is_script else self.name
+
+    @property
+    def executes(self) -> str:
+        """The path of the ELF file that really runs."""
+        return self.directives[-1].interpreter if self.directives else self.path
+
+
+def find_program(name: str, search: str, cwd: str) -> Program:
+    """The program called `name`: a path when it has a slash, else the first executable of that name in `search`.
+
+    Args:
+        search: directories separated by ":", as in PATH; an empty one is `cwd`.
+    Raises:
+        CommandError: with exit code 127 when there is no such file, 126 when there is one that cannot be executed.
+    """
+    if not name:
+        raise CommandError("the program's name is empty", NOT_FOUND)
+    if "/" in name:
+        path = os.path.join(cwd, name)
+        reason = why_not_executable(path)
+        if reason is None:
+            return Program(name, _tidy(path), directives_of(path))
+        code = NOT_FOUND if reason == "not found" else NOT_EXECUTABLE
+        raise CommandError(f"{name}: {reason}", code)
+    refused: tuple[str, str] | None = None
+    for directory in search.split(":"):
+        path = os.path.join(cwd, directory, name)
+        reason = why_not_executable(path)
+        if reason is None:
+            return Program(name, _tidy(path), directives_of(path))
+        if reason != "not found" and refused is None:
+            refused = (path, reason)
+    if refused:
+        raise CommandError(f"{refused[0]}: {refused[1]}", NOT_EXECUTABLE)
+    here = os.path.join(cwd, name)
+    nearby = f"; it is in the current directory: write ./{name}" if why_not_executable(here) is None else ""
+    raise CommandError(f"{name}: not found in PATH{nearby}", NOT_FOUND)
+
+
+def why_not_executable(path: str) -> str | None:
+    """None when `path` can be executed, else the reason in words ("not found" when there is no such file)."""
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if os.path.islink(path):
+            return f"is a symbolic link to {os.readlink(path)}, which does not exist"
+        return "not found"
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    if stat.S_ISDIR(mode):
+        return "is a directory"
+    if not stat.S_ISREG(mode):
+        return "is not a regular file"
+    if not os.access(path, os.X_OK):
+        return "is not executable (chmod +x makes it so)"
+    return None
+
+
+def directives_of(path: str) -> tuple[Directive, ...]:
+    """The #! lines that lead from `path` to an ELF file, outermost first. Never fails: what cannot be read has none."""
+    found: list[Directive] = []
+    while len(found) < _DIRECTIVES_SHOWN:
+        try:
+            with open(path, "rb", buffering=0) as file:
+                window = file.read(WINDOW_BYTES)
+            directive = parse_directive(window, path) if is_directive(window) else None
+        except OSError:
+            break
+        if not isinstance(directive, InterpreterDirective):
+            break
+        path = os.fsdecode(directive.interpreter)
+        found.append(Directive(path, os.fsdecode(directive.argument or b"")))
+    return tuple(found)
+
+
+def _tidy(path: str) -> str:
+    """Without `.` and doubled slashes. `..` stays: behind a symbolic link, removing it would name another file."""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    return os.path.realpath(path) if ".." in parts else "/" + "/".join(parts)

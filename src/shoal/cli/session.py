@@ -1,0 +1,160 @@
+"""Session: from the start of a program to its end. Forwards signals, serves the terminal, keeps the deadline.
+
+One poll loop over the pidfd, the signals and the terminal. When the program has ended, or its time is up, the keeper of its cell is
+killed: everything the program left behind goes with it, whatever it did to hide.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from dataclasses import dataclass
+
+from shoal.cli.signals import FORWARDED, Signals
+from shoal.cli.terminal import Terminal
+from shoal.handles.process import Process
+
+_GIVE_UP = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT))
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a run ended. `returncode` is the exit status, or the negative signal."""
+
+    returncode: int
+    timed_out: bool
+    wall_s: float
+
+
+class Session:
+    """One running program. `signals` and `terminal` are entered already and stay the caller's."""
+
+    def __init__(self, process: Process, signals: Signals, terminal: Terminal | None, timeout_s: float | None) -> None:
+        self._process, self._signals, self._terminal = process, signals, terminal
+        self._keeper = process._keeper
+        self._began = time.monotonic()
+        self._timeout_s = timeout_s
+        self._told_of_hangup = False
+
+    def follow(self) -> Ended:
+        """Return when the program has ended, nothing of it is left, and its last output has been written."""
+        if self._terminal:
+            self._terminal.claim()
+        timed_out = False
+        while True:
+            ready = self._poll(self._process.fileno(), self._left_s())
+            if self._process.fileno() in ready:
+                break
+            if self._left_s() == 0:
+                timed_out = True
+                break
+            for number in self._signals.take():
+                self._on_signal(number)
+            if self._terminal:
+                self._serve(self._terminal, ready)
+        wall_s = time.monotonic() - self._began
+        self._end_everything()
+        returncode = self._process.wait()
+        if self._terminal:
+            self._drain(self._terminal, killed=timed_out or returncode < 0)
+        elif self._keeper is not None:
+            while not self._gone() and not _GIVE_UP.intersection(self._signals.take()):
+                self._poll(self._keeper.fileno(), None)
+        return Ended(returncode, timed_out, wall_s)
+
+    # --- while it runs ------------------------------------------------------------------------------
+
+    def _serve(self, terminal: Terminal, ready: dict[int, int]) -> None:
+        terminal.serve(ready)
+        if terminal.pause_s is not None:
+            terminal.claim()
+        if terminal.hung_up and not self._told_of_hangup:
+            self._told_of_hangup = True
+            self._send(signal.SIGHUP)
+
+    def _on_signal(self, number: int) -> None:
+        if number in FORWARDED:
+            by_keyboard = number in (signal.SIGINT, signal.SIGQUIT)
+            if by_keyboard and self._terminal and self._terminal.send_signal(number):
+                return
+            self._send(number, group=by_keyboard)
+        elif number == signal.SIGWINCH and self._terminal:
+            self._terminal.resize()
+        elif number == signal.SIGTSTP:
+            self._suspend()
+        elif number == signal.SIGCONT and self._terminal:
+            self._terminal.claim()
+            self._terminal.resize()
+        elif number == signal.SIGCHLD and self._terminal and self._timeout_s is None and self._process.info().state == "stopped":
+            # It stopped itself, so the shell gets its prompt back. Not with a time limit, which would not be kept meanwhile.
+            self._suspend()
+
+    def _suspend(self) -> None:
+        """Stop the program and ourselves, with the terminal as it was; go on when somebody continues us."""
+        self._send(signal.SIGSTOP, group=True)
+        if self._terminal:
+            self._terminal.restore()
+        self._signals.stop_myself()
+        if self._terminal:
+            self._terminal.claim()
+            self._terminal.resize()
+        self._send(signal.SIGCONT, group=True)
+
+    def _send(self, number: int, group: bool = False) -> None:
+        """To the program, or to its whole process group as the keyboard would. It is our child and not yet reaped: its pid is its own."""
+        pid = self._process.pid
+        try:
+            if group and os.getpgid(pid) == pid:
+                os.killpg(pid, number)
+            else:
+                self._process.send_signal(number)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+    def _left_s(self) -> float | None:
+        return None if self._timeout_s is None else max(0.0, self._began + self._timeout_s - time.monotonic())
+
+    # --- when it has ended --------------------------------------------------------------------------
+
+    def _end_everything(self) -> None:
+        if self._keeper is not None:
+            self._keeper.kill()
+        else:
+            self._process.kill()
+
+    def _drain(self, terminal: Terminal, killed: bool) -> None:
+        """Write what the program wrote before it ended, until all is written or somebody insists on leaving."""
+        terminal.finish()
+        undone = False
+        while True:
+            if self._gone():
+                terminal.read_rest()
+            if terminal.is_drained:
+                if undone or not killed:
+                    return
+                terminal.undo_modes()
+                undone = True
+                continue
+            ready = self._poll(-1 if self._gone() or self._keeper is None else self._keeper.fileno(), None)
+            if _GIVE_UP.intersection(self._signals.take()):
+                return
+            terminal.serve(ready)
+
+    def _gone(self) -> bool:
+        """True when nothing of the cell is left, so that nobody holds the private terminal any more."""
+        return self._keeper is None or self._keeper.settle()
+
+    def _poll(self, fd: int, left_s: float | None) -> dict[int, int]:
+        poller = select.poll()
+        if fd >= 0:
+            poller.register(fd, select.POLLIN)
+        poller.register(self._signals.fileno(), select.POLLIN)
+        if self._terminal:
+            for terminal_fd, events in self._terminal.interest().items():
+                poller.register(terminal_fd, events)
+            if self._terminal.pause_s is not None:
+                left_s = min(self._terminal.pause_s, left_s if left_s is not None else self._terminal.pause_s)
+        # Rounded up: waking a moment early would make the last millisecond a busy loop.
+        return dict(poller.poll(None if left_s is None else int(left_s * 1000) + 1))

@@ -1,0 +1,178 @@
+"""Directory: a part of a file system that can be an entry of a child's namespace.
+
+A read-only handle makes a read-only mount, whatever the files' own permissions say.
+Source: fuchsia.io directories as namespace entries; open_tree(2), fsmount(2), mount_setattr(2).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from typing import ClassVar, Self
+
+from shoal.handles.base import Handle, Rights
+from shoal.handles.made import make_tmpfs
+from shoal.handles.mount import Bind, Devices, MountSource, NewMount, Tree
+from shoal.status import Stage, Status, failure, failure_from_errno
+from shoal.units import parse_size
+
+StrOrBytesPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_NOEXEC = 0x8
+
+DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+"""What `Directory.devices()` holds when not told otherwise: nodes that reveal and reach nothing."""
+
+
+class Directory(Handle):
+    """A directory (or a single file) of the caller's world, a new tmpfs, or a recipe made in the child's own world."""
+
+    kind: ClassVar[str] = "directory"
+    default_rights: ClassVar[Rights] = Rights.BASIC | Rights.READ | Rights.ENUMERATE | Rights.GET_PROPERTY
+
+    _tmpfs: str | None = None
+    _recipe: NewMount | Devices | None = None
+
+    @classmethod
+    def open(cls, path: StrOrBytesPath, *, writable: bool = False) -> Self:
+        """The directory at `path`, with everything mounted below it.
+
+        Args:
+            path: in the caller's world; symbolic links are followed now, once.
+            writable: whether a child may change what is in it.
+        Raises:
+            NotFoundError, AccessDeniedError, NotDirError: as the kernel answers; names the path.
+        """
+        return cls._open(path, os.O_DIRECTORY, writable)
+
+    @classmethod
+    def file(cls, path: StrOrBytesPath, *, writable: bool = False) -> Self:
+        """A single file (or device, or socket) at `path`, to be an entry of its own.
+
+        Raises:
+            NotFoundError, AccessDeniedError: as the kernel answers; names the path.
+        """
+        return cls._open(path, 0, writable)
+
+    @classmethod
+    def _open(cls, path: StrOrBytesPath, flags: int, writable: bool) -> Self:
+        try:
+            fd = os.open(path, os.O_PATH | os.O_CLOEXEC | flags)
+        except OSError as error:
+            raise failure_from_errno(error.errno or 0, Stage.HANDLE, f"cannot open {os.fsdecode(path)!r}") from error
+        except ValueError as error:
+            raise failure(Status.INVALID_ARGS, Stage.HANDLE, f"cannot open {os.fsdecode(path)!r}: {error}") from error
+        return cls._own(fd, cls.default_rights | (Rights.WRITE if writable else Rights.NONE))
+
+    @classmethod
+    def tmpfs(cls, size: int | str, *, mode: int = 0o755) -> Self:
+        """A new, empty, writable file system in memory. It can be mounted in one child; fill it through `fileno()` before.
+
+        Args:
+            size: bytes, or text such as "64M": what can be stored in it.
+            mode: permissions of its root directory.
+        Raises:
+            ValueError: not a size.
+            AccessDeniedError, NotSupportedError: this machine lets no mount be made; `shoal doctor` tells why.
+        """
+        size_bytes = parse_size(size)
+        if size_bytes <= 0:
+            raise failure(Status.INVALID_ARGS, Stage.HANDLE, "a tmpfs needs a size above 0")
+        self = cls._own(make_tmpfs(size_bytes, mode), cls.default_rights | Rights.WRITE)
+        self._tmpfs = f"tmpfs of {size_bytes} bytes"
+        return self
+
+    @classmethod
+    def proc(cls) -> Self:
+        """A recipe: the child's own /proc, read-only, showing nothing but its cell's processes. Usable as an entry of a cell."""
+        return cls._from_recipe(NewMount("proc", "", False, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC))
+
+    @classmethod
+    def devices(cls, names: Sequence[str] = DEVICES) -> Self:
+        """A recipe: a /dev with the named nodes of the host, `shm` in memory, and links to /proc/self/fd. For a cell.
+
+        Args:
+            names: below the host's /dev; "pts" stands for a private set of pseudo-terminals.
+        Raises:
+            InvalidArgsError: a name with `..`, or an absolute one.
+            NotFoundError: the host has no such device.
+        """
+        for name in names:
+            if not name or name.startswith("/") or ".." in name.split("/") or "\0" in name:
+                raise failure(Status.INVALID_ARGS, Stage.HANDLE, f"{name!r} is not the name of a device below /dev")
+            if name != "pts" and not os.path.exists(f"/dev/{name}"):
+                raise failure(Status.NOT_FOUND, Stage.HANDLE, f"this machine has no /dev/{name}")
+        return cls._from_recipe(Devices(tuple(names)))
+
+    @classmethod
+    def _from_recipe(cls, recipe: NewMount | Devices) -> Self:
+        self = cls._own(-1)
+        self._recipe = recipe
+        return self
+
+    @property
+    def closed(self) -> bool:
+        """True once the handle was closed or consumed."""
+        return self._fd < 0 and self._recipe is None
+
+    @property
+    def writable(self) -> bool:
+        """Whether a child may change what is in it."""
+        return Rights.WRITE in self._rights
+
+    def source(self) -> MountSource:
+        """What to mount, as data. Borrowed: a Tree's descriptor stays the handle's.
+
+        Raises:
+            BadHandleError: closed or consumed.
+            InternalError: the directory has been removed or lies outside the caller's root, so no name leads to it.
+        """
+        if self._recipe is not None:
+            return self._recipe
+        fd = self.fileno()
+        if self._tmpfs is not None:
+            return Tree(fd, self._tmpfs, self.writable)
+        return bind_source(fd, self.writable)
+
+    def close(self) -> None:
+        """Give up the descriptor or the recipe. Closing twice is fine."""
+        self._recipe = None
+        super().close()
+
+    def consume(self) -> int:
+        """Move the descriptor out; the handle is closed afterwards. -1 for a recipe, or when it already was."""
+        self._recipe = None
+        return super().consume()
+
+    def _wrap_duplicate(self, fd: int, rights: Rights) -> Self:
+        copy = super()._wrap_duplicate(fd, rights)
+        copy._tmpfs = self._tmpfs
+        return copy
+
+    def duplicate(self, rights: Rights = Rights.SAME) -> Self:
+        """A second handle with the same rights or fewer; without WRITE it mounts read-only. See `Handle.duplicate`."""
+        if self._recipe is None:
+            return super().duplicate(rights)
+        copy = type(self)._from_recipe(self._recipe)
+        copy._rights = self._narrowed(rights)
+        return copy
+
+    def __repr__(self) -> str:
+        return f"<shoal.Directory {self._recipe}>" if self._recipe is not None else super().__repr__()
+
+
+def bind_source(fd: int, writable: bool, *, devices: bool = False) -> Bind:
+    """The file system object behind `fd`, with a name under which the child will find it."""
+    status = os.fstat(fd)
+    path = os.readlink(f"/proc/self/fd/{fd}")
+    try:
+        seen = os.stat(path, follow_symlinks=False)
+    except OSError:
+        seen = None
+    if seen is None or (seen.st_dev, seen.st_ino) != (status.st_dev, status.st_ino):
+        raise failure(Status.INTERNAL, Stage.NAMESPACE, f"{path!r} has been removed or replaced, so it cannot be mounted any more")
+    return Bind(path, status.st_dev, status.st_ino, stat.S_ISDIR(status.st_mode), writable, devices)

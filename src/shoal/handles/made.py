@@ -1,0 +1,68 @@
+"""Kernel objects that need a moment in another namespace to be made: a tmpfs without root, a network namespace.
+
+A borrowed child runs a few ops on this process's own descriptor table and ends; what it made stays behind as a descriptor.
+"""
+
+from __future__ import annotations
+
+import os
+
+from shoal import _native
+from shoal.packing import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUSER, Packer
+from shoal.probe import is_privileged
+from shoal.status import SpawnError, Stage, Status, failure, failure_from_errno
+
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+
+
+def map_ids(packer: Packer) -> None:
+    """Ops that map the caller's own user and group, and nobody else, into a new user namespace: user_namespaces(7)."""
+    uid, gid = os.geteuid(), os.getegid()
+    packer.op("WRITE", "denying setgroups", text="/proc/self/setgroups", text2="deny")
+    packer.op("WRITE", "mapping the user id", text="/proc/self/uid_map", text2=f"{uid} {uid} 1\n")
+    packer.op("WRITE", "mapping the group id", text="/proc/self/gid_map", text2=f"{gid} {gid} 1\n")
+
+
+def explain_refusal(errno: int, what: str) -> SpawnError:
+    """The error for a namespace or mount that the machine does not allow, with the way out."""
+    return failure_from_errno(
+        errno, Stage.SETUP, f"{what} is not allowed here: it takes root or unprivileged user namespaces; `shoal doctor` tells what is missing"
+    )
+
+
+def _collect(packer: Packer, clone_flags: int, slot: int, what: str) -> int:
+    plan = packer.pack(clone_flags=clone_flags, collect=True)
+    _, _, stage, index, errno, slots = _native.launch(plan, b"", 0, b"", 0)
+    if slots is None:
+        if stage == _native.STAGE_CLONE or errno in (1, 13):
+            raise explain_refusal(errno, what)
+        raise failure_from_errno(errno, Stage.SETUP, f"cannot make {what}: {packer.labels[index]}")
+    if errno:
+        raise failure(Status.INTERNAL, Stage.SETUP, f"cannot make {what}")
+    return slots[-1000 - slot]
+
+
+def make_tmpfs(size_bytes: int, mode: int) -> int:
+    """A descriptor of a new tmpfs that is mounted nowhere."""
+    packer = Packer()
+    clone_flags = 0
+    if not is_privileged():
+        clone_flags = CLONE_NEWUSER | CLONE_NEWNS
+        map_ids(packer)
+    slot = packer.made(
+        "FSMOUNT", "making a tmpfs", text="tmpfs", text2=f"size={size_bytes},mode={mode:o}", a=MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+    )
+    return _collect(packer, clone_flags, slot, "a tmpfs")
+
+
+def make_netns() -> int:
+    """A descriptor of a new network namespace whose loopback device is up."""
+    packer = Packer()
+    clone_flags = CLONE_NEWNET
+    if not is_privileged():
+        clone_flags |= CLONE_NEWUSER
+        map_ids(packer)
+    packer.op("LOOPBACK_UP", "bringing the loopback device up")
+    slot = packer.made("OPEN", "opening the network namespace", fd=-100, text="/proc/self/ns/net", a=os.O_RDONLY)
+    return _collect(packer, clone_flags, slot, "a network namespace")

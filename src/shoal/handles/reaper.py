@@ -1,0 +1,249 @@
+"""The reaper: what was let go before it had ended, and is cleaned up once it has.
+
+Three kinds of things end here: a `Process` that was dropped without being waited for, the first process of a cell
+(a `Keeper`) whose program has ended, and the cgroup of a job that was closed while something still ran in it. Each is
+registered with a descriptor that tells when its time has come. `sweep()` settles those that are ready and never
+blocks; it is called at each spawn and each wait, and when the interpreter exits. There is no thread and no SIGCHLD
+handler, so a host program may have its own.
+
+Why an epoll set: a sweep then costs one system call however many things are still alive.
+Why a queue before the set: things are also registered by `__del__`, which may run in the middle of anything, a sweep in
+the same thread included. Appending to a deque needs no lock; whoever sweeps next takes it from there.
+
+Source: pidfd_open(2), epoll(7), cgroups(7).
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import select
+import signal
+import threading
+from collections import deque
+from contextlib import suppress
+from typing import Protocol
+
+from shoal import _native
+from shoal.handles.deadline import Deadline, is_ready
+
+
+class Pending(Protocol):
+    """Something to be settled once its descriptor shows one of `events`."""
+
+    @property
+    def events(self) -> int:
+        """What to wait for, as in poll(2)."""
+
+    def fileno(self) -> int:
+        """The descriptor to watch; it stays open and the same until `release()`."""
+
+    def settle(self) -> bool:
+        """Clean up if the time has come, without blocking. True when nothing is left to do; may be called again."""
+
+    def release(self) -> None:
+        """Give up the descriptor and nothing more."""
+
+
+class Keeper:
+    """The first process of a cell. When it dies the kernel kills everything in the cell.
+
+    It is our child and ends by itself after the last process of its cell, so somebody has to reap it.
+
+    Ownership: takes over `pidfd`; it is closed once the process is reaped, or when the keeper is collected.
+    Source: pid_namespaces(7).
+    """
+
+    __slots__ = ("_control", "_pidfd", "_reaped", "pid")
+
+    def __init__(self, pidfd: int, pid: int) -> None:
+        self._pidfd: OwnedFd | None = OwnedFd(pidfd)
+        self._control: OwnedFd | None = None
+        self._reaped = False
+        self.pid = pid
+
+    @property
+    def events(self) -> int:
+        return select.POLLIN
+
+    @property
+    def control(self) -> int:
+        """A descriptor that lives as long as the cell: when it closes, as when this process dies, the cell ends. -1: none.
+
+        Ownership: the keeper takes over what is assigned.
+        """
+        control = self._control
+        return -1 if control is None else control.fd
+
+    @control.setter
+    def control(self, fd: int) -> None:
+        self._control = OwnedFd(fd)
+
+    def fileno(self) -> int:
+        """The pidfd, or -1 once the process is gone and reaped."""
+        pidfd = self._pidfd
+        return -1 if pidfd is None else pidfd.fd
+
+    def kill(self) -> None:
+        """Kill the whole cell. Returns at once; fine when it is gone already."""
+        if (pidfd := self._pidfd) is not None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd.fd, signal.SIGKILL)
+
+    def wait(self, timeout: float | str | None = None) -> None:
+        """Wait until the cell is gone, and reap its first process.
+
+        Raises:
+            TimeoutError: it still lives after `timeout`.
+        """
+        deadline = Deadline(timeout)
+        if (pidfd := self._pidfd) is not None:
+            if not deadline.wait_ready(pidfd.fd, select.POLLIN):
+                raise TimeoutError(f"the cell kept by process {self.pid} is still alive after {timeout} s")
+            while not self.settle():
+                pause_for_tracer()
+            sweep()
+
+    def settle(self) -> bool:
+        """Reap it if it has ended. True once there is nothing left to reap. Never blocks."""
+        pidfd = self._pidfd
+        if not self._reaped and pidfd is not None:
+            self._reaped = reap(pidfd.fd)
+        return self._reaped or pidfd is None
+
+    def release(self) -> None:
+        """Close the descriptors; the cell can no longer be killed through this object."""
+        self._pidfd = self._control = None
+
+    def __repr__(self) -> str:
+        return f"<shoal.Keeper of the cell with first process {self.pid}>"
+
+
+class OwnedFd:
+    """A descriptor that is closed when the last reference to this object goes.
+
+    Whoever works on the descriptor in one thread holds a reference, so that a close in another thread cannot make
+    the number mean something else meanwhile.
+    """
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        # `os` is looked up late and may be gone when the interpreter is shutting down; the kernel closes it then.
+        if (fd := getattr(self, "fd", -1)) >= 0 and os is not None:
+            os.close(fd)
+
+
+def reap(pidfd: int) -> bool:
+    """Reap a child if it has ended. True when it is gone, or is not ours to reap. Never blocks."""
+    if not is_ready(pidfd, select.POLLIN):
+        return False
+    try:
+        return _native.wait(pidfd, os.WEXITED | os.WNOHANG) is not None
+    except ChildProcessError:
+        return True
+
+
+def pause_for_tracer() -> None:
+    """Wait a millisecond: a child that has ended but is still its tracer's, and nothing tells when that lets go."""
+    select.poll().poll(1)
+
+
+class _Registry:
+    """What is registered: first queued, then in the epoll set, until it is settled."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self.queue: deque[Pending] = deque()
+        self.watched: dict[int, Pending] = {}
+        self._epoll: select.epoll | None = None
+        self._sweeping = threading.Lock()
+
+    def sweep(self) -> None:
+        # Another thread is at it, or this one is, further up the stack: either will take what is queued, or the next call.
+        if not self._sweeping.acquire(blocking=False):
+            return
+        try:
+            self._take_in()
+            self._settle_ready()
+        finally:
+            self._sweeping.release()
+
+    def forget(self) -> None:
+        """After os.fork(): the children are the parent's, and so is the epoll set, of which we only hold a copy."""
+        entries = [*self.queue, *self.watched.values()]
+        if self._epoll is not None:
+            self._epoll.close()
+        self._reset()
+        for entry in entries:
+            entry.release()
+
+    def _take_in(self) -> None:
+        """Move what is queued into the epoll set."""
+        while self.queue:
+            entry = self.queue[0]
+            fd = entry.fileno()
+            if fd >= 0:
+                try:
+                    if self._epoll is None:
+                        self._epoll = select.epoll()
+                    self._epoll.register(fd, entry.events)
+                except FileExistsError:
+                    pass  # handed over twice
+                except OSError:
+                    return  # nothing left to make it with; it stays queued and the next sweep tries again
+                self.watched[fd] = entry
+            self.queue.popleft()
+
+    def _settle_ready(self) -> None:
+        """Settle what is ready, and drop the epoll set when nothing is left."""
+        if self._epoll is None:
+            return
+        for fd, _ in self._epoll.poll(0):
+            entry = self.watched.get(fd)
+            if entry is not None and entry.settle():
+                # Out of the set before the descriptor is closed: a child of a fork may hold a copy of it, which would
+                # keep it in the set under a number that soon means something else.
+                self._epoll.unregister(fd)
+                del self.watched[fd]
+                entry.release()
+        if not self.watched:
+            self._epoll.close()
+            self._epoll = None
+
+
+_registry = _Registry()
+
+
+def register(entry: Pending) -> None:
+    """Hand over something that has ended or will; settled now if it can be. Never blocks, safe anywhere."""
+    if entry.settle():
+        entry.release()
+    else:
+        watch(entry)
+
+
+def watch(entry: Pending) -> None:
+    """As `register()`, but first looked at when its descriptor shows an event."""
+    _registry.queue.append(entry)
+    sweep()
+
+
+def sweep() -> None:
+    """Settle what has ended meanwhile. Never blocks; next to nothing when nothing is registered."""
+    if _registry.queue or _registry.watched:
+        _registry.sweep()
+
+
+def pending() -> int:
+    """How many things are registered and not settled yet."""
+    return len(_registry.queue) + len(_registry.watched)
+
+
+os.register_at_fork(after_in_child=_registry.forget)
+atexit.register(sweep)

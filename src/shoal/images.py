@@ -1,0 +1,59 @@
+"""The program that is pid 1 of every cell, as a sealed copy in memory.
+
+Why a copy: it is executed where the installation directory may not be readable, and what runs in a cell as the same user could
+reach the file through /proc/1/exe; a sealed memfd cannot be written by anybody.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+
+from shoal.status import Stage, Status, failure, failure_from_errno
+
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+_lock = threading.Lock()
+_fd = -1
+_identity: tuple[int, int] = (-1, -1)
+
+
+def init_image() -> int:
+    """A descriptor of shoal-init, made on first use and kept. Made anew if the program closed it under our feet.
+
+    Raises:
+        InternalError: the installation lacks it.
+    """
+    global _fd, _identity
+    with _lock:
+        if _fd >= 0:
+            try:
+                status = os.fstat(_fd)
+                if (status.st_dev, status.st_ino) == _identity:
+                    return _fd
+            except OSError:
+                pass
+        _fd = _load(os.path.join(os.path.dirname(__file__), "shoal-init"))
+        status = os.fstat(_fd)
+        _identity = (status.st_dev, status.st_ino)
+        return _fd
+
+
+def _load(path: str) -> int:
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise failure(Status.INTERNAL, Stage.SETUP, f"this installation of shoal lacks {path}; install it again", error.errno) from error
+    try:
+        fd = os.memfd_create("shoal-init", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as error:
+        raise failure_from_errno(error.errno or 0, Stage.SETUP, "cannot make a memory file for the cell's first process") from error
+    try:
+        os.fchmod(fd, 0o555)
+        os.write(fd, data)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

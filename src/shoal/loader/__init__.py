@@ -1,0 +1,20 @@
+"""Executables and what they need: ELF files, #! lines, library closures, resolvers."""
+
+from shoal.loader.cache import FileIdentity as FileIdentity
+from shoal.loader.closure import Closure as Closure
+from shoal.loader.closure import Library as Library
+from shoal.loader.elf import ElfImage as ElfImage
+from shoal.loader.executable import Executable as Executable
+from shoal.loader.executable import Kind as Kind
+from shoal.loader.executable import inspect as inspect
+from shoal.loader.executable import library_closure as library_closure
+from shoal.loader.executable import open_executable as open_executable
+from shoal.loader.interpreter import Followed as Followed
+from shoal.loader.interpreter import follow as follow
+from shoal.loader.oci import OciLayoutResolver as OciLayoutResolver
+from shoal.loader.resolver import DirectoryResolver as DirectoryResolver
+from shoal.loader.resolver import Resolved as Resolved
+from shoal.loader.resolver import Resolver as Resolver
+from shoal.loader.resolver import ask as ask
+from shoal.loader.resolver import get_resolver as get_resolver
+from shoal.loader.resolver import set_resolver as set_resolver

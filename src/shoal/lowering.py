@@ -1,0 +1,297 @@
+"""Lowering: a Plan becomes the ops that the core runs. No decision is taken here that the Plan does not show.
+
+A child in the caller's world is one launch. A cell is two: first its pid 1 in new namespaces, then the program, which enters
+them, makes the cell's world of files there and is executed in it. They share the namespaces, so whatever the program's
+launch mounts is the cell's.
+
+The world of a cell is a tmpfs with two things in it: the program's file, mounted read-only, and a directory that becomes the
+root. The root is mounted on top, so that no path leads to the rest; the program is executed from there. That gives the
+process its name (the kernel takes the last component), and keeps /proc/self/exe on a read-only mount, so that not even a
+root without capabilities can write to the host's file through it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from shoal.handles.directory import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
+from shoal.handles.made import map_ids
+from shoal.handles.mount import Bind, Contents, Devices, NewMount, Tree
+from shoal.packing import (
+    CLONE_NEWCGROUP,
+    CLONE_NEWIPC,
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWUSER,
+    CLONE_NEWUTS,
+    CWD_FD,
+    NO_FD,
+    TARGET_CLOEXEC,
+    Packer,
+)
+from shoal.plan import Mount, Plan
+
+AT_RECURSIVE = 0x8000
+OPEN_TREE_CLONE = 1
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_NO_MAGICLINKS = 0x02
+COMM_BYTES = 15
+HOSTNAME = "shoal"
+CONTROL_FD = 3
+
+_DEVICE_LINKS = (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2"))
+
+NameIt = Callable[[str, bytes], tuple[int, str]]
+"""Given a wanted comm and a target path: a directory descriptor and a relative path whose last component is that name."""
+
+
+def lower_keeper(plan: Plan, *, control_fd: int, init_fd: int) -> tuple[bytes, Packer]:
+    """The launch of a cell's pid 1 in its new namespaces."""
+    packer = Packer()
+    packer.unshare_fds()
+    packer.highest_fd = max(packer.highest_fd, control_fd, init_fd)
+    clone_flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS
+    if not plan.privileged:
+        clone_flags |= CLONE_NEWUSER
+        map_ids(packer)
+    if plan.network == "loopback":
+        clone_flags |= CLONE_NEWNET
+        packer.op("LOOPBACK_UP", "bringing the loopback device up")
+    # Not with the clone: the root of the new cgroup namespace is the cgroup one is in, and the clone itself moves us there.
+    packer.op("UNSHARE", "making a cgroup namespace", a=CLONE_NEWCGROUP)
+    packer.op("HOSTNAME", "setting the host name", text=HOSTNAME)
+    packer.op("SETSID", "making a session")
+    null = packer.made("OPEN", "opening /dev/null", fd=CWD_FD, text="/dev/null", a=os.O_RDWR)
+    packer.op("NO_NEW_PRIVS", "setting no_new_privs")
+    packer.op("DROP_CAPS", "dropping capabilities")
+    packer.fd_map([(control_fd, CONTROL_FD)], null)
+    packer.op("SIGNALS", "resetting signals")
+    return packer.pack(clone_flags=clone_flags, exec_fd=init_fd, **_placement(plan)), packer
+
+
+def lower_program(plan: Plan, *, keeper_pidfd: int | None, filter_program: bytes | None, name_it: NameIt, nowhere_fd: int) -> tuple[bytes, Packer]:
+    """The launch of the program: into the cell kept by `keeper_pidfd`, or into the caller's world.
+
+    Args:
+        nowhere_fd: an unusable directory to stand in when the wanted one cannot be entered, or NO_FD.
+    """
+    packer = Packer()
+    packer.unshare_fds()
+    for item in plan.descriptors:
+        if isinstance(item.source, int):
+            packer.highest_fd = max(packer.highest_fd, item.source)
+    in_cell = keeper_pidfd is not None
+    exec_fd, exec_path = CWD_FD, plan.program.path or b""
+    clone_flags = 0
+    enter: dict[str, int] = {} if in_cell else _placement(plan)
+    if not in_cell and plan.mounts and not plan.privileged:
+        clone_flags = CLONE_NEWUSER | CLONE_NEWNS
+        map_ids(packer)
+    needs_null = {0, 1, 2} - {item.target for item in plan.descriptors}
+    null = packer.made("OPEN", "opening /dev/null", fd=CWD_FD, text="/dev/null", a=os.O_RDWR) if needs_null else NO_FD
+    if keeper_pidfd is not None:
+        enter = {
+            "cgroup_fd": NO_FD if plan.job.cgroup_fd is None else plan.job.cgroup_fd,
+            "enter_fd": keeper_pidfd,
+            "enter_flags": CLONE_NEWPID | (0 if plan.privileged else CLONE_NEWUSER),
+        }
+        flags = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP | (CLONE_NEWNET if plan.network == "loopback" else 0)
+        if plan.network == "handed over":
+            packer.op("SETNS", "entering the network handed over", fd=plan.netns_fd or 0, a=CLONE_NEWNET)
+        packer.op("SETNS", "entering the cell", fd=keeper_pidfd, a=flags)
+    memory_fd = _memory_target(plan) if plan.program.fd is not None else None
+    detached = [_detached(packer, item.source) if isinstance(item.source, Bind) else item.source for item in plan.descriptors]
+    if in_cell:
+        exec_fd, exec_path = _make_world(packer, plan, memory_fd)
+    else:
+        if plan.mounts:
+            _mount_on_top(packer, plan, clone_flags)
+        exec_fd, exec_path = _executable_in_callers_world(plan, memory_fd, name_it)
+        packer.highest_fd = max(packer.highest_fd, exec_fd)
+    packer.op("CHDIR", "entering the working directory", fd=nowhere_fd, text=plan.cwd)
+    packer.op("UMASK", "setting the file mode mask", a=0o022)
+    if plan.session:
+        packer.op("SETSID", "making a session")
+    if plan.terminal is not None:
+        packer.op("CONTROLLING_TTY", "taking the controlling terminal", fd=plan.terminal)
+    if in_cell or filter_program is not None:
+        packer.op("NO_NEW_PRIVS", "setting no_new_privs")
+    if in_cell:
+        packer.op("DROP_CAPS", "dropping capabilities")
+    pairs = [(source, item.target) for source, item in zip(detached, plan.descriptors, strict=True)]
+    if plan.program.fd is not None and memory_fd is not None:
+        pairs.append((plan.program.fd, memory_fd | TARGET_CLOEXEC))
+    packer.fd_map(pairs, null)
+    if plan.listen_pid is not None:
+        packer.op("ENV_PID", "setting LISTEN_PID", a=plan.listen_pid, b=len("LISTEN_PID="))
+    if filter_program is not None:
+        packer.seccomp(filter_program, "installing the filter of the job")
+    packer.op("SIGNALS", "resetting signals")
+    return packer.pack(clone_flags=clone_flags, exec_fd=exec_fd, exec_path=exec_path, **enter), packer
+
+
+def comm(plan: Plan) -> str:
+    """The name the kernel will show: 15 bytes, one path component."""
+    name = os.fsencode(plan.name.rsplit("/", 1)[-1])[:COMM_BYTES].decode("utf-8", "ignore")
+    if name in ("", ".", "..") or "\0" in name:
+        return os.fsdecode(os.path.basename(plan.program.path or b"")) or "shoal"
+    return name
+
+
+def _placement(plan: Plan) -> dict[str, int]:
+    if plan.job.init_pidfd is not None:
+        return {"enter_fd": plan.job.init_pidfd, "enter_flags": CLONE_NEWPID | (0 if plan.privileged else CLONE_NEWUSER)}
+    return {"cgroup_fd": NO_FD if plan.job.cgroup_fd is None else plan.job.cgroup_fd}
+
+
+def _memory_target(plan: Plan) -> int:
+    """A number for a program in memory that no descriptor of the child has: it is executed through its link in /proc."""
+    taken = {item.target for item in plan.descriptors}
+    return next(number for number in range(3, 1024) if number not in taken)
+
+
+def _executable_in_callers_world(plan: Plan, memory_fd: int | None, name_it: NameIt) -> tuple[int, str | bytes]:
+    wanted = comm(plan)
+    if memory_fd is not None:
+        return name_it(wanted, b"/proc/self/fd/%d" % memory_fd)
+    path = plan.program.path or b""
+    if os.fsdecode(os.path.basename(path))[:COMM_BYTES] == wanted:
+        return CWD_FD, path
+    return name_it(wanted, path)
+
+
+def _detached(packer: Packer, source: Bind) -> int:
+    """A directory as a mount of its own, attached nowhere: nothing above it can be reached from it."""
+    seen = packer.made("OPEN", f"opening {source.path}", fd=CWD_FD, text=source.path, a=os.O_PATH, b=RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
+    packer.op("EXPECT", f"checking that {source.path} is still the same", fd=seen, a=source.dev, b=source.ino)
+    tree = packer.made("OPEN_TREE", f"cloning {source.path}", fd=seen, text="", a=OPEN_TREE_CLONE | AT_RECURSIVE)
+    packer.op("MOUNT_SETATTR", f"protecting {source.path}", fd=tree, a=_attributes(source), b=AT_RECURSIVE)
+    return packer.made("OPEN", f"opening {source.path}", fd=tree, text=".", a=os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _attributes(source: Bind) -> int:
+    return (0 if source.writable else MOUNT_ATTR_RDONLY) | MOUNT_ATTR_NOSUID | (0 if source.devices else MOUNT_ATTR_NODEV)
+
+
+def _make_world(packer: Packer, plan: Plan, memory_fd: int | None) -> tuple[int, str]:
+    packer.op("PRIVATE_MOUNTS", "making mounts private")
+    base = packer.made(
+        "FSMOUNT", "making the root file system", text="tmpfs", text2="size=64m,mode=755", a=MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+    )
+    host = packer.made("OPEN", "opening the caller's root", fd=CWD_FD, text="/", a=os.O_PATH | os.O_DIRECTORY)
+    packer.op("MOVE_MOUNT", "mounting the root file system", fd=base, fd2=host, text="")
+    packer.op("MKDIRS", "making the root directory", fd=base, text="root", a=0o755)
+    packer.op("MKDIRS", "making the program's directory", fd=base, text="exe", a=0o755)
+    exec_path = f"exe/{comm(plan)}"
+    program = plan.program
+    if memory_fd is not None:
+        # A file in memory has no mount to clone, but the kernel's own link to it can be executed, under any name.
+        links = packer.made("OPEN", "opening /proc/self/fd", fd=CWD_FD, text="/proc/self/fd", a=os.O_PATH | os.O_DIRECTORY)
+        tree = packer.made("OPEN_TREE", "cloning /proc/self/fd", fd=links, text="", a=OPEN_TREE_CLONE | AT_RECURSIVE)
+        packer.op("MKDIRS", "making the program's directory", fd=base, text="fd", a=0o700)
+        packer.op("MOVE_MOUNT", "mounting /proc/self/fd", fd=tree, fd2=base, text="fd")
+        packer.op("SYMLINK", "naming the program", fd=base, text=exec_path, text2=f"../fd/{memory_fd}")
+    else:
+        packer.op("TOUCH", "making the program's place", fd=base, text=exec_path, a=0o444)
+        path = os.path.realpath(program.path or b"")
+        attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+        packer.op("BIND", f"mounting {program.label}", text=path, a=program.dev, b=program.ino, flags=attributes, fd2=base, text2=exec_path)
+    root = _root(packer, plan, base)
+    made: set[str] = set()
+    for mount in plan.mounts:
+        if mount.where != "/":
+            _mount(packer, mount, root, made)
+    if not any(mount.where == "/" for mount in plan.mounts):
+        packer.op("MOUNT_SETATTR", "making the root directory read-only", fd=root, a=MOUNT_ATTR_RDONLY)
+    packer.op("PIVOT", "changing the root", fd=base, fd2=root)
+    return base, exec_path
+
+
+def _root(packer: Packer, plan: Plan, base: int) -> int:
+    """The mount that becomes "/": an empty directory, or the entry for "/" itself."""
+    for mount in plan.mounts:
+        if mount.where == "/":
+            if isinstance(mount.source, Bind):
+                source = mount.source
+                seen = packer.made("OPEN", _label(mount), fd=CWD_FD, text=source.path, a=os.O_PATH, b=RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
+                packer.op("EXPECT", _label(mount), fd=seen, a=source.dev, b=source.ino)
+                tree = packer.made("OPEN_TREE", _label(mount), fd=seen, text="", a=OPEN_TREE_CLONE | AT_RECURSIVE)
+                packer.op("MOUNT_SETATTR", _label(mount), fd=tree, a=_attributes(source), b=AT_RECURSIVE)
+            elif isinstance(mount.source, Tree):
+                tree = mount.source.fd
+            else:
+                raise ValueError(f"{mount.source} cannot be the root of a world")
+            packer.op("MOVE_MOUNT", _label(mount), fd=tree, fd2=base, text="")
+            return tree
+    root = packer.made("OPEN_TREE", "cloning the root directory", fd=base, text="root", a=OPEN_TREE_CLONE)
+    packer.op("MOVE_MOUNT", "mounting the root directory", fd=root, fd2=base, text="")
+    return root
+
+
+def _mount_on_top(packer: Packer, plan: Plan, clone_flags: int) -> None:
+    if not clone_flags & CLONE_NEWNS:
+        packer.op("UNSHARE", "making a mount namespace", a=CLONE_NEWNS)
+    packer.op("PRIVATE_MOUNTS", "making mounts private")
+    root = packer.made("OPEN", "opening the root directory", fd=CWD_FD, text="/", a=os.O_PATH | os.O_DIRECTORY)
+    for mount in plan.mounts:
+        where = os.path.realpath(mount.where)
+        _mount(packer, Mount(where, mount.source, mount.origin, make_place=False), root, set())
+
+
+def _label(mount: Mount) -> str:
+    return f"mounting {mount.source} at {mount.where} ({mount.origin})"
+
+
+def _make_directories(packer: Packer, path: str, root: int, made: set[str], label: str) -> None:
+    if path and path not in made:
+        packer.op("MKDIRS", label, fd=root, text=path, a=0o755)
+        made.add(path)
+
+
+def _mount(packer: Packer, mount: Mount, root: int, made: set[str]) -> None:
+    where = mount.where.strip("/")
+    label = _label(mount)
+    source = mount.source
+    is_file = (isinstance(source, Bind) and not source.is_dir) or isinstance(source, Contents)
+    if mount.make_place:
+        _make_directories(packer, os.path.dirname(where) if is_file else where, root, made, label)
+        if is_file and not isinstance(source, Contents):
+            packer.op("TOUCH", label, fd=root, text=where, a=0o444)
+    if isinstance(source, Bind):
+        packer.op("BIND", label, text=source.path, a=source.dev, b=source.ino, flags=_attributes(source), fd2=root, text2=where)
+    elif isinstance(source, Contents):
+        packer.op("COPY", label, fd=source.fd, fd2=root, text=where, a=source.mode)
+    elif isinstance(source, Tree):
+        if not source.writable:
+            packer.op("MOUNT_SETATTR", label, fd=source.fd, a=MOUNT_ATTR_RDONLY, b=AT_RECURSIVE)
+        packer.op("MOVE_MOUNT", label, fd=source.fd, fd2=root, text=where)
+    elif isinstance(source, NewMount):
+        attributes = source.attributes | (0 if source.writable else MOUNT_ATTR_RDONLY)
+        tree = packer.made("FSMOUNT", label, text=source.fstype, text2=source.options, a=attributes)
+        packer.op("MOVE_MOUNT", label, fd=tree, fd2=root, text=where)
+    else:
+        _mount_devices(packer, source, where, root, made, label)
+
+
+def _mount_devices(packer: Packer, source: Devices, where: str, root: int, made: set[str], label: str) -> None:
+    for name in source.names:
+        place = f"{where}/{name}"
+        if name == "pts":
+            _make_directories(packer, place, root, made, label)
+            attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
+            tree = packer.made("FSMOUNT", label, text="devpts", text2="newinstance,ptmxmode=0666,mode=620", a=attributes)
+            packer.op("MOVE_MOUNT", label, fd=tree, fd2=root, text=place)
+            packer.op("SYMLINK", label, fd=root, text=f"{where}/ptmx", text2="pts/ptmx")
+            continue
+        path = os.path.realpath(f"/dev/{name}")
+        status = os.stat(path)
+        _make_directories(packer, os.path.dirname(place), root, made, label)
+        packer.op("TOUCH", label, fd=root, text=place, a=0o444)
+        packer.op("BIND", label, text=path, a=status.st_dev, b=status.st_ino, flags=MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, fd2=root, text2=place)
+    for name, target in _DEVICE_LINKS:
+        packer.op("SYMLINK", label, fd=root, text=f"{where}/{name}", text2=target)
+    _make_directories(packer, f"{where}/shm", root, made, label)
+    shm = packer.made("FSMOUNT", label, text="tmpfs", text2="size=64m,mode=1777", a=MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)
+    packer.op("MOVE_MOUNT", label, fd=shm, fd2=root, text=f"{where}/shm")

@@ -1,0 +1,68 @@
+"""Names for processes in the caller's world.
+
+The kernel names a process after the last component of the path it was executed by, and nobody but the process itself can
+change that. So a program that is to be called something else is executed through a symbolic link of that name. The links
+live in a tmpfs that is mounted nowhere: no file of the host is created. proc_pid_comm(5), execveat(2).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+
+from shoal.handles.made import make_tmpfs
+from shoal.status import SpawnError
+
+LINKS = 256
+"""Links kept for the next time; the one used longest ago goes first."""
+
+_lock = threading.Lock()
+_fd = -1
+_identity = (-1, -1)
+_links: OrderedDict[tuple[str, bytes], str] = OrderedDict()
+_count = 0
+
+
+def name_it(name: str, target: bytes) -> tuple[int, bytes | str]:
+    """A directory descriptor and a path below it that leads to `target` and ends in `name`.
+
+    Where no tmpfs can be made (no root, no user namespaces) the target itself is returned: the name is then the kernel's.
+    """
+    global _count
+    with _lock:
+        try:
+            fd = _directory()
+        except SpawnError:
+            return -100, target
+        known = _links.get((name, target))
+        if known is not None:
+            _links.move_to_end((name, target))
+            return fd, known
+        _count += 1
+        link = f"{_count}/{name}"
+        os.mkdir(str(_count), 0o755, dir_fd=fd)
+        os.symlink(target, link, dir_fd=fd)
+        _links[name, target] = link
+        if len(_links) > LINKS:
+            _, old = _links.popitem(last=False)
+            os.unlink(old, dir_fd=fd)
+            os.rmdir(old.split("/", 1)[0], dir_fd=fd)
+        return fd, link
+
+
+def _directory() -> int:
+    """The tmpfs, made on first use; made anew if the program closed it under our feet."""
+    global _fd, _identity
+    if _fd >= 0:
+        try:
+            status = os.fstat(_fd)
+            if (status.st_dev, status.st_ino) == _identity:
+                return _fd
+        except OSError:
+            pass
+    _links.clear()
+    _fd = make_tmpfs(1 << 20, 0o755)
+    status = os.fstat(_fd)
+    _identity = (status.st_dev, status.st_ino)
+    return _fd

@@ -1,0 +1,212 @@
+"""Plan: everything a child will be and be able to touch, as one immutable value.
+
+A plan is what `shoal run --explain` prints and what the core executes; both start from the same value. It is data only:
+making one is `draft`'s work, turning it into ops `lowering`'s, executing it `spawn`'s.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from shoal.handles.mount import Bind, MountSource
+from shoal.startup_table import StartupTable
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """The file that will be executed: after #! lines were followed.
+
+    Attributes:
+        path: its absolute path in the caller's world; None for a program in memory.
+        fd: a descriptor of a program in memory, or None.
+        dev, ino: which file it was when it was looked at.
+        label: how to call it.
+        interpreter_for: the script it runs, if it runs one.
+        dynamic: whether it needs an ELF interpreter.
+    """
+
+    path: bytes | None
+    fd: int | None
+    dev: int
+    ino: int
+    label: str
+    dynamic: bool
+    interpreter_for: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One thing at one place in the child's world of files. Mounts are made in order.
+
+    Attributes:
+        where: absolute path in the child.
+        source: what is there.
+        origin: who asked for it: an action with its index, a flag, the library closure.
+        make_place: whether the place to mount on is made first. False inside the caller's own directories, where
+            nothing is ever created.
+        is_entry: an entry of the namespace, listed to the child; libraries are not.
+    """
+
+    where: str
+    source: MountSource
+    origin: str
+    make_place: bool = True
+    is_entry: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """One descriptor of the child.
+
+    Attributes:
+        target: its number in the child.
+        source: the caller's descriptor, or for a directory handed to a cell what will be mounted, detached, for it.
+        label: what it is and where it comes from.
+    """
+
+    target: int
+    source: int | Bind
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where in the tree of jobs the child begins.
+
+    Attributes:
+        label: the job's name.
+        cgroup_fd: the job's cgroup, or None to stay in the caller's.
+        init_pidfd: the first process of the job's pid namespace, or None.
+        deny_new_process: nothing started there may make a process.
+    """
+
+    label: str
+    cgroup_fd: int | None = None
+    init_pidfd: int | None = None
+    deny_new_process: bool = False
+
+
+Network = Literal["caller", "loopback", "host", "handed over"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a child will be. `str(plan)` is a listing for people, `to_dict()` the same for programs.
+
+    Attributes:
+        program: what is executed.
+        argv, environ: byte for byte what the program gets.
+        name: the process name.
+        world: "caller" (no new namespaces, except private mounts when entries are added) or "cell".
+        mounts: all that is in the child's world of files, in a cell; in the caller's world: what is mounted on top of it.
+        network: what network it has; netns_fd: the one handed over.
+        descriptors: every open descriptor.
+        table: what the child is told about its startup handles.
+        cwd: the working directory, looked up in the child's world; the child has none that works when it is not there.
+        job: where it is accounted.
+        privileged: made by root, so without a user namespace.
+        session: starts a session of its own; terminal: descriptor of its controlling terminal, or None.
+        listen_pid: index of the environment variable that gets the child's pid, or None.
+        dies_with_caller: a cell that ends when the caller does.
+    """
+
+    program: Program
+    argv: tuple[bytes, ...]
+    environ: tuple[bytes, ...]
+    name: str
+    world: Literal["caller", "cell"]
+    mounts: tuple[Mount, ...]
+    network: Network
+    netns_fd: int | None
+    descriptors: tuple[Descriptor, ...]
+    table: StartupTable
+    cwd: bytes
+    job: Placement
+    privileged: bool
+    session: bool
+    terminal: int | None
+    listen_pid: int | None
+    dies_with_caller: bool
+
+    @property
+    def protections(self) -> tuple[str, ...]:
+        """What confines the child, in the field's terms."""
+        found: list[str] = []
+        if self.world == "cell":
+            namespaces = ["mount", "pid", "ipc", "uts", "cgroup"]
+            if self.network != "host":
+                namespaces.append("net")
+            if not self.privileged:
+                namespaces.append("user")
+            found.append("namespaces: " + " ".join(namespaces))
+            found += ["no_new_privs", "no capabilities", "a session of its own"]
+        elif self.mounts:
+            found.append("namespaces: mount" + ("" if self.privileged else " user"))
+        if self.job.deny_new_process:
+            found.append("seccomp: no new process")
+        return tuple(found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan in the types of JSON; bytes that are no UTF-8 are escaped as Python's surrogateescape does."""
+        return {
+            "program": {"path": self.program.label, "dynamic": self.program.dynamic, "script": self.program.interpreter_for},
+            "argv": [_text(arg) for arg in self.argv],
+            "environ": [_text(item) for item in self.environ],
+            "name": self.name,
+            "world": self.world,
+            "mounts": [
+                {"where": mount.where, "what": str(mount.source), "writable": mount.source.writable, "from": mount.origin}
+                for mount in self.mounts
+            ],
+            "network": self.network,
+            "descriptors": [{"fd": item.target, "what": item.label} for item in self.descriptors],
+            "handles": [{"id": handle.id, "fd": handle.fd, "kind": handle.kind, "rights": handle.rights} for handle in self.table.handles],
+            "cwd": _text(self.cwd),
+            "job": self.job.label,
+            "protections": list(self.protections),
+        }
+
+    def __str__(self) -> str:
+        lines = [
+            f"program      {self.program.label}" + (f", for the script {self.program.interpreter_for}" if self.program.interpreter_for else ""),
+            f"arguments    {shlex.join(_text(arg) for arg in self.argv)}",
+            f"name         {self.name}",
+            "world        " + ("a cell: nothing of the caller's but what is listed" if self.world == "cell" else "the caller's"),
+        ]
+        if self.world == "cell" or self.mounts:
+            lines += _listing("files", [_mount_line(mount) for mount in self.mounts], "none: the root directory is empty")
+        networks = {
+            "caller": "the caller's",
+            "host": "the caller's, handed over at /svc/net",
+            "loopback": "a private loopback device, nothing else",
+            "handed over": "the one handed over at /svc/net",
+        }
+        lines.append(f"network      {networks[self.network]}")
+        lines += _listing("descriptors", [f"{item.target:<4} {item.label}" for item in self.descriptors], "none: 0, 1 and 2 are /dev/null")
+        lines += _listing(
+            "handles",
+            [f"{handle.id:#010x} {handle.kind} at descriptor {handle.fd}, rights {handle.rights:#x}" for handle in self.table.handles],
+            "none",
+        )
+        lines += _listing("environment", [_text(item) for item in self.environ], "empty")
+        lines.append(f"directory    {_text(self.cwd)}")
+        lines.append(f"job          {self.job.label}")
+        lines += _listing("confinement", list(self.protections), "none: it may do what the caller may")
+        return "\n".join(lines)
+
+
+def _text(data: bytes) -> str:
+    return os.fsdecode(data)
+
+
+def _mount_line(mount: Mount) -> str:
+    return f"{mount.where}  {'rw' if mount.source.writable else 'ro'}  {mount.source}  ({mount.origin})"
+
+
+def _listing(title: str, items: list[str], nothing: str) -> list[str]:
+    if not items:
+        return [f"{title:<12} {nothing}"]
+    return [f"{title:<12} {items[0]}", *(f"{'':<12} {item}" for item in items[1:])]

@@ -1,0 +1,324 @@
+"""spawn(), spawn_vmo(), explain(): arguments become a Plan, and a Plan becomes a process.
+
+Source: fdio_spawn_etc() and fdio_spawn_vmo() in fdio's spawn.h; spec sections 2 to 5.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+
+from shoal import _native
+from shoal.actions import Action, Fd, check_actions
+from shoal.draft import Draft, Environ, encode_environ
+from shoal.flags import SpawnFlags
+from shoal.handles import reaper
+from shoal.handles.base import Handle
+from shoal.handles.job import Job
+from shoal.handles.policy import deny_new_process_filter
+from shoal.handles.process import Process
+from shoal.handles.reaper import Keeper
+from shoal.handles.vmo import Vmo
+from shoal.images import init_image
+from shoal.lowering import lower_keeper, lower_program
+from shoal.naming import name_it
+from shoal.packing import NO_FD, Packer, count_strings
+from shoal.plan import Plan
+from shoal.status import SpawnError, Stage, Status, failure, failure_from_errno
+
+StrOrBytesPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+
+def spawn(
+    path: StrOrBytesPath,
+    argv: Sequence[str | bytes],
+    *,
+    flags: SpawnFlags | int = SpawnFlags(0),
+    environ: Environ = None,
+    actions: Iterable[Action] = (),
+    job: Job | None = None,
+    controlling_terminal: Fd | None = None,
+    die_with_caller: bool = False,
+) -> Process:
+    """Start the program at `path` with what `flags` share and `actions` hand over, and nothing else.
+
+    Returns once the program has been executed. On any failure no process is left behind.
+
+    Args:
+        path: used as given, in the caller's view; PATH is not searched.
+        argv: argv[0] is the name the program sees; it is not added for you. May be empty only with a SetName action.
+        flags: what is shared. Without CLONE_NAMESPACE the child lives in a cell of its own, with nothing in it.
+        environ: replaces CLONE_ENVIRON, the two are never merged. A mapping, or "NAME=VALUE" strings as they are.
+        actions: carried out in order.
+        job: where the process lives and is accounted; borrowed. None: the job of the caller.
+        controlling_terminal: a terminal that becomes the controlling one of the child's new session; borrowed.
+        die_with_caller: only for a cell: it ends when the calling process does, even by SIGKILL.
+    Raises:
+        NotFoundError: `path` cannot be found (it is a FileNotFoundError too).
+        SpawnError: anything else; `stage`, `status`, `errno` and the message say where and why.
+        TypeError: an argument has the wrong type. Raised before anything is consumed.
+    Ownership: what TransferFd, AddNsEntry and AddHandle were given is gone from the caller, on success and on failure.
+    Source: fdio_spawn_etc() in fdio's spawn.h; clone3(2), execveat(2), pidfd_open(2).
+    """
+    if not isinstance(path, str | bytes | os.PathLike):
+        raise TypeError(f"path must be str, bytes or os.PathLike, not {type(path).__name__}")
+    return _start(path, argv, flags, environ, actions, job, controlling_terminal, die_with_caller)
+
+
+def spawn_vmo(
+    executable: Vmo,
+    argv: Sequence[str | bytes],
+    *,
+    flags: SpawnFlags | int = SpawnFlags(0),
+    environ: Environ = None,
+    actions: Iterable[Action] = (),
+    job: Job | None = None,
+    controlling_terminal: Fd | None = None,
+    die_with_caller: bool = False,
+) -> Process:
+    """Start a program that is in memory. As `spawn`, but the executable is a VMO, which is consumed in any case.
+
+    Args:
+        executable: needs Rights.READ and Rights.EXECUTE (see `Vmo.replace_as_executable`).
+    Raises:
+        BadHandleError: the VMO is closed.
+        WrongTypeError: a handle, but not to a VMO.
+        AccessDeniedError: it is not readable or not executable.
+        OutOfRangeError: it is empty.
+        SpawnError, TypeError: as `spawn`. Never NotFoundError.
+    Source: fdio_spawn_vmo() in fdio's spawn.h.
+    """
+    if not isinstance(executable, Handle):
+        raise TypeError(f"executable must be a shoal handle (a Vmo), not {type(executable).__name__}")
+    return _start(executable, argv, flags, environ, actions, job, controlling_terminal, die_with_caller)
+
+
+def explain(
+    path: StrOrBytesPath,
+    argv: Sequence[str | bytes],
+    *,
+    flags: SpawnFlags | int = SpawnFlags(0),
+    environ: Environ = None,
+    actions: Iterable[Action] = (),
+    job: Job | None = None,
+    controlling_terminal: Fd | None = None,
+    die_with_caller: bool = False,
+) -> Plan:
+    """What `spawn` would do with the same arguments, as a value that prints readably. Consumes nothing, starts nothing.
+
+    Raises: as `spawn`.
+    """
+    if not isinstance(path, str | bytes | os.PathLike):
+        raise TypeError(f"path must be str, bytes or os.PathLike, not {type(path).__name__}")
+    arguments = _checked(argv, flags, environ, actions, job)
+    draft = Draft(arguments[1], arguments[3], consume=False)
+    try:
+        return _plan(draft, path, arguments[0], arguments[2], job, controlling_terminal, die_with_caller)
+    finally:
+        draft.close()
+
+
+_Arguments = tuple[tuple[bytes, ...], int, Environ, tuple[Action, ...]]
+
+
+def _checked(argv: Sequence[str | bytes], flags: int, environ: Environ, actions: Iterable[Action], job: object) -> _Arguments:
+    """The arguments, each of the right type. Raises TypeError, before anything is consumed."""
+    if isinstance(argv, str | bytes):
+        raise TypeError('argv must be a sequence of strings, not one string; for example ["prog", "-v"]')
+    args: list[bytes] = []
+    for index, arg in enumerate(argv):
+        if not isinstance(arg, str | bytes):
+            raise TypeError(f"argv[{index}] must be str or bytes, not {type(arg).__name__}")
+        args.append(arg if isinstance(arg, bytes) else os.fsencode(arg))
+    if not isinstance(flags, int):
+        raise TypeError(f"flags must be SpawnFlags, not {type(flags).__name__}")
+    if job is not None and not isinstance(job, Handle):
+        raise TypeError(f"job must be a Job or None, not {type(job).__name__}")
+    if environ is not None:
+        _check_environ_type(environ)
+    return tuple(args), int(flags), environ, check_actions(actions)
+
+
+def _check_environ_type(environ: object) -> None:
+    try:
+        encode_environ(environ)  # type: ignore[arg-type]
+    except SpawnError:
+        pass  # of the right type; refused in its turn
+
+
+def _plan(
+    draft: Draft,
+    program: StrOrBytesPath | Handle,
+    argv: tuple[bytes, ...],
+    environ: Environ,
+    job: Job | None,
+    terminal: Fd | None,
+    die_with_caller: bool,
+) -> Plan:
+    """The steps of spec 2.1 in their order: the first that fails decides what is reported."""
+    executable = draft.load_vmo(program) if isinstance(program, Handle) else draft.load(program)  # type: ignore[arg-type]
+    for index, arg in enumerate(argv):
+        if b"\0" in arg:
+            raise failure(Status.INVALID_ARGS, Stage.ARGUMENTS, f"argv[{index}] holds a zero byte")
+    draft.check_shape(argv)
+    draft.follow_directives(executable, argv)
+    draft.take_job(_checked_job(job))
+    draft.take_actions()
+    draft.take_stdio_and_clock()
+    draft.check_entries_and_ids()
+    draft.find_libraries()
+    terminal_fd = None if terminal is None else terminal if isinstance(terminal, int) else terminal.fileno()
+    if die_with_caller and draft.whole_world:
+        raise failure(Status.NOT_SUPPORTED, Stage.ARGUMENTS, "die_with_caller is for a cell, that is without CLONE_NAMESPACE")
+    return draft.finish(argv, environ, terminal=terminal_fd, dies_with_caller=die_with_caller)
+
+
+def _checked_job(job: object) -> Job | None:
+    if job is not None and not isinstance(job, Job):
+        kind = job.kind if isinstance(job, Handle) else type(job).__name__
+        raise failure(Status.WRONG_TYPE, Stage.JOB, f"job is a {kind} handle, not a job")
+    return job
+
+
+def _start(
+    program: StrOrBytesPath | Handle,
+    argv: Sequence[str | bytes],
+    flags: int,
+    environ: Environ,
+    actions: Iterable[Action],
+    job: Job | None,
+    terminal: Fd | None,
+    die_with_caller: bool,
+) -> Process:
+    args, bits, env, checked = _checked(argv, flags, environ, actions, job)
+    reaper.sweep()
+    draft = Draft(bits, checked, consume=True)
+    try:
+        return execute(_plan(draft, program, args, env, job, terminal, die_with_caller))
+    finally:
+        draft.close()
+        if isinstance(program, Handle):
+            program.close()
+
+
+def execute(plan: Plan) -> Process:
+    """Carry out a plan. Its descriptors are borrowed.
+
+    Raises:
+        SpawnError: nothing was started, or it was killed and reaped.
+    """
+    filter_program = deny_new_process_filter() if plan.job.deny_new_process else None
+    if plan.world == "caller":
+        return _execute_program(plan, None, filter_program)
+    keeper, control = _start_keeper(plan)
+    try:
+        process = _execute_program(plan, keeper, filter_program)
+    except BaseException:
+        keeper.kill()
+        reaper.register(keeper)
+        os.close(control)
+        raise
+    os.write(control, b"d" if plan.dies_with_caller else b"g")
+    if plan.dies_with_caller:
+        keeper.control = control
+    else:
+        os.close(control)
+    return process
+
+
+def _start_keeper(plan: Plan) -> tuple[Keeper, int]:
+    """Start a cell's pid 1. Returns it and the pipe it waits on; closing the pipe makes it end."""
+    try:
+        theirs, ours = os.pipe2(os.O_CLOEXEC)
+    except OSError as error:
+        raise failure_from_errno(error.errno or 0, Stage.SETUP, "cannot make a pipe to the cell") from error
+    try:
+        packed, packer = lower_keeper(plan, control_fd=theirs, init_fd=init_image())
+        pid, pidfd = _launch(packed, packer, (b"shoal-init",), (), "the cell")
+    except BaseException:
+        os.close(ours)
+        raise
+    finally:
+        os.close(theirs)
+    return Keeper(pidfd, pid), ours
+
+
+def _execute_program(plan: Plan, keeper: Keeper | None, filter_program: bytes | None) -> Process:
+    nowhere = NO_FD
+    try:
+        while True:
+            packed, packer = lower_program(
+                plan,
+                keeper_pidfd=None if keeper is None else keeper.fileno(),
+                filter_program=filter_program,
+                name_it=name_it,
+                nowhere_fd=nowhere,
+            )
+            try:
+                pid, pidfd = _launch(packed, packer, plan.argv, plan.environ, plan.program.label)
+                break
+            except _CannotEnterDirectory:
+                nowhere = _removed_directory()
+    finally:
+        if nowhere != NO_FD:
+            os.close(nowhere)
+    return Process._started(pidfd, pid, plan.name, keeper)
+
+
+class _CannotEnterDirectory(Exception):
+    """The wanted working directory cannot be entered, and the child may make no place to stand in instead."""
+
+
+def _launch(packed: bytes, packer: Packer, argv: tuple[bytes, ...], environ: tuple[bytes, ...], label: str) -> tuple[int, int]:
+    pid, pidfd, stage, index, error, _ = _native.launch(packed, *count_strings(argv), *count_strings(environ))
+    if pid > 0:
+        return pid, pidfd
+    if stage == _native.STAGE_OPS and 0 <= index < len(packer.labels):
+        what = packer.labels[index]
+        if what == "entering the working directory" and error in (errno.EPERM, errno.EACCES):
+            raise _CannotEnterDirectory
+        if not error:
+            raise failure(Status.INTERNAL, Stage.SETUP, f"{label}: killed while {what}")
+        if error == errno.ESTALE:
+            raise failure(Status.INTERNAL, Stage.NAMESPACE, f"{label}: {what}: it was exchanged for something else meanwhile", error)
+        raise _setup_error(error, f"{label}: {what}")
+    if stage == _native.STAGE_EXEC:
+        raise _exec_error(error, label)
+    if stage == _native.STAGE_ENTER:
+        raise failure_from_errno(error, Stage.CLONE, f"{label}: cannot enter the namespaces it belongs in")
+    if error in (errno.EPERM, errno.ENOSPC, errno.EINVAL, errno.EUSERS):
+        raise failure_from_errno(error, Stage.CLONE, f"{label}: this machine does not let new namespaces be made; `shoal doctor` tells why")
+    if error in (errno.ENODEV, errno.ENOENT):
+        raise failure(Status.BAD_STATE, Stage.JOB, f"{label}: the job has been killed or removed", error)
+    if error == errno.EACCES:
+        raise failure(Status.ACCESS_DENIED, Stage.JOB, f"{label}: the kernel does not let this user start a process in the job's cgroup", error)
+    raise failure_from_errno(error, Stage.CLONE, f"{label}: cannot make a process")
+
+
+def _setup_error(error: int, detail: str) -> SpawnError:
+    """NOT_FOUND belongs to the path given to spawn alone: any later one is INTERNAL (spec 2.4)."""
+    status_error = failure_from_errno(error, Stage.SETUP, detail)
+    if status_error.status is Status.NOT_FOUND:
+        return failure(Status.INTERNAL, Stage.SETUP, detail, error)
+    return status_error
+
+
+def _exec_error(error: int, label: str) -> SpawnError:
+    if error == errno.E2BIG:
+        return failure(Status.OUT_OF_RANGE, Stage.EXEC, f"{label}: arguments and environment together are larger than the kernel takes", error)
+    if error in (errno.ENOEXEC, errno.ELIBBAD):
+        return failure(Status.INTERNAL, Stage.EXEC, f"{label}: not a program this machine can execute", error)
+    if error == errno.ENOENT:
+        return failure(Status.INTERNAL, Stage.EXEC, f"{label}: its ELF interpreter is missing in the child's world, or the file vanished", error)
+    return failure_from_errno(error, Stage.EXEC, f"{label}: cannot be executed")
+
+
+def _removed_directory() -> int:
+    """A directory that exists no more: standing there, nothing relative can be opened or made."""
+    path = tempfile.mkdtemp(prefix="shoal-")
+    try:
+        return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    finally:
+        os.rmdir(path)

@@ -1,0 +1,145 @@
+"""The SHOAL_STARTUP line: what a child was handed, as one line of text that any language can read.
+
+Called by: spawn.py, which writes the line into the child's environment, and startup.py, which reads it there.
+Touches: nothing. A line that does not follow the format is a ValueError, whatever is in it; a word with a key
+this version does not know is skipped, so that later versions may say more.
+Format: docs/startup-format.md.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from typing import Final, Self
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+VARIABLE: Final = "SHOAL_STARTUP"
+"""The environment variable that carries the line."""
+
+VERSION: Final = "1"
+"""The first word of every line this version writes and reads."""
+
+_SAFE: Final = "/:._-+@"
+# Digits are bounded before int() sees them: a long number costs quadratic time, and Python refuses it with its own error.
+_HANDLE: Final = re.compile(r"0x([0-9a-f]{1,8}):([0-9]{1,10}):([a-z][a-z0-9_-]{0,31}):0x([0-9a-f]{1,8}):([0-9]{1,20}):([0-9]{1,20})")
+_ENTRY: Final = re.compile(r"(/[^\x00]*):([a-z][a-z0-9_-]{0,31}):(rw|ro)", re.DOTALL)
+_MAX_FD: Final = 0x7FFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class StartupHandle:
+    """One handle given to the child, and the descriptor it arrives at.
+
+    Attributes:
+        id: the startup handle id (`PA_HND(type, arg)`).
+        fd: the descriptor number in the child.
+        kind: the word for the handle's type, `Handle.kind`.
+        rights: what the handle may be used for, as the bits of `Rights`.
+        dev, ino: st_dev and st_ino of the descriptor; they tell a stale table from a true one.
+    """
+
+    id: int
+    fd: int
+    kind: str
+    rights: int
+    dev: int
+    ino: int
+
+    def _word(self) -> str:
+        return f"handle={self.id:#x}:{self.fd}:{self.kind}:{self.rights:#x}:{self.dev}:{self.ino}"
+
+
+@dataclass(frozen=True, slots=True)
+class StartupEntry:
+    """One entry of the child's namespace: an absolute path where something was put for it.
+
+    Attributes:
+        prefix: the absolute path in the child.
+        kind: the word for what is there.
+        writable: False when the entry is read-only.
+    """
+
+    prefix: str
+    kind: str
+    writable: bool
+
+    def _word(self) -> str:
+        return f"ns={_quote(self.prefix)}:{self.kind}:{'rw' if self.writable else 'ro'}"
+
+
+@dataclass(frozen=True, slots=True)
+class StartupTable:
+    """All that a child is told about what it was handed.
+
+    Attributes:
+        name: the process name, or None where it is argv[0].
+        handles: in the order they were given; ids may repeat.
+        entries: the namespace of a cell, in the order the entries were made. Empty in the caller's world.
+    """
+
+    name: str | None = None
+    handles: tuple[StartupHandle, ...] = field(default=())
+    entries: tuple[StartupEntry, ...] = field(default=())
+
+    def encode(self) -> str:
+        """The line: printable ASCII without quotes or line breaks.
+
+        Raises:
+            ValueError: a field does not fit the format, so that nobody could read the line back.
+        """
+        words = [VERSION]
+        if self.name is not None:
+            words.append(f"name={_quote(self.name)}")
+        words += [handle._word() for handle in self.handles]
+        words += [entry._word() for entry in self.entries]
+        line = " ".join(words)
+        if StartupTable.decode(line) != self:
+            raise ValueError(f"this startup table cannot be written as a line: {self!r}")
+        return line
+
+    @classmethod
+    def decode(cls, line: str) -> Self:
+        """The table that `line` describes.
+
+        Raises:
+            ValueError: not a line of this format; the message names the offending word.
+        """
+        version, *words = line.split(" ")
+        if version != VERSION:
+            raise ValueError(f"{VARIABLE} has version {version[:20]!r}; this program reads version {VERSION}")
+        name: str | None = None
+        handles: list[StartupHandle] = []
+        entries: list[StartupEntry] = []
+        for word in words:
+            key, _, value = word.partition("=")
+            if key == "name":
+                name = _unquote(value)
+            elif key == "handle":
+                handles.append(_read_handle(value))
+            elif key == "ns":
+                entries.append(_read_entry(value))
+        return cls(name, tuple(handles), tuple(entries))
+
+
+def _read_handle(value: str) -> StartupHandle:
+    match = _HANDLE.fullmatch(value)
+    if not match or int(match[2]) > _MAX_FD:
+        raise ValueError(f"{VARIABLE} has a bad handle: {value[:100]!r}")
+    id, fd, kind, rights, dev, ino = match.groups()
+    return StartupHandle(int(id, 16), int(fd), kind, int(rights, 16), int(dev), int(ino))
+
+
+def _read_entry(value: str) -> StartupEntry:
+    match = _ENTRY.fullmatch(_unquote(value))
+    if not match:
+        raise ValueError(f"{VARIABLE} has a bad namespace entry: {value[:100]!r}")
+    return StartupEntry(match[1], match[2], match[3] == "rw")
+
+
+def _quote(text: str) -> str:
+    return quote_from_bytes(os.fsencode(text), safe=_SAFE)
+
+
+def _unquote(value: str) -> str:
+    return os.fsdecode(unquote_to_bytes(os.fsencode(value)))

@@ -1,0 +1,150 @@
+"""Every example runs as its first lines say, and does what it says."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import shoal
+from shoal import PA_HND, AddHandle, AddNsEntry, Directory, File, HandleType, SetName, SpawnFlags, TransferFd
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+def run(example, *arguments, **options):
+    return subprocess.run(
+        [sys.executable, EXAMPLES / example, *arguments], check=False, cwd=ROOT, capture_output=True, text=True, **options
+    )
+
+
+def test_every_example_has_a_test_here():
+    text = Path(__file__).read_text()
+    programs = [path.name for path in EXAMPLES.rglob("*") if path.suffix in {".py", ".sh"}]
+    assert programs
+    assert [name for name in programs if f'"{name}"' not in text and f'/{name}"' not in text] == []
+
+
+@pytest.mark.timeout(120)
+def test_the_demonstration_runs_and_shows_that_nothing_was_there():
+    result = run("demo.py")
+    assert result.returncode == 0, result.stderr
+    rows = dict(re.findall(r"^   (\w[\w ()/]*?)  +\d+ +(\d+)$", result.stdout, re.MULTILINE))
+    assert rows["variables in the environment"] == "0"
+    assert rows["processes it can see"] == "0"
+    assert rows["network interfaces"] == "0"
+    assert rows["descriptors (0 to 9)"] == "3"
+    assert "it is closed here" in result.stdout
+    assert re.search(r"shoal, an empty world +\d+\.\d\d ms", result.stdout)
+
+
+def test_descriptors_go_where_they_are_sent():
+    result = run("fd_plumbing.py")
+    assert result.returncode == 0, result.stderr
+    lines = dict(line.split(":", 1) for line in result.stdout.splitlines())
+    assert {name: text.split()[0] for name, text in lines.items()} == {
+        "as they are": "ABC",
+        "a swap": "BA",
+        "a cycle": "CAB",
+        "one, twice": "AA",
+        "not granted": "A-",
+        "moved away": "B",
+    }
+    assert lines["moved away"].endswith("here it is closed")
+
+
+@pytest.mark.skipif(not shutil.which(os.environ.get("CC", "cc")), reason="no C compiler")
+def test_a_c_program_reads_the_table_and_uses_its_handle():
+    result = run("startup_c/launch.py")
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"^handle 0xf0: a socket at descriptor \d+, rights 0x[0-9a-f]+$", result.stdout, re.MULTILINE)
+    assert "name=writer%20of%20one%20line" in result.stdout
+    assert "ns=/out:directory:rw" in result.stdout
+    assert re.search(r"^it says: hello from process \d+$", result.stdout, re.MULTILINE)
+
+
+def test_a_shell_script_reads_the_table():
+    script = "examples/startup_shell.sh"
+    read, write = os.pipe()
+    child = shoal.spawn(
+        ROOT / script,
+        [os.fspath(ROOT / script)],
+        flags=SpawnFlags.CLONE_NAMESPACE | SpawnFlags.CLONE_ENVIRON | SpawnFlags.DEFAULT_LDSVC,
+        actions=[
+            TransferFd(write, 1),
+            SetName("my shell"),
+            AddHandle(PA_HND(HandleType.USER0), File.from_fd(os.open(ROOT / "README.md", os.O_RDONLY))),
+        ],
+    )
+    with open(read) as output:
+        assert output.read().splitlines() == [
+            "my name is my%20shell (percent-encoded)",
+            "handle 0xf0 is a file at descriptor 3",
+            "its first line: # shoal",
+        ]
+    assert child.wait() == 0
+
+
+def test_a_shell_script_reads_the_entries_of_its_world():
+    read, write = os.pipe()
+    child = shoal.spawn(
+        "/bin/sh",
+        ["sh", "/examples/startup_shell.sh"],
+        flags=SpawnFlags.DEFAULT_LDSVC,
+        actions=[TransferFd(write, 1), AddNsEntry("/examples", Directory.open(EXAMPLES)), AddNsEntry("/tmp", Directory.tmpfs("1M"))],
+    )
+    with open(read) as output:
+        assert output.read().splitlines() == ["I may read below /examples", "I may write below /tmp"]
+    assert child.wait() == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/lib/systemd/systemd-socket-proxyd"), reason="systemd-socket-proxyd is not installed")
+@pytest.mark.timeout(60)
+def test_a_program_written_for_socket_activation_works_unchanged():
+    result = run("socket_activation.py")
+    assert result.returncode == 0, result.stderr
+    assert "answer: THROUGH A PROGRAM WITHOUT A NETWORK" in result.stdout
+
+
+def untrusted(tmp_path, source, *arguments, **options):
+    script = tmp_path / "script.py"
+    script.write_text(source)
+    return run("run_untrusted_script.py", script, *arguments, **options)
+
+
+def test_an_untrusted_script_gets_its_input_and_gives_its_output(tmp_path):
+    result = untrusted(tmp_path, "import sys; print(sys.stdin.read().upper(), sys.argv[1:]); sys.exit(3)", "one", "two", input="text")
+    assert (result.stdout, result.stderr, result.returncode) == ("TEXT ['one', 'two']\n", "", 3)
+
+
+def test_an_untrusted_script_finds_no_file_of_the_host_and_no_network(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        source = f"""
+import os, socket
+print(os.path.exists({str(secret)!r}), os.path.exists("/etc/passwd"), sorted(os.listdir("/script")), "HOME" in os.environ)
+try:
+    socket.create_connection(("127.0.0.1", {server.getsockname()[1]}), timeout=5)
+except OSError as error:
+    print("refused")
+open("/tmp/own", "w").write("fine")
+try:
+    open(__file__, "a")
+except OSError as error:
+    print("read-only")
+"""
+        result = untrusted(tmp_path, source)
+    assert result.stdout.splitlines() == ["False False ['script.py'] False", "refused", "read-only"], result.stderr
+
+
+def test_an_untrusted_script_that_hangs_is_stopped_with_all_it_started(tmp_path):
+    source = "import os\npid = os.fork()\nwhile True: pass\n"
+    result = untrusted(tmp_path, source, env=os.environ | {"TIME_LIMIT_S": "0.5"})
+    assert result.returncode == 124
+    assert "stopped after 0.5 s" in result.stderr

@@ -1,0 +1,50 @@
+"""docs/reference.md says what the docstrings say, and leaves no public name out."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import shoal
+
+ROOT = Path(__file__).resolve().parents[2]
+GENERATOR = ROOT / "docs" / "generate_reference.py"
+
+
+def generator():
+    spec = importlib.util.spec_from_file_location("generate_reference", GENERATOR)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_is_up_to_date():
+    run = subprocess.run([sys.executable, GENERATOR, "--check"], check=False, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_every_public_name_is_in_the_reference():
+    text = generator().reference()
+    public = [name for name, value in vars(shoal).items() if not name.startswith("_") and not isinstance(value, ModuleType)]
+    assert "spawn" in public
+    assert [name for name in public if f"\n### {name}\n" not in text] == []
+    assert "\n### take_handle\n" in text
+
+
+def test_a_long_signature_is_one_parameter_a_line():
+    module = generator()
+    node = module.ast.parse("def f(a: int, /, b, c='x' * 90, *, d: int | None = None, **rest) -> None: ...").body[0]
+    assert module.signature(node).splitlines() == [
+        "f(",
+        "    a: int,",
+        "    /,",
+        "    b,",
+        "    c = 'x' * 90,",
+        "    *,",
+        "    d: int | None = None,",
+        "    **rest,",
+        ") -> None",
+    ]

@@ -1,0 +1,100 @@
+"""Every Python snippet in the documentation runs, in order, and prints what the page says it prints.
+
+A page's snippets share one program, like a reader's own session. A ```text block right after a snippet is its exact
+output, children included; `...` in it stands for anything. `$ command` lines in ```console blocks run in a shell and are
+compared in the same way. `<!-- not run: reason -->` before a block excepts it.
+"""
+
+import doctest
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^(?P<except><!-- not run: [^\n]+ -->\n)?```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+END = "\n==== end of snippet ====\n"
+
+
+@dataclass(frozen=True)
+class Snippet:
+    line: int
+    code: str
+    expected: str | None
+
+
+def snippets(page: Path, kind: str) -> list[Snippet]:
+    text = page.read_text()
+    blocks = list(BLOCK.finditer(text))
+    found = []
+    for block, after in zip(blocks, [*blocks[1:], None], strict=False):
+        if block["kind"] != kind or block["except"]:
+            continue
+        is_output = after is not None and after["kind"] == "text" and not text[block.end() : after.start()].strip()
+        found.append(Snippet(text.count("\n", 0, block.start("text")), block["text"], after["text"] if after and is_output else None))
+    return found
+
+
+def same(expected: str, got: str) -> bool:
+    return doctest.OutputChecker().check_output(expected, got, doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+
+
+def environment() -> dict[str, str]:
+    """What a reader has after `. .venv/bin/activate`."""
+    return os.environ | {"PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])}
+
+
+@pytest.fixture
+def desk(tmp_path):
+    """A directory with a README to work on, so that snippets may write files."""
+    shutil.copy(ROOT / "README.md", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if snippets(page, "python")], ids=lambda page: page.name)
+@pytest.mark.timeout(120)
+def test_the_python_snippets_of_a_page_print_what_it_says(page, desk):
+    found = snippets(page, "python")
+    program = ["import os as _os, sys as _sys"]
+    for snippet in found:
+        code = "\n" * snippet.line + snippet.code
+        program.append(f"exec(compile({code!r}, {str(page)!r}, 'exec'))")
+        program.append(f"_sys.stdout.flush(); _os.write(1, {END!r}.encode())")
+    (desk / ".page.py").write_text("\n".join(program))
+    run = subprocess.run(
+        [sys.executable, desk / ".page.py"],
+        check=False,
+        cwd=desk,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert run.returncode == 0, run.stderr
+    for snippet, output in zip(found, run.stdout.split(END), strict=False):
+        if snippet.expected is not None:
+            assert same(snippet.expected, output), f"{page.name}:{snippet.line} printed {output!r}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "\n$ " in page.read_text()], ids=lambda page: page.name)
+@pytest.mark.timeout(120)
+def test_the_commands_of_a_page_print_what_it_says(page, desk):
+    for snippet in snippets(page, "console"):
+        commands = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", snippet.code, re.MULTILINE)
+        for command, expected in commands:
+            run = subprocess.run(
+                ["bash", "-c", command], check=False, cwd=desk, env=environment(), capture_output=True, text=True, stdin=subprocess.DEVNULL
+            )
+            assert same(expected, run.stdout), f"{page.name}:{snippet.line} {command} printed {run.stdout!r} {run.stderr!r}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_links_of_a_page_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -1,0 +1,176 @@
+"""Spawning where something runs out, and while other threads are at work: a clear error, and nothing left over. Source: spec 7, 9.2."""
+
+import errno
+import os
+import threading
+
+import pytest
+from rig.features import needs
+from rig.launchers import every_launcher
+
+from shoal import CloneFd, InvalidArgsError, Job, SpawnFlags, Status, TransferFd, UnavailableError
+from shoal.status import BadStateError
+
+
+@pytest.mark.parametrize("world_of_child", ["direct", "cell"])
+def test_running_out_of_descriptors_anywhere_in_a_spawn_is_a_clear_error_and_leaks_nothing(run_python, world_of_child):
+    script = """
+import resource, shoal
+flags = shoal.SpawnFlags.CLONE_NAMESPACE if args[0] == "direct" else shoal.SpawnFlags(0)
+shoal.spawn(workload, ["workload"], flags=flags).wait(timeout=30)  # whatever is opened once and kept
+import gc; gc.collect()
+resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))
+held, seen = [], []
+try:
+    while True:
+        held.append(os.dup(0))
+except OSError:
+    pass
+for free in range(40):
+    try:
+        with shoal.spawn(workload, ["workload"], flags=flags) as process:
+            process.wait(timeout=30)
+        seen.append("OK")
+    except shoal.SpawnError as error:
+        seen.append([error.status.name, error.errno])
+    from shoal.handles import reaper
+    while reaper.pending():
+        reaper.sweep()
+    probes = []
+    try:
+        while True:
+            probes.append(os.dup(0))
+    except OSError:
+        pass
+    for fd in probes:
+        os.close(fd)
+    assert len(probes) == free, (len(probes), free, seen)
+    os.close(held.pop())
+answer(seen)
+"""
+    seen = run_python(script, world_of_child)
+    failures = seen[: seen.index("OK")]
+    assert seen[len(failures) :] == ["OK"] * (40 - len(failures))  # from some number on it works
+    assert failures
+    assert all(status in ("NO_RESOURCES", "BAD_STATE") and number == errno.EMFILE for status, number in failures)
+
+
+@needs("unshare and setpriv (Debian package util-linux)")
+@needs("user namespaces for ordinary users")
+@pytest.mark.parametrize("kind", ["mnt", "pid", "net", "uts", "ipc", "cgroup"])
+def test_a_machine_that_allows_no_more_namespaces_is_out_of_resources(run_python, kind):
+    script = """
+import shoal
+from shoal.handles import reaper
+pipe = os.pipe()
+try:
+    shoal.spawn(workload, ["workload"], actions=[shoal.TransferFd(pipe[0], 5)])
+except shoal.SpawnError as error:
+    try:
+        os.fstat(pipe[0])
+    except OSError:
+        answer([error.status.name, error.errno, str(error)])
+try:
+    os.waitpid(-1, os.WNOHANG)
+    raise SystemExit("a child was left over")
+except ChildProcessError:
+    pass
+"""
+    forbid = ("unshare", "--user", "--map-root-user", "sh", "-c", f'echo 0 > /proc/sys/user/max_{kind}_namespaces && exec "$@"', "sh")
+    status, number, text = run_python(script, prefix=forbid)
+    assert (status, number) == ("NO_RESOURCES", errno.ENOSPC)
+    assert "namespace" in text
+
+
+@pytest.mark.parametrize("world_of_child", ["direct", "cell"])
+def test_a_process_limit_that_is_reached_is_out_of_resources(run_python, world_of_child):
+    if os.geteuid() == 0:
+        pytest.skip("needs an ordinary user: the limit does not bind root")
+    script = """
+import resource, shoal
+resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+flags = shoal.SpawnFlags.CLONE_NAMESPACE if args[0] == "direct" else shoal.SpawnFlags(0)
+try:
+    shoal.spawn(workload, ["workload"], flags=flags)
+except shoal.SpawnError as error:
+    answer([error.status.name, error.errno])
+"""
+    assert run_python(script, world_of_child) == ["NO_RESOURCES", errno.EAGAIN]
+
+
+@every_launcher
+def test_a_job_that_is_killed_meanwhile_takes_what_was_started_and_refuses_the_rest(launch, workload, world):
+    with Job.default().create_child() as job:
+        started, failed, go = [], [], threading.Event()
+
+        def spawn_on():
+            while True:
+                try:
+                    started.append(launch(workload, ["workload", "pause"], job=job))
+                except BadStateError as error:
+                    failed.append(error)
+                    return
+                if len(started) >= 5:
+                    go.set()
+
+        threads = [threading.Thread(target=spawn_on) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        go.wait(timeout=30)
+        job.kill()
+        for thread in threads:
+            thread.join()
+        assert [error.status for error in failed] == [Status.BAD_STATE] * 2
+        job.wait_empty(timeout=30)
+        assert all(process.wait(timeout=30) == -9 for process in started)
+        for process in started:
+            process.close()
+    world.assert_unchanged()
+
+
+@every_launcher
+def test_50_threads_can_spawn_while_one_closes_descriptors(launch, workload, world):
+    trouble, done = [], threading.Event()
+    shared = [os.pipe() for _ in range(8)]
+
+    def churn():
+        at = 0
+        while not done.is_set():
+            slot = at = (at + 1) % len(shared)
+            for fd in shared[slot]:
+                os.close(fd)
+            shared[slot] = os.pipe()
+
+    def spawn_some():
+        for at in range(4):
+            own_read, own_write = os.pipe()
+            try:
+                actions = [CloneFd(shared[at][0], 7), CloneFd(own_read, 8), TransferFd(own_write, 9)]
+                with launch.start(workload, ["workload", "exit", "3"], actions=actions, flags=SpawnFlags(0)) as process:
+                    if process.wait(timeout=60) != 3:
+                        trouble.append("wrong exit status")
+            except InvalidArgsError as error:  # the shared descriptor was closed at that moment
+                if "action 0" not in str(error):
+                    trouble.append(error)
+            except UnavailableError as error:  # its number was another thread's a moment ago, who is still cloning it
+                if "action 2" not in str(error):
+                    trouble.append(error)
+            except BaseException as error:
+                trouble.append(error)
+            finally:
+                os.close(own_read)
+
+    closer = threading.Thread(target=churn)
+    closer.start()
+    spawners = [threading.Thread(target=spawn_some) for _ in range(50)]
+    for thread in spawners:
+        thread.start()
+    for thread in spawners:
+        thread.join()
+    done.set()
+    closer.join()
+    for ends in shared:
+        for fd in ends:
+            os.close(fd)
+    assert trouble == []
+    world.assert_unchanged()
