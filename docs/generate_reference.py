@@ -91,7 +91,7 @@ def signature(node: ast.FunctionDef, owner: str = "") -> str:
     prefix = f"{owner}.{node.name}" if owner else node.name
     returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
     line = f"{prefix}({ast.unparse(arguments)}){returns}"
-    if len(line) <= 110:
+    if len(line) <= 100:
         return line
     parts = parameters(arguments)
     return f"{prefix}(\n" + "".join(f"    {part},\n" for part in parts) + f"){returns}"

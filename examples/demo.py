@@ -20,6 +20,7 @@ from shoal import AddNsEntry, CloneFd, Directory, SpawnFlags, TransferFd
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 EMPTY_WORLD = SpawnFlags.DEFAULT_LDSVC
+SAME_WORLD = SpawnFlags.DEFAULT_LDSVC | SpawnFlags.CLONE_NAMESPACE | SpawnFlags.CLONE_STDIO | SpawnFlags.CLONE_ENVIRON
 
 # Built-in commands only, so that the probe itself needs no file. /proc and /sys are looked at where they are.
 PROBE = r"""
@@ -60,17 +61,16 @@ def one_descriptor() -> None:
     lines = captured(found("sort"), ["sort", "-u"], EMPTY_WORLD, TransferFd(text, 0)).splitlines()
     print(
         f"   {len(lines)} different lines came back; descriptor {text} was handed over: it is",
-        "open" if is_open(text) else "closed",
-        "here",
+        "still open here" if is_still(text, README.stat()) else "closed here",
     )
 
 
-def is_open(fd: int) -> bool:
+def is_still(fd: int, file: os.stat_result) -> bool:
+    """Whether `fd` is this file: a number that was given up may be somebody else's by now."""
     try:
-        os.fstat(fd)
+        return os.path.samestat(os.fstat(fd), file)
     except OSError:
         return False
-    return True
 
 
 def side_by_side() -> None:
@@ -131,7 +131,7 @@ def the_price() -> None:
     ways: dict[str, Callable[[], object]] = {
         "subprocess.run": lambda: subprocess.run([true], check=True),
         "os.posix_spawn": posix_spawn,
-        "shoal, the caller's world": lambda: start(SpawnFlags.CLONE_ALL),
+        "shoal, the caller's world": lambda: start(SAME_WORLD),
         "shoal, an empty world": lambda: start(EMPTY_WORLD),
     }
     if bwrap := shutil.which("bwrap"):

@@ -33,12 +33,12 @@ def child_reads(numbers: list[int], *actions: shoal.Action) -> str:
         return output.read()
 
 
-def is_open(fd: int) -> bool:
+def is_still(fd: int, file: os.stat_result) -> bool:
+    """Whether `fd` is this file: a number that was given up may be somebody else's by now."""
     try:
-        os.fstat(fd)
+        return os.path.samestat(os.fstat(fd), file)
     except OSError:
         return False
-    return True
 
 
 def main() -> None:
@@ -48,7 +48,8 @@ def main() -> None:
     print("a cycle:       ", child_reads([a, b, c], CloneFd(a, b), CloneFd(b, c), CloneFd(c, a)))
     print("one, twice:    ", child_reads([10, 1000], CloneFd(a, 10), CloneFd(a, 1000)))
     print("not granted:   ", child_reads([a, b], CloneFd(a, a)))
-    print("moved away:    ", child_reads([a], TransferFd(b, a)), "and here it is", "open" if is_open(b) else "closed")
+    moved = os.fstat(b)
+    print("moved away:    ", child_reads([a], TransferFd(b, a)), "and here it is", "open" if is_still(b, moved) else "closed")
     for fd in (a, c):
         os.close(fd)
 

@@ -14,12 +14,12 @@ import sysconfig
 from pathlib import Path
 
 import shoal
-from shoal import AddNsEntry, Directory, SpawnFlags
+from shoal import AddNsEntry, Directory, Job, Process, SpawnFlags
 
 TIME_LIMIT_S = float(os.environ.get("TIME_LIMIT_S", "10"))
 
 
-def start(script: Path, arguments: list[str]) -> shoal.Process:
+def start(script: Path, arguments: list[str], job: Job) -> Process:
     python = os.path.realpath(sys.executable)
     library = sysconfig.get_path("stdlib")
     inside = f"/script/{script.name}"
@@ -35,6 +35,8 @@ def start(script: Path, arguments: list[str]) -> shoal.Process:
             AddNsEntry("/tmp", Directory.tmpfs("16M", mode=0o1777)),
             AddNsEntry("/dev", Directory.devices()),
         ],
+        job=job,
+        die_with_caller=True,
     )
 
 
@@ -42,14 +44,15 @@ def main(arguments: list[str]) -> int:
     if not arguments:
         print(__doc__, file=sys.stderr)
         return 2
-    with start(Path(arguments[0]).resolve(), arguments[1:]) as child:
+    with Job.default().create_child() as job, start(Path(arguments[0]).resolve(), arguments[1:], job) as child:
         try:
             status = child.wait(timeout=TIME_LIMIT_S)
         except TimeoutError:
-            child.kill()
-            child.wait()
             print(f"stopped after {TIME_LIMIT_S:g} s", file=sys.stderr)
-            return 124
+            status = 124
+        finally:
+            job.kill()  # whatever the script left running
+            job.wait_empty()
     return status if status >= 0 else 128 - status
 
 

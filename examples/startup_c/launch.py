@@ -22,7 +22,7 @@ def main() -> int:
         program = Path(directory, "startup")
         subprocess.run([os.environ.get("CC", "cc"), "-static", "-O1", "-o", program, SOURCE], check=True)
         ours, theirs = socket.socketpair()
-        actions = [
+        actions: list[shoal.Action] = [
             SetName("writer of one line"),
             AddHandle(PA_HND(HandleType.USER0), Socket.from_fd(theirs.detach())),
             AddNsEntry("/out", Directory.tmpfs("1M")),

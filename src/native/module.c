@@ -30,8 +30,11 @@ static PyObject *outcome_tuple(const struct plan *plan, const struct outcome *ou
 {
     PyObject *slots = Py_None;
     if (plan->head->flags & PLAN_COLLECT && out->report.stage == STAGE_EXEC) {
-        slots = PyTuple_New(SLOTS);
-        for (int i = 0; slots && i < SLOTS; i++) {
+        int count = SLOTS; /* up to the last one filled */
+        while (count > 0 && plan->slots[count - 1] < 0)
+            count--;
+        slots = PyTuple_New(count);
+        for (int i = 0; slots && i < count; i++) {
             PyObject *fd = PyLong_FromLong(plan->slots[i]);
             if (!fd || PyTuple_SetItem(slots, i, fd) < 0)
                 Py_CLEAR(slots);

@@ -13,7 +13,7 @@
 
 #define PLAN_MAGIC 0x31736c70u /* "pls1": the layout below */
 #define PLAN_OPS_MAX 4096
-#define SLOTS 64
+#define SLOTS 1024
 #define SLOT(i) (-1000 - (i))
 #define IS_SLOT(fd) ((fd) <= SLOT(0) && (fd) > SLOT(SLOTS))
 #define NO_FD (-1)

@@ -39,36 +39,39 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_NO_MAGICLINKS = 0x02
 COMM_BYTES = 15
 HOSTNAME = "shoal"
-CONTROL_FD = 3
+LINKS = "descriptors-of-this-process"  # longer than any name a program can have
+ENTERING = "entering the working directory"
 
 _DEVICE_LINKS = (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2"))
+
+Trees = dict[int, int]
+"""Mounts cloned ahead: from the descriptor that held them to the slot they are in."""
 
 NameIt = Callable[[str, bytes], tuple[int, str]]
 """Given a wanted comm and a target path: a directory descriptor and a relative path whose last component is that name."""
 
 
-def lower_keeper(plan: Plan, *, control_fd: int, init_fd: int) -> tuple[bytes, Packer]:
-    """The launch of a cell's pid 1 in its new namespaces."""
+def lower_keeper(plan: Plan) -> tuple[Packer, int, dict[str, int]]:
+    """What a cell's pid 1 needs: ops for its namespaces, the namespaces to make, and where to begin."""
     packer = Packer()
     packer.unshare_fds()
-    packer.highest_fd = max(packer.highest_fd, control_fd, init_fd)
     clone_flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS
-    if not plan.privileged:
+    where = _placement(plan)
+    if plan.userns_fd is not None:
+        # A network made without root belongs to a user namespace; only who lives there may enter it.
+        where["enter_fd"], where["enter_flags"] = plan.userns_fd, CLONE_NEWUSER
+    elif not plan.privileged:
         clone_flags |= CLONE_NEWUSER
         map_ids(packer)
     if plan.network == "loopback":
         clone_flags |= CLONE_NEWNET
         packer.op("LOOPBACK_UP", "bringing the loopback device up")
+    elif plan.netns_fd is not None:
+        packer.op("SETNS", "entering the network handed over", fd=plan.netns_fd, a=CLONE_NEWNET)
     # Not with the clone: the root of the new cgroup namespace is the cgroup one is in, and the clone itself moves us there.
     packer.op("UNSHARE", "making a cgroup namespace", a=CLONE_NEWCGROUP)
     packer.op("HOSTNAME", "setting the host name", text=HOSTNAME)
-    packer.op("SETSID", "making a session")
-    null = packer.made("OPEN", "opening /dev/null", fd=CWD_FD, text="/dev/null", a=os.O_RDWR)
-    packer.op("NO_NEW_PRIVS", "setting no_new_privs")
-    packer.op("DROP_CAPS", "dropping capabilities")
-    packer.fd_map([(control_fd, CONTROL_FD)], null)
-    packer.op("SIGNALS", "resetting signals")
-    return packer.pack(clone_flags=clone_flags, exec_fd=init_fd, **_placement(plan)), packer
+    return packer, clone_flags, where
 
 
 def lower_program(plan: Plan, *, keeper_pidfd: int | None, filter_program: bytes | None, name_it: NameIt, nowhere_fd: int) -> tuple[bytes, Packer]:
@@ -97,20 +100,26 @@ def lower_program(plan: Plan, *, keeper_pidfd: int | None, filter_program: bytes
             "enter_fd": keeper_pidfd,
             "enter_flags": CLONE_NEWPID | (0 if plan.privileged else CLONE_NEWUSER),
         }
-        flags = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP | (CLONE_NEWNET if plan.network == "loopback" else 0)
-        if plan.network == "handed over":
-            packer.op("SETNS", "entering the network handed over", fd=plan.netns_fd or 0, a=CLONE_NEWNET)
+    elif plan.netns_fd is not None:
+        packer.op("SETNS", "entering the network handed over", fd=plan.netns_fd, a=CLONE_NEWNET)
+    # What is held by descriptor has to be cloned here: a mount can only be cloned by who lives in its mount namespace.
+    trees = {
+        source.fd: packer.made("OPEN_TREE", f"cloning {source}", fd=source.fd, text="", a=OPEN_TREE_CLONE | AT_RECURSIVE)
+        for source in _held(plan)
+    }
+    if keeper_pidfd is not None:
+        flags = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP | (0 if plan.network == "host" else CLONE_NEWNET)
         packer.op("SETNS", "entering the cell", fd=keeper_pidfd, a=flags)
     memory_fd = _memory_target(plan) if plan.program.fd is not None else None
-    detached = [_detached(packer, item.source) if isinstance(item.source, Bind) else item.source for item in plan.descriptors]
+    detached = [_detached(packer, item.source, trees) if isinstance(item.source, Bind) else item.source for item in plan.descriptors]
     if in_cell:
-        exec_fd, exec_path = _make_world(packer, plan, memory_fd)
+        exec_fd, exec_path = _make_world(packer, plan, memory_fd, trees)
     else:
         if plan.mounts:
-            _mount_on_top(packer, plan, clone_flags)
+            _mount_on_top(packer, plan, clone_flags, trees)
         exec_fd, exec_path = _executable_in_callers_world(plan, memory_fd, name_it)
         packer.highest_fd = max(packer.highest_fd, exec_fd)
-    packer.op("CHDIR", "entering the working directory", fd=nowhere_fd, text=plan.cwd)
+    packer.op("CHDIR", ENTERING, fd=nowhere_fd, text=plan.cwd)
     packer.op("UMASK", "setting the file mode mask", a=0o022)
     if plan.session:
         packer.op("SETSID", "making a session")
@@ -162,20 +171,33 @@ def _executable_in_callers_world(plan: Plan, memory_fd: int | None, name_it: Nam
     return name_it(wanted, path)
 
 
-def _detached(packer: Packer, source: Bind) -> int:
+def _held(plan: Plan) -> list[Bind]:
+    sources = [mount.source for mount in plan.mounts] + [item.source for item in plan.descriptors]
+    return [source for source in sources if isinstance(source, Bind) and source.fd >= 0]
+
+
+def _clone(packer: Packer, source: Bind, trees: Trees, label: str) -> int:
+    """A mount of its own of a directory or file, attached nowhere yet, with attributes of its own."""
+    tree = trees.get(source.fd)
+    if tree is None:
+        seen = packer.made("OPEN", label, fd=CWD_FD, text=source.path, a=os.O_PATH, b=RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
+        packer.op("EXPECT", label, fd=seen, a=source.dev, b=source.ino)
+        tree = packer.made("OPEN_TREE", label, fd=seen, text="", a=OPEN_TREE_CLONE | AT_RECURSIVE)
+    packer.op("MOUNT_SETATTR", label, fd=tree, a=_attributes(source), b=AT_RECURSIVE)
+    return tree
+
+
+def _detached(packer: Packer, source: Bind, trees: Trees) -> int:
     """A directory as a mount of its own, attached nowhere: nothing above it can be reached from it."""
-    seen = packer.made("OPEN", f"opening {source.path}", fd=CWD_FD, text=source.path, a=os.O_PATH, b=RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
-    packer.op("EXPECT", f"checking that {source.path} is still the same", fd=seen, a=source.dev, b=source.ino)
-    tree = packer.made("OPEN_TREE", f"cloning {source.path}", fd=seen, text="", a=OPEN_TREE_CLONE | AT_RECURSIVE)
-    packer.op("MOUNT_SETATTR", f"protecting {source.path}", fd=tree, a=_attributes(source), b=AT_RECURSIVE)
-    return packer.made("OPEN", f"opening {source.path}", fd=tree, text=".", a=os.O_RDONLY | os.O_DIRECTORY)
+    label = f"opening {source.path}"
+    return packer.made("OPEN", label, fd=_clone(packer, source, trees, label), text=".", a=os.O_RDONLY | os.O_DIRECTORY)
 
 
 def _attributes(source: Bind) -> int:
     return (0 if source.writable else MOUNT_ATTR_RDONLY) | MOUNT_ATTR_NOSUID | (0 if source.devices else MOUNT_ATTR_NODEV)
 
 
-def _make_world(packer: Packer, plan: Plan, memory_fd: int | None) -> tuple[int, str]:
+def _make_world(packer: Packer, plan: Plan, memory_fd: int | None, trees: Trees) -> tuple[int, str]:
     packer.op("PRIVATE_MOUNTS", "making mounts private")
     base = packer.made(
         "FSMOUNT", "making the root file system", text="tmpfs", text2="size=64m,mode=755", a=MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
@@ -190,35 +212,32 @@ def _make_world(packer: Packer, plan: Plan, memory_fd: int | None) -> tuple[int,
         # A file in memory has no mount to clone, but the kernel's own link to it can be executed, under any name.
         links = packer.made("OPEN", "opening /proc/self/fd", fd=CWD_FD, text="/proc/self/fd", a=os.O_PATH | os.O_DIRECTORY)
         tree = packer.made("OPEN_TREE", "cloning /proc/self/fd", fd=links, text="", a=OPEN_TREE_CLONE | AT_RECURSIVE)
-        packer.op("MKDIRS", "making the program's directory", fd=base, text="fd", a=0o700)
-        packer.op("MOVE_MOUNT", "mounting /proc/self/fd", fd=tree, fd2=base, text="fd")
-        packer.op("SYMLINK", "naming the program", fd=base, text=exec_path, text2=f"../fd/{memory_fd}")
+        packer.op("MKDIRS", "making the program's directory", fd=base, text=f"exe/{LINKS}", a=0o755)
+        packer.op("MOVE_MOUNT", "mounting /proc/self/fd", fd=tree, fd2=base, text=f"exe/{LINKS}")
+        # Not through `..`: from a directory below the mount point of the root that leads into the root.
+        packer.op("SYMLINK", "naming the program", fd=base, text=exec_path, text2=f"{LINKS}/{memory_fd}")
     else:
         packer.op("TOUCH", "making the program's place", fd=base, text=exec_path, a=0o444)
         path = os.path.realpath(program.path or b"")
         attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
         packer.op("BIND", f"mounting {program.label}", text=path, a=program.dev, b=program.ino, flags=attributes, fd2=base, text2=exec_path)
-    root = _root(packer, plan, base)
+    root = _root(packer, plan, base, trees)
     made: set[str] = set()
     for mount in plan.mounts:
         if mount.where != "/":
-            _mount(packer, mount, root, made)
+            _mount(packer, mount, root, made, trees)
     if not any(mount.where == "/" for mount in plan.mounts):
         packer.op("MOUNT_SETATTR", "making the root directory read-only", fd=root, a=MOUNT_ATTR_RDONLY)
     packer.op("PIVOT", "changing the root", fd=base, fd2=root)
     return base, exec_path
 
 
-def _root(packer: Packer, plan: Plan, base: int) -> int:
+def _root(packer: Packer, plan: Plan, base: int, trees: Trees) -> int:
     """The mount that becomes "/": an empty directory, or the entry for "/" itself."""
     for mount in plan.mounts:
         if mount.where == "/":
             if isinstance(mount.source, Bind):
-                source = mount.source
-                seen = packer.made("OPEN", _label(mount), fd=CWD_FD, text=source.path, a=os.O_PATH, b=RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
-                packer.op("EXPECT", _label(mount), fd=seen, a=source.dev, b=source.ino)
-                tree = packer.made("OPEN_TREE", _label(mount), fd=seen, text="", a=OPEN_TREE_CLONE | AT_RECURSIVE)
-                packer.op("MOUNT_SETATTR", _label(mount), fd=tree, a=_attributes(source), b=AT_RECURSIVE)
+                tree = _clone(packer, mount.source, trees, _label(mount))
             elif isinstance(mount.source, Tree):
                 tree = mount.source.fd
             else:
@@ -230,14 +249,14 @@ def _root(packer: Packer, plan: Plan, base: int) -> int:
     return root
 
 
-def _mount_on_top(packer: Packer, plan: Plan, clone_flags: int) -> None:
+def _mount_on_top(packer: Packer, plan: Plan, clone_flags: int, trees: Trees) -> None:
     if not clone_flags & CLONE_NEWNS:
         packer.op("UNSHARE", "making a mount namespace", a=CLONE_NEWNS)
     packer.op("PRIVATE_MOUNTS", "making mounts private")
     root = packer.made("OPEN", "opening the root directory", fd=CWD_FD, text="/", a=os.O_PATH | os.O_DIRECTORY)
     for mount in plan.mounts:
         where = os.path.realpath(mount.where)
-        _mount(packer, Mount(where, mount.source, mount.origin, make_place=False), root, set())
+        _mount(packer, Mount(where, mount.source, mount.origin, make_place=False), root, set(), trees)
 
 
 def _label(mount: Mount) -> str:
@@ -250,7 +269,7 @@ def _make_directories(packer: Packer, path: str, root: int, made: set[str], labe
         made.add(path)
 
 
-def _mount(packer: Packer, mount: Mount, root: int, made: set[str]) -> None:
+def _mount(packer: Packer, mount: Mount, root: int, made: set[str], trees: Trees) -> None:
     where = mount.where.strip("/")
     label = _label(mount)
     source = mount.source
@@ -259,7 +278,9 @@ def _mount(packer: Packer, mount: Mount, root: int, made: set[str]) -> None:
         _make_directories(packer, os.path.dirname(where) if is_file else where, root, made, label)
         if is_file and not isinstance(source, Contents):
             packer.op("TOUCH", label, fd=root, text=where, a=0o444)
-    if isinstance(source, Bind):
+    if isinstance(source, Bind) and source.fd in trees:
+        packer.op("MOVE_MOUNT", label, fd=_clone(packer, source, trees, label), fd2=root, text=where)
+    elif isinstance(source, Bind):
         packer.op("BIND", label, text=source.path, a=source.dev, b=source.ino, flags=_attributes(source), fd2=root, text2=where)
     elif isinstance(source, Contents):
         packer.op("COPY", label, fd=source.fd, fd2=root, text=where, a=source.mode)

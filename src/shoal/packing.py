@@ -10,12 +10,14 @@ from array import array
 from collections.abc import Iterable
 
 from shoal import _native
+from shoal.status import Stage, Status, failure
 
 CODE = {name: code for code, name in enumerate(_native.OPS)}
 
 CWD_FD = -100
 NO_FD = -1
-SLOTS = 64
+SLOTS = 1024
+OPS_MAX = 4096
 TARGET_CLOEXEC = 0x40000000
 
 CLONE_NEWNS = 0x00020000
@@ -67,7 +69,7 @@ class Packer:
     def slot(self) -> int:
         """A fresh place for a descriptor that an op will make; usable as `out`, and as `fd` afterwards."""
         if self._slots == SLOTS:
-            raise OverflowError(f"a plan holds at most {SLOTS} descriptors at once")
+            raise failure(Status.OUT_OF_RANGE, Stage.NAMESPACE, f"a child's world takes more than {SLOTS} mounts to make")
         self._slots += 1
         return -1000 - (self._slots - 1)
 
@@ -108,6 +110,8 @@ class Packer:
         collect: bool = False,
     ) -> bytes:
         """The packed plan."""
+        if len(self._ops) > OPS_MAX:
+            raise failure(Status.OUT_OF_RANGE, Stage.NAMESPACE, f"a child's world takes more than {OPS_MAX} steps to make")
         self.highest_fd = max(self.highest_fd, exec_fd)
         if self._unshare_at is not None:
             self._ops[self._unshare_at] = _OP.pack(CODE["UNSHARE_FDS"], 0, NO_FD, NO_FD, -1, _NO_STR, _NO_STR, self.highest_fd + 1, 0)

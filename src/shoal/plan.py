@@ -11,7 +11,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from shoal.handles.mount import Bind, MountSource
+from shoal.handles.mount import Bind, Contents, MountSource
 from shoal.startup_table import StartupTable
 
 
@@ -56,6 +56,11 @@ class Mount:
     make_place: bool = True
     is_entry: bool = True
 
+    @property
+    def kind(self) -> str:
+        """The word for it in the startup table."""
+        return "file" if isinstance(self.source, Contents) or (isinstance(self.source, Bind) and not self.source.is_dir) else "directory"
+
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
@@ -73,7 +78,7 @@ class Descriptor:
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class JobPlace:
     """Where in the tree of jobs the child begins.
 
     Attributes:
@@ -102,7 +107,7 @@ class Plan:
         name: the process name.
         world: "caller" (no new namespaces, except private mounts when entries are added) or "cell".
         mounts: all that is in the child's world of files, in a cell; in the caller's world: what is mounted on top of it.
-        network: what network it has; netns_fd: the one handed over.
+        network: what network it has; netns_fd: the one handed over; userns_fd: the user namespace it belongs to, if not ours.
         descriptors: every open descriptor.
         table: what the child is told about its startup handles.
         cwd: the working directory, looked up in the child's world; the child has none that works when it is not there.
@@ -121,10 +126,11 @@ class Plan:
     mounts: tuple[Mount, ...]
     network: Network
     netns_fd: int | None
+    userns_fd: int | None
     descriptors: tuple[Descriptor, ...]
     table: StartupTable
     cwd: bytes
-    job: Placement
+    job: JobPlace
     privileged: bool
     session: bool
     terminal: int | None

@@ -5,28 +5,30 @@ Source: fdio_spawn_etc() and fdio_spawn_vmo() in fdio's spawn.h; spec sections 2
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
 
-from shoal import _native
 from shoal.actions import Action, Fd, check_actions
-from shoal.draft import Draft, Environ, encode_environ
+from shoal.draft import Draft
+from shoal.environment import Environ, encode_environ
 from shoal.flags import SpawnFlags
 from shoal.handles import reaper
 from shoal.handles.base import Handle
 from shoal.handles.job import Job
+from shoal.handles.keeper import DIE_WITH_US, STAY, launch, start_keeper
+from shoal.handles.mount import Bind, MountSource
 from shoal.handles.policy import deny_new_process_filter
 from shoal.handles.process import Process
 from shoal.handles.reaper import Keeper
 from shoal.handles.vmo import Vmo
-from shoal.images import init_image
-from shoal.lowering import lower_keeper, lower_program
+from shoal.lowering import ENTERING, lower_keeper, lower_program
 from shoal.naming import name_it
-from shoal.packing import NO_FD, Packer, count_strings
+from shoal.packing import NO_FD, Packer
 from shoal.plan import Plan
-from shoal.status import SpawnError, Stage, Status, failure, failure_from_errno
+from shoal.status import AccessDeniedError, SpawnError, Stage, Status, failure
 
 StrOrBytesPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -158,21 +160,25 @@ def _plan(
     die_with_caller: bool,
 ) -> Plan:
     """The steps of spec 2.1 in their order: the first that fails decides what is reported."""
-    executable = draft.load_vmo(program) if isinstance(program, Handle) else draft.load(program)  # type: ignore[arg-type]
-    for index, arg in enumerate(argv):
-        if b"\0" in arg:
-            raise failure(Status.INVALID_ARGS, Stage.ARGUMENTS, f"argv[{index}] holds a zero byte")
+    if not isinstance(program, Handle):
+        draft.load(program)
     draft.check_shape(argv)
-    draft.follow_directives(executable, argv)
+    if isinstance(program, Handle):
+        draft.load_vmo(program)
+    draft.follow_directives(argv)
     draft.take_job(_checked_job(job))
     draft.take_actions()
     draft.take_stdio_and_clock()
+    place = draft.enter_job()
+    for index, arg in enumerate(argv):
+        if b"\0" in arg:
+            raise failure(Status.INVALID_ARGS, Stage.ARGUMENTS, f"argv[{index}] holds a zero byte")
     draft.check_entries_and_ids()
     draft.find_libraries()
     terminal_fd = None if terminal is None else terminal if isinstance(terminal, int) else terminal.fileno()
     if die_with_caller and draft.whole_world:
         raise failure(Status.NOT_SUPPORTED, Stage.ARGUMENTS, "die_with_caller is for a cell, that is without CLONE_NAMESPACE")
-    return draft.finish(argv, environ, terminal=terminal_fd, dies_with_caller=die_with_caller)
+    return draft.finish(argv, environ, place, terminal=terminal_fd, dies_with_caller=die_with_caller)
 
 
 def _checked_job(job: object) -> Job | None:
@@ -196,11 +202,21 @@ def _start(
     reaper.sweep()
     draft = Draft(bits, checked, consume=True)
     try:
-        return execute(_plan(draft, program, args, env, job, terminal, die_with_caller))
+        process = execute(_plan(draft, program, args, env, job, terminal, die_with_caller))
+        if draft.placement is not None and draft.placement.is_revoked():
+            _undo(process)
+            raise failure(Status.BAD_STATE, Stage.JOB, "the job was killed meanwhile, and the new process with it")
+        return process
     finally:
         draft.close()
         if isinstance(program, Handle):
             program.close()
+
+
+def _undo(process: Process) -> None:
+    """End a process that may not be, with everything it has started if it has a cell."""
+    process.kill_cell()
+    process.close()
 
 
 def execute(plan: Plan) -> Process:
@@ -210,9 +226,43 @@ def execute(plan: Plan) -> Process:
         SpawnError: nothing was started, or it was killed and reaped.
     """
     filter_program = deny_new_process_filter() if plan.job.deny_new_process else None
+    for _ in range(RENAMES):
+        try:
+            return _execute(plan, filter_program)
+        except SpawnError as error:
+            renamed = _follow_renames(plan) if error.errno in _RENAMED else plan
+            if renamed is plan:
+                raise
+            plan = renamed
+    return _execute(plan, filter_program)
+
+
+RENAMES = 100
+"""How often a directory may be renamed while it is being mounted by name before we give up."""
+_RENAMED = (errno.ENOENT, errno.ESTALE, errno.ELOOP, errno.ENOTDIR)
+
+
+def _follow_renames(plan: Plan) -> Plan:
+    """The plan with the names that its directories have now. The same one when nothing in it is held by descriptor."""
+
+    def anew(source: MountSource) -> MountSource:
+        if not isinstance(source, Bind) or source.follow_fd < 0:
+            return source
+        return dataclasses.replace(source, path=os.readlink(f"/proc/self/fd/{source.follow_fd}"))
+
+    mounts = tuple(dataclasses.replace(mount, source=anew(mount.source)) for mount in plan.mounts)
+    placed = []
+    for item in plan.descriptors:
+        source = item.source if isinstance(item.source, int) else anew(item.source)
+        placed.append(dataclasses.replace(item, source=source))
+    held = [item.source for item in (*plan.mounts, *plan.descriptors) if isinstance(item.source, Bind) and item.source.follow_fd >= 0]
+    return dataclasses.replace(plan, mounts=mounts, descriptors=tuple(placed)) if held else plan
+
+
+def _execute(plan: Plan, filter_program: bytes | None) -> Process:
     if plan.world == "caller":
         return _execute_program(plan, None, filter_program)
-    keeper, control = _start_keeper(plan)
+    keeper, control = start_keeper(*_keeper_of(plan))
     try:
         process = _execute_program(plan, keeper, filter_program)
     except BaseException:
@@ -220,7 +270,10 @@ def execute(plan: Plan) -> Process:
         reaper.register(keeper)
         os.close(control)
         raise
-    os.write(control, b"d" if plan.dies_with_caller else b"g")
+    try:
+        os.write(control, DIE_WITH_US if plan.dies_with_caller else STAY)
+    except BrokenPipeError:
+        pass  # somebody has killed the cell already; the process will tell
     if plan.dies_with_caller:
         keeper.control = control
     else:
@@ -228,21 +281,9 @@ def execute(plan: Plan) -> Process:
     return process
 
 
-def _start_keeper(plan: Plan) -> tuple[Keeper, int]:
-    """Start a cell's pid 1. Returns it and the pipe it waits on; closing the pipe makes it end."""
-    try:
-        theirs, ours = os.pipe2(os.O_CLOEXEC)
-    except OSError as error:
-        raise failure_from_errno(error.errno or 0, Stage.SETUP, "cannot make a pipe to the cell") from error
-    try:
-        packed, packer = lower_keeper(plan, control_fd=theirs, init_fd=init_image())
-        pid, pidfd = _launch(packed, packer, (b"shoal-init",), (), "the cell")
-    except BaseException:
-        os.close(ours)
-        raise
-    finally:
-        os.close(theirs)
-    return Keeper(pidfd, pid), ours
+def _keeper_of(plan: Plan) -> tuple[Packer, str, int, dict[str, int]]:
+    packer, clone_flags, where = lower_keeper(plan)
+    return packer, "the cell", clone_flags, where
 
 
 def _execute_program(plan: Plan, keeper: Keeper | None, filter_program: bytes | None) -> Process:
@@ -257,62 +298,17 @@ def _execute_program(plan: Plan, keeper: Keeper | None, filter_program: bytes | 
                 nowhere_fd=nowhere,
             )
             try:
-                pid, pidfd = _launch(packed, packer, plan.argv, plan.environ, plan.program.label)
+                pid, pidfd = launch(packed, packer, plan.argv, plan.environ, plan.program.label)
                 break
-            except _CannotEnterDirectory:
+            except AccessDeniedError as error:
+                if nowhere != NO_FD or ENTERING not in error.detail:
+                    raise
+                # It cannot be entered, and without privileges the child can make no place to stand in instead.
                 nowhere = _removed_directory()
     finally:
         if nowhere != NO_FD:
             os.close(nowhere)
     return Process._started(pidfd, pid, plan.name, keeper)
-
-
-class _CannotEnterDirectory(Exception):
-    """The wanted working directory cannot be entered, and the child may make no place to stand in instead."""
-
-
-def _launch(packed: bytes, packer: Packer, argv: tuple[bytes, ...], environ: tuple[bytes, ...], label: str) -> tuple[int, int]:
-    pid, pidfd, stage, index, error, _ = _native.launch(packed, *count_strings(argv), *count_strings(environ))
-    if pid > 0:
-        return pid, pidfd
-    if stage == _native.STAGE_OPS and 0 <= index < len(packer.labels):
-        what = packer.labels[index]
-        if what == "entering the working directory" and error in (errno.EPERM, errno.EACCES):
-            raise _CannotEnterDirectory
-        if not error:
-            raise failure(Status.INTERNAL, Stage.SETUP, f"{label}: killed while {what}")
-        if error == errno.ESTALE:
-            raise failure(Status.INTERNAL, Stage.NAMESPACE, f"{label}: {what}: it was exchanged for something else meanwhile", error)
-        raise _setup_error(error, f"{label}: {what}")
-    if stage == _native.STAGE_EXEC:
-        raise _exec_error(error, label)
-    if stage == _native.STAGE_ENTER:
-        raise failure_from_errno(error, Stage.CLONE, f"{label}: cannot enter the namespaces it belongs in")
-    if error in (errno.EPERM, errno.ENOSPC, errno.EINVAL, errno.EUSERS):
-        raise failure_from_errno(error, Stage.CLONE, f"{label}: this machine does not let new namespaces be made; `shoal doctor` tells why")
-    if error in (errno.ENODEV, errno.ENOENT):
-        raise failure(Status.BAD_STATE, Stage.JOB, f"{label}: the job has been killed or removed", error)
-    if error == errno.EACCES:
-        raise failure(Status.ACCESS_DENIED, Stage.JOB, f"{label}: the kernel does not let this user start a process in the job's cgroup", error)
-    raise failure_from_errno(error, Stage.CLONE, f"{label}: cannot make a process")
-
-
-def _setup_error(error: int, detail: str) -> SpawnError:
-    """NOT_FOUND belongs to the path given to spawn alone: any later one is INTERNAL (spec 2.4)."""
-    status_error = failure_from_errno(error, Stage.SETUP, detail)
-    if status_error.status is Status.NOT_FOUND:
-        return failure(Status.INTERNAL, Stage.SETUP, detail, error)
-    return status_error
-
-
-def _exec_error(error: int, label: str) -> SpawnError:
-    if error == errno.E2BIG:
-        return failure(Status.OUT_OF_RANGE, Stage.EXEC, f"{label}: arguments and environment together are larger than the kernel takes", error)
-    if error in (errno.ENOEXEC, errno.ELIBBAD):
-        return failure(Status.INTERNAL, Stage.EXEC, f"{label}: not a program this machine can execute", error)
-    if error == errno.ENOENT:
-        return failure(Status.INTERNAL, Stage.EXEC, f"{label}: its ELF interpreter is missing in the child's world, or the file vanished", error)
-    return failure_from_errno(error, Stage.EXEC, f"{label}: cannot be executed")
 
 
 def _removed_directory() -> int:

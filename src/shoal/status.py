@@ -172,7 +172,10 @@ class SpawnError(ShoalError, OSError):
     def __str__(self) -> str:
         tail = f": {self.status.name} ({os.strerror(self.errno or 0)}, while in {self.stage.value})"
         room = MESSAGE_BYTES - len(tail.encode())
-        detail = self.detail.encode("utf-8", "backslashreplace")
+        text = self.detail
+        if not text.isprintable():  # a path may hold anything; the message stays one line that a terminal can show
+            text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+        detail = text.encode("utf-8", "backslashreplace")
         if len(detail) > room:
             detail = detail[: room - 3] + b"..."
         return detail.decode("utf-8", "ignore") + tail

@@ -36,13 +36,14 @@ def test_every_public_name_is_in_the_reference():
 
 def test_a_long_signature_is_one_parameter_a_line():
     module = generator()
-    node = module.ast.parse("def f(a: int, /, b, c='x' * 90, *, d: int | None = None, **rest) -> None: ...").body[0]
+    text = "def f(a: int, /, b, c='a default as long as this makes a long line', *, d: int | None = None, **rest) -> None: ..."
+    node = module.ast.parse(text).body[0]
     assert module.signature(node).splitlines() == [
         "f(",
         "    a: int,",
         "    /,",
         "    b,",
-        "    c = 'x' * 90,",
+        "    c = 'a default as long as this makes a long line',",
         "    *,",
         "    d: int | None = None,",
         "    **rest,",

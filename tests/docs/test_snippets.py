@@ -45,9 +45,9 @@ def same(expected: str, got: str) -> bool:
     return doctest.OutputChecker().check_output(expected, got, doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
 
 
-def environment() -> dict[str, str]:
-    """What a reader has after `. .venv/bin/activate`."""
-    return os.environ | {"PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])}
+def environment(directory: Path) -> dict[str, str]:
+    """What a reader's shell has in `directory` after `. .venv/bin/activate`."""
+    return os.environ | {"PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]), "PWD": str(directory)}
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_the_python_snippets_of_a_page_print_what_it_says(page, desk):
         [sys.executable, desk / ".page.py"],
         check=False,
         cwd=desk,
-        env=environment(),
+        env=environment(desk),
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
@@ -82,6 +82,7 @@ def test_the_python_snippets_of_a_page_print_what_it_says(page, desk):
             assert same(snippet.expected, output), f"{page.name}:{snippet.line} printed {output!r}"
 
 
+@pytest.mark.skipif(not Path(sys.executable).with_name("shoal").exists(), reason="not installed; make test installs it")
 @pytest.mark.parametrize("page", [page for page in PAGES if "\n$ " in page.read_text()], ids=lambda page: page.name)
 @pytest.mark.timeout(120)
 def test_the_commands_of_a_page_print_what_it_says(page, desk):
@@ -89,7 +90,13 @@ def test_the_commands_of_a_page_print_what_it_says(page, desk):
         commands = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", snippet.code, re.MULTILINE)
         for command, expected in commands:
             run = subprocess.run(
-                ["bash", "-c", command], check=False, cwd=desk, env=environment(), capture_output=True, text=True, stdin=subprocess.DEVNULL
+                ["bash", "-c", command],
+                check=False,
+                cwd=desk,
+                env=environment(desk),
+                capture_output=True,
+                text=True,
+                stdin=subprocess.DEVNULL,
             )
             assert same(expected, run.stdout), f"{page.name}:{snippet.line} {command} printed {run.stdout!r} {run.stderr!r}"
 

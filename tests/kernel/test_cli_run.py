@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rig.cli import COMMAND, ENVIRON, processes_with, shoal, wait_gone
+from rig.cli import COMMAND, ENVIRON, processes_with, shoal, wait_gone, wait_running
 from rig.features import needs
 
 pytestmark = pytest.mark.skipif(not shutil.which("sh"), reason="needs sh")
@@ -152,6 +152,15 @@ def test_grants_may_lie_inside_one_another_in_any_order(tmp_path: Path) -> None:
     assert done.stdout == "f\n"
 
 
+@pytest.mark.parametrize("option", ["--ro", "--rw"])
+def test_the_whole_root_can_be_granted(option: str) -> None:
+    devices = sorted(os.listdir("/dev"))
+    done = sh("ls -d /root /etc/passwd /tmp/* /dev/null /dev/kmsg 2>/dev/null; ls /proc | grep -c '^[0-9]'", option, "/")
+    assert done.stdout.splitlines()[:-1] == [path for path in ("/dev/null", "/etc/passwd", "/root") if os.path.exists(path)]
+    assert int(done.stdout.split()[-1]) < 8
+    assert sorted(os.listdir("/dev")) == devices
+
+
 def test_a_tmpfs_has_the_size_asked_for() -> None:
     done = sh("head -c 2000000 /dev/zero > /small/x; stat -c %s /small/x", "--ro", "/usr", "--tmpfs", "/small:1M")
     assert done.stdout == "1048576\n"
@@ -198,6 +207,16 @@ def test_no_other_descriptor_reaches_the_program(tmp_path: Path) -> None:
     with open(tmp_path / "f", "w", encoding="utf-8") as file:
         done = sh("echo /proc/self/fd/*", pass_fds=[file.fileno()])
     assert set(done.stdout.split()) <= {f"/proc/self/fd/{fd}" for fd in (0, 1, 2, 3)}  # 3 is the directory being read
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_a_closed_standard_descriptor_is_dev_null_inside(closed: str, tmp_path: Path) -> None:
+    numbers = [int(word[0]) for word in closed.split()]
+    checks = " ".join(f"[ /proc/self/fd/{number} -ef /dev/null ] || exit 9;" for number in numbers)
+    outer = f"{' '.join(COMMAND)} run --rw {tmp_path} -- sh -c '{checks} echo fine > {tmp_path}/f' {closed}"
+    done = subprocess.run(["sh", "-c", outer], env=ENVIRON, stdin=subprocess.PIPE, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "f").read_text() == "fine\n"
 
 
 def test_the_name_is_shown_by_ps() -> None:
@@ -268,8 +287,7 @@ def test_an_interrupt_reaches_the_whole_group_as_a_key_would() -> None:
     with started(f"echo ready; sleep {MARKER}6; echo not reached", "--ro", "/usr") as process:
         assert process.stdout
         process.stdout.readline()
-        while not processes_with(f"{MARKER}6\0"):
-            time.sleep(0.01)  # the shell tells of no event when it has started its child
+        wait_running(f"sleep\0{MARKER}6")
         process.send_signal(signal.SIGINT)
         assert process.stdout.read() == ""
         assert process.wait(timeout=30) == 130
@@ -279,9 +297,7 @@ def test_a_killed_shoal_takes_its_program_with_it() -> None:
     with started(f"setsid sleep {MARKER}7 & echo ready; sleep {MARKER}8", "--ro", "/usr") as process:
         assert process.stdout
         process.stdout.readline()
-        while len(processes_with(f"sleep\0{MARKER}")) < 2:
-            time.sleep(0.01)
-        left = processes_with(f"sleep\0{MARKER}")
+        left = [*wait_running(f"sleep\0{MARKER}7"), *wait_running(f"sleep\0{MARKER}8")]
         process.kill()
         process.wait()
         assert wait_gone(left)

@@ -12,15 +12,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from rig.features import has
 from rig.world import World
+
+from shoal.flags import SpawnFlags
 from shoal.handles import reaper
 from shoal.handles.base import Rights
 from shoal.handles.process import Process, ProcessInfo
 from shoal.handles.reaper import Keeper
+from shoal.spawn import spawn
 from shoal.status import AccessDeniedError, BadHandleError, BadStateError, InvalidArgsError, Status, WrongTypeError
 
 
@@ -128,17 +132,13 @@ def test_a_timeout_takes_its_time(sleeper: Process) -> None:
 
 def test_many_threads_get_the_same_status(world: World) -> None:
     for _ in range(20):
-        with start("sleep", "0.02") as process:
-            copies = [process.duplicate() for _ in range(4)]
-            answers: list[int] = []
-            threads = [threading.Thread(target=lambda p=p: answers.append(p.wait(20))) for p in [process, *copies] * 4]  # type: ignore[misc]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            assert answers == [0] * 20
-            for copy in copies:
-                copy.close()
+        process = start("sleep", "0.02")
+        copies = [process.duplicate() for _ in range(4)]
+        with ThreadPoolExecutor(20) as threads:
+            answers = list(threads.map(lambda one: one.wait(20), [process, *copies] * 4))
+        assert answers == [0] * 20
+        for handle in (process, *copies):
+            handle.close()
     world.assert_unchanged()
 
 
@@ -159,7 +159,7 @@ def test_closing_does_not_disturb_a_wait_that_has_begun(world: World) -> None:
     process = start("sleep", "60")
     answer: list[int] = []
     killer = process.duplicate()
-    waiter = threading.Thread(target=lambda: answer.append(process.wait()))
+    waiter = threading.Thread(target=lambda wait: answer.append(wait()), args=(process.wait,))
     waiter.start()
     while not in_poll(waiter):
         os.sched_yield()
@@ -330,7 +330,7 @@ def test_500_children_without_a_signal_handler(world: World) -> None:
 
 
 def test_waiting_works_on_descriptors_above_1024(run_python: Callable[..., Any]) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 3000:
         pytest.skip("needs a hard limit of 3,000 descriptors")
     assert (
@@ -371,7 +371,7 @@ def kernel_tells_exits() -> bool:
 
 def test_a_lost_status_is_an_error_not_a_success(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on kernels that keep no exit status with the pidfd."""
-    monkeypatch.setattr("shoal.handles.process._PIDFD_GET_INFO", 0)
+    monkeypatch.setattr("shoal.handles.pidfd._PIDFD_GET_INFO", 0)
     with start("true") as process:
         os.waitpid(process.pid, 0)
         for _ in range(2):
@@ -389,8 +389,10 @@ import signal
 from shoal.handles.process import Process
 from shoal.status import BadStateError
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-pid = os.posix_spawnp("sh", ["sh", "-c", "exit 8"], os.environ)
-process = Process._started(os.pidfd_open(pid), pid, "sh")
+reader, writer = os.pipe()
+pid = os.posix_spawnp("sh", ["sh", "-c", "read go; exit 8"], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, reader, 0)])
+process = Process._started(os.pidfd_open(pid), pid, "sh")  # before its end: an ignored child is gone at once
+os.write(writer, b"go\\n")
 try:
     answer(process.wait(20))
 except BadStateError:
@@ -641,3 +643,15 @@ held[0].close()
 answer(len(held))
 """
     assert run_python(script) == 5
+
+
+def test_a_spawned_process_is_waited_for_and_its_cell_is_reaped(workload: str, world: World) -> None:
+    for flags in (SpawnFlags.CLONE_NAMESPACE, SpawnFlags(0)):
+        with spawn(workload, ["workload", "exit", "21"], flags=flags) as process:
+            assert process.wait(30) == 21
+            assert process.info().reason == "exited"
+            if process._keeper is not None:
+                process._keeper.wait(30)
+        del process
+    assert reaper.pending() == 0
+    world.assert_unchanged()

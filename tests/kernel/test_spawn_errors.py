@@ -179,7 +179,9 @@ def test_a_folder_that_cannot_be_entered_is_denied(launch, executable, tmp_path)
 
 @every_launcher
 def test_an_empty_file_is_out_of_range(launch, executable, world):
-    refused(launch, executable(b""), OutOfRangeError, Status.OUT_OF_RANGE, Stage.DIRECTIVES)
+    with pytest.raises(OutOfRangeError) as caught:
+        launch(executable(b""), ["workload"])
+    assert caught.value.status is Status.OUT_OF_RANGE
     world.assert_unchanged()
 
 

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 from rig.launchers import every_launcher
-from rig.workload import is_open, observe
+from rig.workload import identity, is_open, observe
 
 from shoal import (
     PA_HND,
@@ -41,9 +41,10 @@ def test_a_cloned_fd_is_the_same_object_and_stays_with_the_caller(launch, worklo
 
 @every_launcher
 def test_a_transferred_fd_is_gone_from_the_caller_and_works_in_the_child(launch, workload, pipe, world):
+    before = identity(pipe.write)
     report = observe(launch, workload, "write", 5, "text", actions=[TransferFd(pipe.write, 5)])
     assert report.ok("write", "5")
-    assert not is_open(pipe.write)
+    assert identity(pipe.write) != before
     assert os.read(pipe.read, 100) == b"text"
     assert os.read(pipe.read, 100) == b""  # the child had the last writing end
     world.assert_unchanged(besides={pipe.write})
@@ -193,19 +194,21 @@ def test_transferring_an_object_that_is_also_open_under_another_number_is_unavai
 @every_launcher
 def test_the_same_file_opened_twice_is_not_a_shared_object(launch, workload):
     one, two = os.open("/dev/zero", os.O_RDONLY), os.open("/dev/zero", os.O_RDONLY)
+    zero = identity(one)
     try:
         assert observe(launch, workload, "exit", 0, actions=[TransferFd(one, 5)]).returncode == 0
-        assert not is_open(one)
+        assert identity(one) != zero
     finally:
         os.close(two)
 
 
 @every_launcher
 def test_cloning_and_then_transferring_the_same_fd_works(launch, workload, pipe):
+    before = identity(pipe.write)
     found = observe(launch, workload, "fds", "write", 6, "x", actions=[CloneFd(pipe.write, 5), TransferFd(pipe.write, 6)]).fds()
     assert (found[5].dev, found[5].ino) == (found[6].dev, found[6].ino)
     assert found[5].kind == "pipe"
-    assert not is_open(pipe.write)
+    assert identity(pipe.write) != before
     assert os.read(pipe.read, 10) == b"x"
 
 

@@ -191,7 +191,7 @@ def test_a_clock_cannot_be_both_cloned_and_given(launch, workload, flags, world)
     with pytest.raises(InvalidArgsError, match="action 0") as caught:
         launch(workload, ["workload"], flags=flags, actions=[AddHandle(PA_HND(HandleType.CLOCK_UTC), clock)])
     assert "CLONE_UTC_CLOCK" in str(caught.value)
-    assert "CLOCK_UTC" in str(caught.value).replace("CLONE_UTC_CLOCK", "")
+    assert "0x40" in str(caught.value)
     assert clock.closed
     world.assert_unchanged()
 
@@ -262,7 +262,9 @@ def test_a_real_socket_activated_program_takes_its_socket_and_serves(launch, wor
         answering = threading.Thread(target=serve_one, args=(backend,))
         answering.start()
         flags = SpawnFlags.DEFAULT_LDSVC | SpawnFlags.CLONE_STDIO
-        actions = [AddHandle(USER0, Socket.from_fd(front.detach())), AddNsEntry("/svc/net", NetNs.host())]
+        actions = [AddHandle(USER0, Socket.from_fd(front.detach()))]
+        if launch.own_world:
+            actions.append(AddNsEntry("/svc/net", NetNs.host()))
         with launch(SOCKET_PROXY, ["systemd-socket-proxyd", target], flags=flags, actions=actions) as proxy:
             with socket.create_connection(address, timeout=30) as client:
                 client.sendall(b"through the proxy")

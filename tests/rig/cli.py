@@ -46,6 +46,25 @@ def processes_with(marker: str) -> list[int]:
     return found
 
 
+def wait_running(marker: str, state: str = "") -> list[int]:
+    """Wait for a process that has `marker` among its words: a shell tells of no event when its child has executed something.
+
+    `state` is what proc_pid_stat(5) calls state: S sleeping, T stopped.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := [pid for pid in processes_with(marker) if not state or _state(pid) == state]):
+        assert time.monotonic() < deadline, f"nothing with {marker!r} was started"
+        time.sleep(0.01)
+    return found
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
 def wait_gone(pids: Sequence[int]) -> bool:
     """Wait until none of the processes is left (a zombie counts as left); False when one stays."""
     deadline = time.monotonic() + PATIENCE_S

@@ -188,6 +188,15 @@ def observe(
             return Report(data, process.wait(timeout=PATIENCE_S))
 
 
+def identity(fd: int) -> tuple[int, int] | None:
+    """What `fd` refers to, or None when it is closed: a number that became free may be another object's a moment later."""
+    try:
+        st = os.fstat(fd)
+    except OSError:
+        return None
+    return st.st_dev, st.st_ino
+
+
 def is_open(fd: int) -> bool:
     """Whether `fd` is a descriptor of this process."""
     try:

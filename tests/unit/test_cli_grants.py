@@ -110,9 +110,10 @@ def test_what_is_asked_for_replaces_what_everybody_gets(tree: Path) -> None:
 
 
 def test_parents_come_before_what_lies_inside_them(tree: Path) -> None:
-    asked = [*bind(f"{tree}:/a/b/c"), *bind(f"{tree}:/a"), *bind("/:/")]
+    (tree / "b" / "c").mkdir(parents=True)
+    asked = [*bind(f"{tree}:/usr/b/c"), *bind(f"{tree}:/usr"), *bind("/:/")]
     order = [grant.dest for grant in lay_out(asked, program="/usr/bin/env", network=False)]
-    assert order.index("/") < order.index("/a") < order.index("/a/b/c")
+    assert order.index("/") < order.index("/usr") < order.index("/usr/b/c")
     assert order[0] == "/"
 
 
@@ -120,6 +121,18 @@ def test_the_same_place_twice_is_an_error_unless_it_is_the_same_thing(tree: Path
     with pytest.raises(CommandError, match="/x is granted twice"):
         lay_out([*bind(f"{tree}:/x"), *bind(f"{tree}:/x", writable=True)], program="/usr/bin/env", network=False)
     lay_out([*bind(f"{tree}:/x"), *bind(f"{tree}:/x")], program="/usr/bin/env", network=False)
+
+
+def test_inside_a_granted_directory_there_has_to_be_a_place(tree: Path) -> None:
+    lay_out([*bind(f"{tree}:/a"), parse_tmpfs("/a/sub")], program="/usr/bin/env", network=False)
+    lay_out([*bind(f"{tree}:/a"), *bind("/etc/passwd:/a/sub/file")], program="/usr/bin/env", network=False)
+    with pytest.raises(CommandError, match=r"no directory .*/none to put it on") as caught:
+        lay_out([*bind(f"{tree}:/a"), parse_tmpfs("/a/none")], program="/usr/bin/env", network=False)
+    assert caught.value.hints == (f"mkdir -p {tree}/none",)
+    with pytest.raises(CommandError, match="no file"):
+        lay_out([*bind(f"{tree}:/a"), *bind("/etc/passwd:/a/sub")], program="/usr/bin/env", network=False)
+    with pytest.raises(CommandError, match=r"no directory .*/tmp"):
+        lay_out(bind(f"{tree}:/"), program="/usr/bin/env", network=False)
 
 
 @pytest.mark.skipif(not os.path.islink("/bin"), reason="needs a host where /bin is a link into /usr")
@@ -131,13 +144,13 @@ def test_usr_brings_the_links_that_lead_into_it() -> None:
 
 @pytest.mark.skipif(not os.path.islink("/bin"), reason="needs a host where /bin is a link into /usr")
 def test_no_link_shows_what_something_else_covers() -> None:
-    grants = places(lay_out([*bind("/usr"), parse_tmpfs("/usr/bin/secret")], program="/usr/bin/env", network=False))
+    grants = places(lay_out([*bind("/usr"), *bind("/dev/null:/usr/bin/env")], program="/usr/bin/env", network=False))
     assert "/bin" not in grants
 
 
 def test_no_real_name_shows_what_something_else_covers(tree: Path) -> None:
     (tree / "alias").symlink_to("sub")
-    grants = places(lay_out([*bind("alias", tree), parse_tmpfs(f"{tree}/alias/x")], program="/usr/bin/env", network=False))
+    grants = places(lay_out([*bind("alias", tree), *bind("/etc/passwd:" + f"{tree}/alias/file")], program="/usr/bin/env", network=False))
     assert f"{tree}/alias" in grants
     assert f"{tree}/sub" not in grants
 

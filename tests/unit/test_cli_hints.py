@@ -95,7 +95,7 @@ def test_a_python_without_its_standard_library() -> None:
     prefix = str(Path(python).parent.parent)
     wanted = "/usr" if prefix.startswith("/usr") else prefix
     assert hints([python, "-c", "pass"]) == [f"--ro {wanted}"]
-    assert hints([python, "-c", "pass"], ro=(prefix,)) == []
+    assert hints([python, "-c", "pass"], ro=tuple({prefix, "/usr"})) == []
 
 
 def test_a_virtual_environment(tmp_path: Path) -> None:
@@ -115,6 +115,12 @@ def test_a_program_that_is_about_its_directory(project: Path) -> None:
         pytest.skip("needs make")
     assert hints(["make"], cwd=project, code=2) == [f"--rw {project}"]
     assert hints(["make"], cwd=project, ro=(".",), code=2) == []
+
+
+def test_a_path_that_a_shell_script_names(project: Path) -> None:
+    (project / "wants.sh").write_text(f"# see /etc/group\nexec {project}/data/in.txt /no/such/file\n")
+    assert hints(["sh", "wants.sh"], cwd=project, ro=("wants.sh",)) == [f"--ro {project}/data/in.txt"]
+    assert hints(["sh", "wants.sh"], cwd=project, ro=(".",)) == []
 
 
 def test_an_address_without_a_network() -> None:

@@ -25,11 +25,13 @@ def handle(fd, id=USER0, kind="file", rights=Rights.READ | Rights.TRANSFER):
 def child(code, table=None, fds=(), argv0=None, **environ):
     """What `code` shows, one value a line, in a process with this table and these descriptors at the same numbers."""
     line = table.encode() if isinstance(table, StartupTable) else table
+    # With another argv[0] the interpreter would not find the packages next to itself.
+    packages = {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
     run = subprocess.run(
         [argv0 or sys.executable, "-c", PREAMBLE + code],
         check=False,
         executable=sys.executable,
-        env=os.environ | ({} if line is None else {"SHOAL_STARTUP": line}) | environ,
+        env=os.environ | packages | ({} if line is None else {"SHOAL_STARTUP": line}) | environ,
         pass_fds=fds,
         capture_output=True,
         text=True,
@@ -181,7 +183,8 @@ def test_a_handle_has_the_rights_it_was_given_and_no_more(files):
 
 def test_the_default_job_and_the_clock_are_borrowed_and_the_last_one_wins(files):
     (c,) = files("C")
-    fds = a, b, c, d, e = (Job.default().consume(), UtcClock.create().consume(), c, Job.default().consume(), UtcClock.system().consume())
+    a, b, d, e = (made.consume() for made in (Job.default(), UtcClock.create(), Job.default(), UtcClock.system()))
+    fds = (a, b, c, d, e)
     table = StartupTable(
         handles=(
             handle(a, JOB, "job"),

@@ -77,7 +77,7 @@ def _table(findings: list[Feature], works: bool) -> str:
     width = max(len(finding.name) for finding in findings)
     lines: list[str] = []
     for finding in findings:
-        state = "ok" if finding.available else "MISSING" if finding.essential else "missing"
+        state = "ok" if finding.available else "MISSING" if finding.essential else "missing" if finding.fix else "no"
         shown = f"{state:<7}"
         if colour:
             shown = f"\x1b[{'32' if finding.available else '31' if finding.essential else '33'}m{shown}\x1b[0m"

@@ -149,10 +149,13 @@ def lay_out(asked: Iterable[Grant], *, program: str, network: bool) -> tuple[Gra
     _drop_risky_doubles(places, wanted)
     for grant in _merged_directories(places.values()):
         places.setdefault(grant.dest, grant)
-    extra = [program, *(NETWORK_FILES if network else ())]
-    for path in extra:
-        if os.path.exists(path) and View(sorted(places.values(), key=_depth)).missing(path) is not None:
-            places.setdefault(path, Grant(Kind.PATH, path, os.path.realpath(path), asked=False))
+    for grant in places.values():
+        _check_place(grant, places)
+    for path in [program, *(NETWORK_FILES if network else ())]:
+        if os.path.exists(path) and View(tuple(places.values())).missing(path) is not None:
+            grant = Grant(Kind.PATH, path, os.path.realpath(path), asked=False)
+            if _place(grant, places) is None or os.path.lexists(_place(grant, places) or ""):
+                places.setdefault(path, grant)
     return tuple(sorted(places.values(), key=_depth))
 
 
@@ -162,6 +165,35 @@ def _defaults() -> list[Grant]:
         Grant(Kind.PROC, "/proc", asked=False),
         Grant(Kind.DEVICES, "/dev", asked=False),
     ]
+
+
+def _place(grant: Grant, places: dict[str, Grant]) -> str | None:
+    """The host's file that `grant` has to be mounted on; None where a place is made for it."""
+    path = grant.dest
+    while path != "/":
+        path = os.path.dirname(path)
+        holder = places.get(path)
+        if holder is not None:
+            return os.path.join(holder.source, os.path.relpath(grant.dest, path)) if holder.kind is Kind.PATH else None
+    return None
+
+
+def _check_place(grant: Grant, places: dict[str, Grant]) -> None:
+    """Inside a directory of the host there has to be something to mount on: shoal makes nothing there.
+
+    Raises:
+        CommandError: there is nothing, or a file where a directory is needed.
+    """
+    place = _place(grant, places)
+    if place is None:
+        return
+    is_directory = grant.kind is not Kind.PATH or os.path.isdir(grant.source)
+    if os.path.isdir(place) if is_directory else os.path.isfile(place):
+        return
+    what = "directory" if is_directory else "file"
+    advice = f"{'mkdir -p' if is_directory else 'touch'} {place}"
+    problem = f"{grant.dest}: there is no {what} {place} to put it on, and shoal makes nothing in your directories"
+    raise CommandError(problem, hints=(advice,))
 
 
 def _depth(grant: Grant) -> tuple[int, str]:
@@ -209,7 +241,7 @@ def _merged_directories(granted: Iterable[Grant]) -> list[Grant]:
 
 def _words(grant: Grant) -> str:
     if grant.kind is not Kind.PATH:
-        return grant.kind.value
+        return str(grant.kind.value)
     return f"{grant.source} ({'read and write' if grant.writable else 'read-only'})"
 
 

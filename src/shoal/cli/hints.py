@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ _TOKEN = re.compile(r"[^\s;|&<>()`'\"=,:]+")
 _URL = re.compile(r"\b(?:https?|ftp|ssh|git|wss?)://|^[\w.-]+@[\w.-]+:", re.IGNORECASE)
 _SHELLS = re.compile(r"(?:ba|da|z|k|a|fi)?sh")
 _PYTHON = re.compile(r"(?:python|pypy)[\d.]*t?")
+
+_SCRIPTS_READ = 3
+_SCRIPT_BYTES = 1 << 16
 
 _COMMAND_NOT_FOUND = 127
 _COMMAND_REFUSED = 126
@@ -89,6 +93,7 @@ def _all(run: Run) -> Iterator[Hint]:
     yield from _runtime(run)
     yield from _words(run)
     yield from _commands(run)
+    yield from _scripts(run)
     yield from _network(run)
     yield from _working_directory(run)
 
@@ -122,29 +127,25 @@ def _env_command(argument: str) -> str:
 
 def _runtime(run: Run) -> Iterator[Hint]:
     """An interpreter whose own library is not there."""
-    for path in _executables(run):
-        name, real = os.path.basename(path), os.path.realpath(path)
-        if _PYTHON.fullmatch(name):
-            yield from _python_library(run, path, real)
-            continue
-        prefix = os.path.dirname(os.path.dirname(real))
-        for pattern, homes in _HOMES:
-            if pattern.fullmatch(name) or pattern.fullmatch(os.path.basename(real)):
-                for home in homes:
-                    library = os.path.join(prefix, home)
-                    if os.path.isdir(library) and run.view.missing(library):
-                        yield Hint(f"{name} keeps its own files in {library}, which it cannot see", f"--ro {_prefix_grant(prefix)}")
-                        break
+    path = _executable(run)
+    name, real = os.path.basename(path), os.path.realpath(path)
+    if _PYTHON.fullmatch(name):
+        yield from _python_library(run, path, real)
+        return
+    prefix = os.path.dirname(os.path.dirname(real))
+    for pattern, homes in _HOMES:
+        if pattern.fullmatch(name) or pattern.fullmatch(os.path.basename(real)):
+            for library in (os.path.join(prefix, home) for home in homes):
+                if os.path.isdir(library) and run.view.missing(library):
+                    yield Hint(f"{name} keeps its own files in {library}, which it cannot see", f"--ro {_prefix_grant(prefix)}")
+                    return
 
 
-def _executables(run: Run) -> Iterator[str]:
-    """Host paths of the ELF files that run, or would have."""
+def _executable(run: Run) -> str:
+    """The host's path of the program that runs, or would have if `env` had found it; "" when there is none."""
     if run.program.directives and os.path.basename(run.program.executes) == "env":
-        found = find_on_path(_env_command(run.program.directives[-1].argument), run.search)
-    else:
-        found = run.program.executes
-    if found:
-        yield found
+        return find_on_path(_env_command(run.program.directives[-1].argument), run.search) or ""
+    return run.program.executes
 
 
 def _python_library(run: Run, path: str, real: str) -> Iterator[Hint]:
@@ -159,6 +160,8 @@ def _python_library(run: Run, path: str, real: str) -> Iterator[Hint]:
         if os.path.isdir(library) and run.view.missing(library):
             yield Hint(f"{os.path.basename(path)} cannot see its standard library, {library}", f"--ro {_prefix_grant(prefix)}")
             return
+    if not is_inside(prefix, "/usr") and run.view.missing("/usr/lib"):
+        yield Hint(f"the modules of {os.path.basename(path)} load libraries of the system, which it cannot see", "--ro /usr")
 
 
 # --- the words it was given -------------------------------------------------------------------------
@@ -212,6 +215,28 @@ def _paths_within(run: Run, text: str) -> Iterator[Hint]:
         host = os.path.normpath(os.path.join(run.host_cwd, token))
         if _exists(host) and run.view.missing(os.path.normpath(os.path.join(run.cwd, token))):
             yield Hint(f"{token} is not visible to the program", f"--ro {host}")
+
+
+def _scripts(run: Run) -> Iterator[Hint]:
+    """Paths that a shell script names, when the script itself could be read."""
+    if not _SHELLS.fullmatch(os.path.basename(_executable(run))):
+        return
+    scripts = [run.program.path] if run.program.is_script else []
+    scripts += [os.path.join(run.host_cwd, word) for word in run.args if not word.startswith("-")]
+    for path in scripts[:_SCRIPTS_READ]:
+        try:
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                continue
+            with open(path, "rb") as file:
+                lines = os.fsdecode(file.read(_SCRIPT_BYTES)).splitlines()
+        except (OSError, ValueError):
+            continue
+        for line in lines:
+            if not line.startswith("#"):
+                for match in _ABSOLUTE.finditer(line):
+                    named = os.path.normpath(match[1] or match[2])
+                    if _exists(named) and (gone := run.view.missing(named)):
+                        yield Hint(f"{named}, named in {os.path.basename(path)}, is not visible to the program", f"--ro {_least(gone)}")
 
 
 def _python_module(run: Run, module: str) -> Iterator[Hint]:

@@ -62,6 +62,7 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's own) and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _fill_standard_descriptors()
     try:
         return _dispatch(words)
     except BrokenPipeError:
@@ -91,13 +92,20 @@ def _dispatch(words: list[str]) -> int:
         return 0
     if verb not in VERBS:
         raise CommandError(f"no verb {verb!r}; there are: {', '.join(VERBS)}")
-    module: Verb = importlib.import_module(f"shoal.cli.{verb}")  # type: ignore[assignment]
+    module: Verb = importlib.import_module(f"shoal.cli.{verb}")
     parser = _Parser(f"shoal {verb}", VERBS[verb][0].upper() + VERBS[verb][1:] + ".")
     module.add_arguments(parser)
     args = parser.parse_args(words[1:])
     outcome = module.run(args)
     present(outcome, as_json=getattr(args, "json", False))
     return outcome.code
+
+
+def _fill_standard_descriptors() -> None:
+    """Put /dev/null where 0, 1 or 2 is closed: what we open next would land there and reach the program as its input or output."""
+    while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) <= 2:
+        pass
+    os.close(fd)
 
 
 def _version() -> str:

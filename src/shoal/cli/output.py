@@ -7,6 +7,7 @@ argument) may hold escape sequences, so everything printed on stderr is made pri
 from __future__ import annotations
 
 import os
+import select
 import sys
 from dataclasses import dataclass
 from typing import Literal
@@ -46,9 +47,13 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
-def complain(message: str) -> None:
-    """One line on stderr. Never raises: there may be no stderr any more."""
-    write_to(2, f"shoal: {printable(message)}\n")
+def complain(message: str, patience_s: float | None = None) -> None:
+    """One line on stderr. Never raises: there may be no stderr any more.
+
+    Args:
+        patience_s: how long to wait for a terminal that takes no output; None is for ever, as any program does.
+    """
+    write_to(2, f"shoal: {printable(message)}\n", patience_s)
 
 
 def hint(message: str) -> None:
@@ -56,12 +61,20 @@ def hint(message: str) -> None:
     complain(f"hint: {message}")
 
 
-def write_to(fd: int, text: str) -> None:
+def write_to(fd: int, text: str, patience_s: float | None = None) -> None:
     """All of `text` to a descriptor, past Python's buffers; what cannot be written is dropped."""
     data = text.encode("utf-8", "backslashreplace")
+    piece = len(data)
+    poller = None
+    if patience_s is not None and os.isatty(fd):
+        piece = 16  # a terminal that says it is ready takes this much without making us wait
+        poller = select.poll()
+        poller.register(fd, select.POLLOUT)
     try:
         while data:
-            data = data[os.write(fd, data) :]
+            if poller and patience_s is not None and not poller.poll(patience_s * 1000):
+                return
+            data = data[os.write(fd, data[:piece]) :]
     except OSError:
         pass
 
@@ -76,10 +89,15 @@ def present(outcome: Outcome, as_json: bool) -> None:
             # The program may have left stderr in the middle of a line; the result has to be a line of its own.
             write_to(2, f"\n{line}\n")
             return
-        sys.stdout.write(line + "\n")
+        _say(line)
     elif outcome.text:
-        sys.stdout.write(outcome.text if outcome.text.endswith("\n") else outcome.text + "\n")
-    sys.stdout.flush()
+        _say(outcome.text.removesuffix("\n"))
+
+
+def _say(text: str) -> None:
+    if sys.stdout is not None:  # None when 1 was closed
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
 
 
 def report_failure(error: Exception) -> int:

@@ -191,6 +191,9 @@ def make_actions(request: Request, terminal: Terminal | None, stack: ExitStack) 
     """The actions of one spawn. What they hold is closed by `stack`, unless the spawn has consumed it by then."""
     actions: list[shoal.Action] = []
     for grant in request.grants:
+        if grant.kind is Kind.DEVICES and request.view.host_path(os.path.dirname(grant.dest)) is not None:
+            # Device nodes are placed one by one: not in the host's own /dev, which `--ro /` has brought along.
+            actions.append(shoal.AddNsEntry(grant.dest, stack.enter_context(shoal.Directory.tmpfs("64K")), nested=True))
         actions.append(shoal.AddNsEntry(grant.dest, stack.enter_context(_handle(grant)), nested=True))
     if request.network:
         actions.append(shoal.AddNsEntry("/svc/net", stack.enter_context(shoal.NetNs.host())))
@@ -229,7 +232,13 @@ def _explain(request: Request) -> Outcome:
         if terminal:
             stack.enter_context(terminal)
         plan = shoal.explain(
-            request.program.path, _argv(request), flags=_FLAGS, environ=request.environ, actions=make_actions(request, terminal, stack)
+            request.program.path,
+            _argv(request),
+            flags=_FLAGS,
+            environ=request.environ,
+            actions=make_actions(request, terminal, stack),
+            controlling_terminal=terminal.slave if terminal else None,
+            die_with_caller=True,
         )
         return Outcome(text=str(plan), data=plan.to_dict())
 
@@ -276,7 +285,8 @@ def _report(request: Request, ended: Ended, info: shoal.ProcessInfo) -> Outcome:
     advice: list[str] = []
     if ended.timed_out:
         code = TIMED_OUT
-        complain(f"{request.program.name}: timed out after {request.timeout_s:g} s; it was killed with everything it started")
+        told = f"{request.program.name}: timed out after {request.timeout_s:g} s; it was killed with everything it started"
+        complain(told, patience_s=2.0)
     elif ended.returncode < 0:
         code = 128 - ended.returncode
     else:

@@ -16,6 +16,7 @@ from shoal.cli.signals import FORWARDED, Signals
 from shoal.cli.terminal import Terminal
 from shoal.handles.process import Process
 
+_PATIENCE_S = 2.0
 _GIVE_UP = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT))
 
 
@@ -58,7 +59,7 @@ class Session:
         self._end_everything()
         returncode = self._process.wait()
         if self._terminal:
-            self._drain(self._terminal, killed=timed_out or returncode < 0)
+            self._drain(self._terminal, killed=timed_out or returncode < 0, patience_s=_PATIENCE_S if timed_out else None)
         elif self._keeper is not None:
             while not self._gone() and not _GIVE_UP.intersection(self._signals.take()):
                 self._poll(self._keeper.fileno(), None)
@@ -95,6 +96,7 @@ class Session:
         """Stop the program and ourselves, with the terminal as it was; go on when somebody continues us."""
         self._send(signal.SIGSTOP, group=True)
         if self._terminal:
+            self._terminal.catch_up()
             self._terminal.restore()
         self._signals.stop_myself()
         if self._terminal:
@@ -124,10 +126,14 @@ class Session:
         else:
             self._process.kill()
 
-    def _drain(self, terminal: Terminal, killed: bool) -> None:
-        """Write what the program wrote before it ended, until all is written or somebody insists on leaving."""
+    def _drain(self, terminal: Terminal, killed: bool, patience_s: float | None) -> None:
+        """Write what the program wrote before it ended, until all is written or somebody insists on leaving.
+
+        A terminal that nobody reads holds us up like any other program, except when a time limit was to be kept.
+        """
         terminal.finish()
         undone = False
+        until = None if patience_s is None else time.monotonic() + patience_s
         while True:
             if self._gone():
                 terminal.read_rest()
@@ -137,8 +143,9 @@ class Session:
                 terminal.undo_modes()
                 undone = True
                 continue
-            ready = self._poll(-1 if self._gone() or self._keeper is None else self._keeper.fileno(), None)
-            if _GIVE_UP.intersection(self._signals.take()):
+            left_s = None if until is None else max(0.0, until - time.monotonic())
+            ready = self._poll(-1 if self._gone() or self._keeper is None else self._keeper.fileno(), left_s)
+            if left_s == 0 or _GIVE_UP.intersection(self._signals.take()):
                 return
             terminal.serve(ready)
 

@@ -189,6 +189,11 @@ class Terminal:
         self._at_end = True
         self._flush()
 
+    def catch_up(self) -> None:
+        """Show what the program has written so far, as far as that goes without waiting."""
+        while len(self._to_user) < _HELD_MAX and self._read_program():
+            self._flush()
+
     def undo_modes(self) -> None:
         """The program was killed: leave the alternate screen, show the cursor, and so on, where it had changed them."""
         self._to_user += self._screen.undo()
@@ -286,7 +291,8 @@ class Terminal:
         """Change the caller's terminal. SIGTTOU is held off: losing the foreground just now must not stop us half-way."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
         try:
-            termios.tcsetattr(self._outer, termios.TCSADRAIN, attributes)
+            # At once: output was processed when it was written, and to drain it would hang on a terminal that nobody reads.
+            termios.tcsetattr(self._outer, termios.TCSANOW, attributes)
             self._changed = True
         except termios.error:
             self.hung_up = True

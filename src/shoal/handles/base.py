@@ -170,7 +170,7 @@ class Handle:
         missing = rights & ~self._rights
         if missing:
             raise failure(
-                Status.ACCESS_DENIED, Stage.HANDLE, f"{operation} needs {missing!s} on this {self.kind} handle, which it lacks"
+                Status.ACCESS_DENIED, Stage.HANDLE, f"{operation} needs {missing.name} on this {self.kind} handle, which it lacks"
             )
         return fd
 
@@ -232,7 +232,8 @@ class Handle:
             return self._rights
         more = Rights(rights) & ~self._rights
         if more:
-            raise failure(Status.INVALID_ARGS, Stage.HANDLE, f"a duplicate can only narrow rights; this {self.kind} handle lacks {more!s}")
+            what = f"a duplicate can only narrow rights; this {self.kind} handle lacks {more.name}"
+            raise failure(Status.INVALID_ARGS, Stage.HANDLE, what)
         return Rights(rights)
 
     def _duplicate_fd(self, fd: int, rights: Rights) -> int:

@@ -22,10 +22,20 @@ import select
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
 
 from shoal.handles import cgroup_limits, reaper
-from shoal.handles.cgroup_files import child_names, is_populated, open_below, open_parent, read_keyed, read_text, write_text
+from shoal.handles.cgroup_files import (
+    child_names,
+    is_populated,
+    name_of,
+    open_below,
+    open_parent,
+    populated_in,
+    read_keyed,
+    read_text,
+    walk,
+    write_text,
+)
 from shoal.handles.cgroup_marks import (
     CREATOR,
     DENY_NEW_PROCESS,
@@ -93,7 +103,7 @@ class CgroupBackend:
             if known is not None:
                 return known
             if name is None:
-                name = _name_of(fd)
+                name = name_of(fd)
             self = cls(directory, name, parent=None, depth=_depth_of(fd), maker_pid=0)
             _live[status.st_dev, status.st_ino] = self
         if made_by_shoal(fd):
@@ -158,7 +168,7 @@ class CgroupBackend:
     def processes(self, *, recursive: bool) -> list[int]:
         pids: list[int] = []
         try:
-            for fd in _walk(self._directory.fd) if recursive else iter((self._directory.fd,)):
+            for fd in walk(self._directory.fd) if recursive else iter((self._directory.fd,)):
                 # A process of a pid namespace we cannot see into shows as 0.
                 pids += [pid for pid in map(int, read_text(fd, "cgroup.procs").split()) if pid]
         except OSError as error:
@@ -182,7 +192,7 @@ class CgroupBackend:
             raise self._failure(error, f"cannot watch cgroup {self._name}") from error
         try:
             # The kernel remembers which change the last read has seen, so none between read and poll is missed.
-            while _populated_in(events):
+            while populated_in(events):
                 if not deadline.wait_ready(events, select.POLLPRI):
                     return False
             return True
@@ -206,7 +216,7 @@ class CgroupBackend:
     def kill(self) -> None:
         try:
             # First the marks: see Placement.is_revoked(). A child made meanwhile finds its parent marked.
-            for fd in _walk(self._directory.fd):
+            for fd in walk(self._directory.fd):
                 set_mark(fd, KILLED)
             write_text(self._directory.fd, "cgroup.kill", "1")
         except OSError as error:
@@ -231,8 +241,7 @@ class CgroupBackend:
         if self._holder_pid == pid:
             let_go(self._directory.fd)
         if self._maker_pid == pid:
-            leftover = _Leftover(self._directory, self._name, self._parent)
-            # Whoever was given it may not have taken hold of it yet: wait until something ran in it and ended.
+            leftover = _Leftover(self._directory, self._name, self._parent, patient=self._handed_over)
             (reaper.watch if self._handed_over else reaper.register)(leftover)
 
     def _made(self, name: str, creator: Creator) -> CgroupBackend:
@@ -265,12 +274,17 @@ class CgroupBackend:
 
 
 class _Leftover:
-    """A directory whose last handle here is gone; the reaper keeps it until it can be removed."""
+    """A directory whose last handle here is gone; the reaper keeps it until it can be removed.
 
-    def __init__(self, directory: OwnedFd, name: str, parent: CgroupBackend | None) -> None:
+    Args:
+        patient: whoever was given it may not have taken hold of it yet: wait until something ran in it and ended.
+    """
+
+    def __init__(self, directory: OwnedFd, name: str, parent: CgroupBackend | None, *, patient: bool) -> None:
         self._directory: OwnedFd | None = directory
         self._name = name
         self._parent = parent
+        self._patient = patient
         self._events: OwnedFd | None = None
 
     @property
@@ -284,13 +298,16 @@ class _Leftover:
                 self._events = OwnedFd(os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory.fd))
             except OSError:
                 return -1
+            # A file that was never read shows an event at once, and so has us look again; unless it was read.
+            if self._patient:
+                populated_in(self._events.fd)
         return -1 if self._events is None else self._events.fd
 
     def settle(self) -> bool:
         if self._directory is None:
             return True
         if self._events is not None:
-            _populated_in(self._events.fd)  # takes note of the event, else it would be reported for ever
+            populated_in(self._events.fd)  # takes note of the event, else it would be reported for ever
         return _remove(self._directory.fd, self._name)
 
     def release(self) -> None:
@@ -355,20 +372,6 @@ def _sweep_stale_once(parent: int) -> None:
             os.close(fd)
 
 
-def _walk(fd: int) -> Iterator[int]:
-    """The directory and all below it, each open only for its turn; those above come first."""
-    yield fd
-    for name in child_names(fd):
-        try:
-            below = open_below(fd, name)
-        except OSError:
-            continue
-        try:
-            yield from _walk(below)
-        finally:
-            os.close(below)
-
-
 def _depth_of(fd: int) -> int:
     """How many directories from here upwards shoal made."""
     depth, current = 0, OwnedFd(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
@@ -379,26 +382,6 @@ def _depth_of(fd: int) -> int:
         except OSError:
             break
     return depth
-
-
-def _name_of(fd: int) -> str:
-    """The last component of an open directory, found by its inode number in the one above."""
-    own = os.fstat(fd).st_ino
-    try:
-        parent = OwnedFd(open_parent(fd, os.O_RDONLY))
-        with os.scandir(parent.fd) as entries:
-            return next((entry.name for entry in entries if entry.inode() == own), "/")
-    except OSError:
-        return "/"
-
-
-def _populated_in(events: int) -> bool:
-    try:
-        return b"populated 1" in os.pread(events, 4096, 0)
-    except OSError as error:
-        if error.errno == errno.ENODEV:
-            return False
-        raise
 
 
 def _remove_at_exit() -> None:

@@ -5,7 +5,9 @@ Source: cgroups(7), openat(2).
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterator
 
 
 def read_text(fd: int, name: str) -> str:
@@ -65,3 +67,41 @@ def is_populated(fd: int) -> bool:
         return True
     except OSError:
         return False
+
+
+def walk(fd: int) -> Iterator[int]:
+    """The directory and all below it, each open only for its turn; those above come first."""
+    yield fd
+    for name in child_names(fd):
+        try:
+            below = open_below(fd, name)
+        except OSError:
+            continue
+        try:
+            yield from walk(below)
+        finally:
+            os.close(below)
+
+
+def name_of(fd: int) -> str:
+    """The last component of an open directory, found by its inode number in the one above."""
+    own = os.fstat(fd).st_ino
+    try:
+        parent = open_parent(fd, os.O_RDONLY)
+    except OSError:
+        return "/"
+    try:
+        with os.scandir(parent) as entries:
+            return next((entry.name for entry in entries if entry.inode() == own), "/")
+    finally:
+        os.close(parent)
+
+
+def populated_in(events: int) -> bool:
+    """As `is_populated()`, from a descriptor of cgroup.events; poll(2) then waits for the next change."""
+    try:
+        return b"populated 1" in os.pread(events, 4096, 0)
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            return False
+        raise

@@ -120,6 +120,11 @@ class Directory(Handle):
         return self._fd < 0 and self._recipe is None
 
     @property
+    def is_recipe(self) -> bool:
+        """Whether it is made in the child, so that there is no descriptor to speak of here."""
+        return self._recipe is not None
+
+    @property
     def writable(self) -> bool:
         """Whether a child may change what is in it."""
         return Rights.WRITE in self._rights
@@ -129,14 +134,13 @@ class Directory(Handle):
 
         Raises:
             BadHandleError: closed or consumed.
-            InternalError: the directory has been removed or lies outside the caller's root, so no name leads to it.
-        """
+            """
         if self._recipe is not None:
             return self._recipe
         fd = self.fileno()
         if self._tmpfs is not None:
             return Tree(fd, self._tmpfs, self.writable)
-        return bind_source(fd, self.writable)
+        return bind_source(fd, self.writable, keep=True)
 
     def close(self) -> None:
         """Give up the descriptor or the recipe. Closing twice is fine."""
@@ -165,14 +169,12 @@ class Directory(Handle):
         return f"<shoal.Directory {self._recipe}>" if self._recipe is not None else super().__repr__()
 
 
-def bind_source(fd: int, writable: bool, *, devices: bool = False) -> Bind:
-    """The file system object behind `fd`, with a name under which the child will find it."""
+def bind_source(fd: int, writable: bool, *, devices: bool = False, keep: bool = False) -> Bind:
+    """The file system object behind `fd`, with the name it has now.
+
+    Args:
+        keep: `fd` stays open until the child is made, so it can be mounted whatever becomes of the name.
+    """
     status = os.fstat(fd)
     path = os.readlink(f"/proc/self/fd/{fd}")
-    try:
-        seen = os.stat(path, follow_symlinks=False)
-    except OSError:
-        seen = None
-    if seen is None or (seen.st_dev, seen.st_ino) != (status.st_dev, status.st_ino):
-        raise failure(Status.INTERNAL, Stage.NAMESPACE, f"{path!r} has been removed or replaced, so it cannot be mounted any more")
-    return Bind(path, status.st_dev, status.st_ino, stat.S_ISDIR(status.st_mode), writable, devices)
+    return Bind(path, status.st_dev, status.st_ino, stat.S_ISDIR(status.st_mode), writable, devices, fd if keep else -1)

@@ -9,51 +9,22 @@ Source: Zircon's zx_job_create(), zx_task_kill(), zx_job_set_policy(); spec 6.2 
 
 from __future__ import annotations
 
-import difflib
-import math
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Final, Literal, Self
 
 from shoal.handles.bare_job import BareBackend
 from shoal.handles.base import Handle, Rights
 from shoal.handles.cgroup import CgroupBackend
-from shoal.handles.cgroup_marks import looks_like_ours
 from shoal.handles.deadline import Deadline
 from shoal.handles.hierarchy import availability, is_cgroup
+from shoal.handles.job_arguments import ENFORCED, check_count, check_cpus, check_name, check_policy, parse_limit
 from shoal.handles.job_backend import JobBackend, Limits, Placement
 from shoal.handles.process import Usage
 from shoal.status import AccessDeniedError, NotSupportedError, Stage, Status, failure, failure_from_errno
-from shoal.units import parse_size
 
 TREE_HEIGHT: Final = 32
-
-_NAME_MAX: Final = 255
-_KERNEL_PREFIXES: Final = ("cgroup", "cpu", "cpuset", "dmem", "hugetlb", "io", "irq", "memory", "misc", "perf_event", "pids", "rdma")
-
-ENFORCED: Final = "new_process"
-"""The one condition of a policy that Linux can enforce for a whole tree of processes."""
-CONDITIONS: Final = (
-    "bad_handle",
-    "wrong_object",
-    "vmar_wx",
-    "new_any",
-    "new_vmo",
-    "new_channel",
-    "new_event",
-    "new_eventpair",
-    "new_port",
-    "new_socket",
-    "new_fifo",
-    "new_timer",
-    ENFORCED,
-    "new_profile",
-    "new_pager",
-    "ambient_mark_vmo_exec",
-    "new_iob",
-)
-ACTIONS: Final = ("allow", "deny")
 
 _given_job: list[Callable[[], Job | None]] = []
 
@@ -156,7 +127,7 @@ class Job(Handle):
         """
         backend = self._require(Rights.MANAGE_JOB, "create_child()")
         if name is not None:
-            _check_name(name)
+            check_name(name)
         if backend.is_killed():
             raise self._killed_error()
         if backend.depth >= TREE_HEIGHT:
@@ -185,7 +156,7 @@ class Job(Handle):
         Source: zx_job_set_policy(); spec 6.3.
         """
         backend = self._require(Rights.SET_POLICY, "set_policy()")
-        denied = _checked_policy(policy)
+        denied = check_policy(policy)
         if backend.is_killed():
             raise self._killed_error()
         if backend.is_populated() or backend.children():
@@ -214,7 +185,7 @@ class Job(Handle):
             InvalidArgsError: not a possible limit.
         """
         backend = self._require(Rights.MANAGE_JOB, "set_limits()")
-        limits = Limits(_size("memory", memory), _size("swap", swap), _count(pids), _cpus(cpus))
+        limits = Limits(parse_limit("memory", memory), parse_limit("swap", swap), check_count(pids), check_cpus(cpus))
         if backend.is_killed():
             raise self._killed_error()
         backend.set_limits(limits)
@@ -263,6 +234,7 @@ class Job(Handle):
         """
         backend = self._require(Rights.MANAGE_PROCESS, operation)
         if backend.is_killed():
+            del backend  # the traceback of this error must not keep the job's directory open
             raise self._killed_error()
         return backend.placement()
 
@@ -342,78 +314,3 @@ def _is_pidfd(fd: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _check_name(name: str) -> None:
-    if not isinstance(name, str):
-        raise TypeError(f"the name of a job is text, not {type(name).__name__}")
-    try:
-        encoded = os.fsencode(name)
-    except UnicodeEncodeError:
-        encoded = b""
-    why = None
-    if not encoded:
-        why = "it is empty or cannot be encoded"
-    elif any(character in name for character in "/\0\n"):
-        why = "it has a slash, a NUL or a line break in it"
-    elif name.startswith("."):
-        why = "it begins with a dot"
-    elif len(encoded) > _NAME_MAX:
-        why = f"it has {len(encoded)} bytes, {_NAME_MAX} are possible"
-    elif "." in name and name.partition(".")[0] in _KERNEL_PREFIXES:
-        why = f"the kernel keeps names beginning with {name.partition('.')[0]!r} and a dot for itself"
-    elif looks_like_ours(name):
-        why = "it looks like the names shoal chooses itself"
-    if why is not None:
-        raise failure(Status.INVALID_ARGS, Stage.JOB, f"{name!r} cannot be the name of a job: {why}")
-
-
-def _checked_policy(policy: Mapping[str, str]) -> bool:
-    """Is new_process to be denied?"""
-    if not policy:
-        raise failure(Status.INVALID_ARGS, Stage.JOB, 'a policy needs an entry, such as {"new_process": "deny"}')
-    for condition, action in policy.items():
-        if condition not in CONDITIONS:
-            raise failure(Status.INVALID_ARGS, Stage.JOB, f"unknown condition {condition!r}{_nearest(condition, CONDITIONS)}")
-        if action not in ACTIONS:
-            raise failure(Status.NOT_SUPPORTED, Stage.JOB, f"unknown action {action!r}{_nearest(action, ACTIONS)}")
-        if action == "deny" and condition != ENFORCED:
-            raise failure(
-                Status.NOT_SUPPORTED, Stage.JOB, f"{condition!r} cannot be denied: Linux has no means to enforce it; {ENFORCED!r} can"
-            )
-    return policy.get(ENFORCED) == "deny"
-
-
-def _nearest(word: object, known: Iterable[str]) -> str:
-    choices = list(known)
-    close = difflib.get_close_matches(str(word).lower(), choices, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(choices)}"
-
-
-def _size(what: str, value: int | str | None) -> int | None:
-    if value is None:
-        return None
-    try:
-        return parse_size(value)
-    except ValueError as error:
-        raise failure(Status.INVALID_ARGS, Stage.JOB, f"{what}: {error}") from error
-
-
-def _count(pids: int | None) -> int | None:
-    if pids is None:
-        return None
-    if isinstance(pids, bool) or not isinstance(pids, int):
-        raise TypeError(f"pids is a number of processes, not {type(pids).__name__}")
-    if pids < 0:
-        raise failure(Status.INVALID_ARGS, Stage.JOB, f"pids cannot be negative: {pids}")
-    return pids
-
-
-def _cpus(cpus: float | None) -> float | None:
-    if cpus is None:
-        return None
-    if isinstance(cpus, bool) or not isinstance(cpus, int | float):
-        raise TypeError(f"cpus is a number, not {type(cpus).__name__}")
-    if not (math.isfinite(cpus) and cpus >= 0.01):
-        raise failure(Status.INVALID_ARGS, Stage.JOB, f"cpus must be at least 0.01: {cpus}")
-    return float(cpus)

@@ -21,6 +21,10 @@ class Bind:
     writable: bool
     devices: bool = False
     """Device nodes inside stay usable."""
+    fd: int = -1
+    """A descriptor of it, borrowed: a privileged caller mounts that one, wherever its name leads by now."""
+    follow_fd: int = -1
+    """The same, for a caller who may not: the name is read from it anew when it has changed."""
 
     def __str__(self) -> str:
         return f"{'directory' if self.is_dir else 'file'} {self.path}"

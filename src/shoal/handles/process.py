@@ -7,7 +7,7 @@ How the status is collected, without a lock: every thread that sees the process 
 which leaves it in place and gives everybody the same answer, stores it, and only then reaps. Whoever finds it reaped
 already finds it stored too. A KeyboardInterrupt between any two steps loses nothing.
 
-Source: pidfd_open(2), waitid(2), pidfd_send_signal(2), proc_pid_stat(5); spec 6.4.
+Source: pidfd_open(2), waitid(2), pidfd_send_signal(2); spec 6.4.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import os
 import select
 import signal as signals
 import stat
-import struct
 import sys
 import time
 from contextlib import suppress
@@ -29,15 +28,12 @@ from shoal import _native
 from shoal.handles import reaper
 from shoal.handles.base import Handle, Rights
 from shoal.handles.deadline import Deadline, is_ready
+from shoal.handles.pidfd import is_open, pid_of, read_stat, reaped_status, zombie_status
 from shoal.handles.reaper import Keeper, OwnedFd
 from shoal.status import Stage, Status, failure, failure_from_errno
 
 NAME_BYTES = 31
 
-_PIDFD_GET_INFO = 0xC040FF0B  # _IOWR(0xFF, 11, struct pidfd_info), first version: 64 bytes
-_PIDFD_INFO = struct.Struct("=QQIIIIIIIIIIIi")  # mask, cgroup id, pid, tgid, ..., exit code
-_PIDFD_INFO_EXIT = 1 << 3
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +175,8 @@ class Process(Handle):
             name: cut to 31 bytes.
             keeper: the first process of its cell; given to the reaper once the child has been collected.
         """
-        if len(encoded := name.encode("utf-8", "surrogateescape")) > NAME_BYTES:
-            name = encoded[:NAME_BYTES].decode("utf-8", "ignore")
+        if len(encoded := os.fsencode(name)) > NAME_BYTES:
+            name = os.fsdecode(encoded[:NAME_BYTES])
         return cls._with_state(pidfd, None, _State(pid, name, time.time(), owned=True, keeper=keeper))
 
     @classmethod
@@ -198,13 +194,13 @@ class Process(Handle):
         except (ProcessLookupError, PermissionError):
             is_directory = False
         except OSError as error:
-            closed = error.errno == errno.EBADF and not _is_open(fd)
+            closed = error.errno == errno.EBADF and not is_open(fd)
             status, what = (Status.BAD_HANDLE, "not open") if closed else (Status.WRONG_TYPE, "not a pidfd")
             raise failure(status, Stage.HANDLE, f"descriptor {fd} is {what}") from error
         if is_directory:
             raise failure(Status.WRONG_TYPE, Stage.HANDLE, f"descriptor {fd} is a directory, not a pidfd")
-        pid = _pid_of(fd)
-        found = _read_stat(fd, pid)
+        pid = pid_of(fd)
+        found = read_stat(fd, pid)
         if name is None:
             name = "" if found is None else found.name
         started_at = time.time() if found is None else found.started_at
@@ -299,16 +295,28 @@ class Process(Handle):
         """
         self._send_if_alive(self._require(Rights.DESTROY, "kill()"), signals.SIGKILL)
 
+    def kill_cell(self) -> None:
+        """Kill it and everything that lives in its cell, whatever session or parent that has by now. Needs `Rights.DESTROY`.
+
+        The kernel ends a pid namespace as a whole, so nothing escapes, also after the program itself has ended. A process
+        in the caller's world has no cell: only itself is killed; see `Job.kill()` for a tree there.
+        """
+        pidfd = self._require(Rights.DESTROY, "kill_cell()")
+        if self._keeper is not None:
+            self._keeper.kill()
+        self._send_if_alive(pidfd, signals.SIGKILL)
+
     def info(self) -> ProcessInfo:
         """A picture of the process as it is now. Needs `Rights.INSPECT`. Takes no status away from a waiter."""
         pidfd = self._require(Rights.INSPECT, "info()")
         state = self._state
-        found = None if state.collect(pidfd.fd) else _read_stat(pidfd.fd, state.pid)
+        found = None if state.collect(pidfd.fd) else read_stat(pidfd.fd, state.pid)
         if found is None and state.collect(pidfd.fd) and state.ending is not None:
             return ProcessInfo("exited", state.ending.returncode, state.ending.reason, state.started_at, state.ending.usage)
         if found is None:
             return ProcessInfo("running", None, None, state.started_at, None)
-        return ProcessInfo("stopped" if found.stopped else "running", None, None, state.started_at, found.usage)
+        usage = Usage(found.user_s, found.system_s, found.max_memory_bytes)
+        return ProcessInfo("stopped" if found.stopped else "running", None, None, state.started_at, usage)
 
     def consume(self) -> int:
         """Move a pidfd out; the handle is closed afterwards. -1 when it already was.
@@ -404,99 +412,7 @@ def _ending_from_wait_status(status: int) -> _Ending:
 def _foreign_ending(pidfd: int) -> _Ending:
     """How a process ended that we cannot wait for, as far as the kernel tells."""
     # In this order: a zombie that is reaped between the two looks is found by the second.
-    status = _zombie_status(pidfd)
+    status = zombie_status(pidfd)
     if status is None:
-        status = _reaped_status(pidfd)
+        status = reaped_status(pidfd)
     return _Ending(None, "lost", None) if status is None else _ending_from_wait_status(status)
-
-
-def _pidfd_info(pidfd: int, mask: int = 0) -> tuple[int, ...] | None:
-    """struct pidfd_info (Linux 6.13 and later), or None."""
-    buffer = bytearray(_PIDFD_INFO.size)
-    _PIDFD_INFO.pack_into(buffer, 0, mask, *(0,) * 13)
-    try:
-        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, buffer)
-    except OSError:
-        return None
-    return _PIDFD_INFO.unpack(buffer)
-
-
-def _reaped_status(pidfd: int) -> int | None:
-    """The wait status of a reaped process, which Linux 6.15 and later keep with the pidfd."""
-    info = _pidfd_info(pidfd, _PIDFD_INFO_EXIT)
-    return None if info is None or not info[0] & _PIDFD_INFO_EXIT else info[-1]
-
-
-def _zombie_status(pidfd: int) -> int | None:
-    """The wait status of somebody else's child that nobody has reaped yet, where we may see it."""
-    pid = _pid_of(pidfd)
-    try:
-        # /proc shows 0 to those who may not look; this link shows whether we may.
-        os.readlink(f"/proc/{pid}/ns/pid")
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        signals.pidfd_send_signal(pidfd, 0)  # still there after the look, so it was this one we saw
-    except PermissionError:
-        return None
-    except OSError:
-        return None
-    return int(fields[49]) if fields[0] == b"Z" else None
-
-
-def _pid_of(pidfd: int) -> int:
-    """The pid behind a pidfd, 0 when it is reaped or lives in a world we cannot see."""
-    info = _pidfd_info(pidfd)
-    if info is not None:
-        return info[2]
-    try:
-        with open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:
-            for line in file:
-                if line.startswith(b"Pid:"):
-                    return max(0, int(line[4:]))
-    except OSError:
-        pass
-    return 0
-
-
-class _Stat(NamedTuple):
-    """What /proc tells of a live process."""
-
-    name: str
-    stopped: bool
-    started_at: float
-    usage: Usage
-
-
-def _read_stat(pidfd: int, pid: int) -> _Stat | None:
-    """What /proc tells, or None when there is no /proc or the process has ended."""
-    if pid <= 0:
-        return None
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            before, _, after = file.read().rpartition(b")")
-        with open(f"/proc/{pid}/status", "rb") as file:
-            memory = [line.split()[1] for line in file if line.startswith(b"VmHWM:")]
-    except OSError:
-        return None
-    if is_ready(pidfd, select.POLLIN):  # alive after the look, so the pid was its own all the time
-        return None
-    fields = after.split()
-    up_to_now = time.clock_gettime(time.CLOCK_BOOTTIME)
-    return _Stat(
-        name=before.partition(b"(")[2].decode("utf-8", "replace"),
-        stopped=fields[0] in (b"T", b"t"),
-        started_at=time.time() - up_to_now + int(fields[19]) / _TICKS_PER_S,
-        usage=Usage(
-            user_s=int(fields[11]) / _TICKS_PER_S,
-            system_s=int(fields[12]) / _TICKS_PER_S,
-            max_memory_bytes=int(memory[0]) * 1024 if memory else 0,
-        ),
-    )
-
-
-def _is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True

@@ -33,7 +33,7 @@ def init_image() -> int:
                     return _fd
             except OSError:
                 pass
-        _fd = _load(os.path.join(os.path.dirname(__file__), "shoal-init"))
+        _fd = _load(os.path.join(os.path.dirname(os.path.dirname(__file__)), "shoal-init"))
         status = os.fstat(_fd)
         _identity = (status.st_dev, status.st_ino)
         return _fd

@@ -1,0 +1,245 @@
+"""Jobs made of pid namespaces, for where no cgroup can be made.
+
+The guarantees that matter are the same: a process in the job can neither leave it nor survive its kill, whatever it forks,
+because the kernel ends a pid namespace as a whole with its first process. What is weaker, and said where it shows:
+
+* Such a job ends with the process that made it; a job made of a cgroup outlives its maker.
+* It has no limits and counts nothing: asking for either is refused.
+* Without root its processes live in a user namespace where only the caller's own ids are mapped.
+
+Source: pid_namespaces(7), user_namespaces(7).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import os
+import select
+import signal
+from contextlib import suppress
+from typing import NoReturn
+
+from shoal.handles import reaper
+from shoal.handles.deadline import Deadline, is_ready
+from shoal.handles.job_backend import JobBackend, Limits, Placement
+from shoal.handles.keeper import HOLD, start_keeper
+from shoal.handles.made import map_ids
+from shoal.handles.process import Usage
+from shoal.handles.reaper import Keeper, OwnedFd
+from shoal.packing import CLONE_NEWPID, CLONE_NEWUSER, Packer
+from shoal.probe import is_privileged
+from shoal.status import SpawnError, Stage, Status, failure
+
+_NS_GET_PARENT = 0xB702
+
+_counter = itertools.count(1)
+_lingering: list[tuple[Keeper, OwnedFd]] = []
+"""Jobs nobody holds any more in which something still ran; looked at again whenever another is made."""
+
+
+def create(name: str | None, parent: JobBackend) -> PidnsBackend:
+    """A new job below `parent`.
+
+    Raises:
+        NotSupportedError: no namespace can be made here.
+    """
+    _end_empty()
+    packer = Packer()
+    packer.unshare_fds()
+    clone_flags, where = CLONE_NEWPID, {}
+    above = parent.placement().init_pidfd
+    if above is not None:
+        where = {"enter_fd": above, "enter_flags": CLONE_NEWPID | (0 if is_privileged() else CLONE_NEWUSER)}
+    elif not is_privileged():
+        clone_flags |= CLONE_NEWUSER
+        map_ids(packer)
+    try:
+        keeper, control = start_keeper(packer, "the job's first process", clone_flags, where)
+    except SpawnError as error:
+        if error.stage is Stage.CLONE or error.status is Status.ACCESS_DENIED:
+            raise failure(Status.NOT_SUPPORTED, Stage.JOB, f"no pid namespace either ({error.detail})", error.errno) from error
+        raise
+    os.write(control, HOLD)
+    keeper.control = control
+    chosen = name if name is not None else f"shoal-{os.getpid()}-ns{next(_counter)}"
+    return PidnsBackend(chosen, OwnedFd(os.dup(keeper.fileno())), parent.depth + 1, parent.denies_new_process, keeper, parent)
+
+
+def adopt(fd: int, name: str | None) -> PidnsBackend:
+    """The job that the pidfd of a first process stands for, handed over by its maker. Takes over `fd`."""
+    return PidnsBackend(name or "job", OwnedFd(fd), 1, False, None, None)
+
+
+class PidnsBackend:
+    """One pid namespace, held by the pidfd of its first process. Implements `job_backend.JobBackend`."""
+
+    def __init__(self, name: str, init: OwnedFd, depth: int, denies: bool, keeper: Keeper | None, parent: JobBackend | None) -> None:
+        self.name = name
+        self.depth = depth
+        self.denies_new_process = denies
+        self._init = init
+        self._keeper = keeper
+        self._parent = parent  # keeps it alive: the namespaces are nested
+        self._children: list[PidnsBackend] = []
+        self._maker = os.getpid()
+
+    def open_fd(self) -> int:
+        return os.dup(self._init.fd)
+
+    def placement(self) -> Placement:
+        return Placement(None, self._init.fd, self.denies_new_process, self)
+
+    def create_child(self, name: str | None) -> PidnsBackend:
+        child = create(name, self)
+        self._children.append(child)
+        return child
+
+    def children(self) -> list[PidnsBackend]:
+        self._children = [child for child in self._children if not child.is_killed()]
+        return list(self._children)
+
+    def processes(self, *, recursive: bool) -> list[int]:
+        return _processes_of(self._init.fd, recursive=recursive)
+
+    def is_populated(self) -> bool:
+        return not self.is_killed() and bool(self.processes(recursive=True))
+
+    def wait_empty(self, deadline: Deadline) -> bool:
+        # There is no event for "empty", but there is one for the end of each process; so wait for one after the other.
+        while not self.is_killed():
+            pids = self.processes(recursive=True)
+            if not pids:
+                return True
+            for pid in pids:
+                try:
+                    pidfd = OwnedFd(os.pidfd_open(pid))
+                except ProcessLookupError:
+                    continue
+                if not deadline.wait_ready(pidfd.fd, select.POLLIN):
+                    return False
+        return True
+
+    def usage(self) -> Usage:
+        self._refuse("count what it uses")
+
+    def set_limits(self, limits: Limits) -> None:
+        self._refuse("have limits")
+
+    def kill(self) -> None:
+        for child in self._children:
+            child.kill()
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._init.fd, signal.SIGKILL)
+
+    def is_killed(self) -> bool:
+        return is_ready(self._init.fd, select.POLLIN)
+
+    def deny_new_process(self) -> None:
+        self.denies_new_process = True
+
+    def hand_over(self) -> None:
+        """Nothing to note: it ends with its maker, whoever else holds it."""
+
+    def __del__(self) -> None:
+        keeper = getattr(self, "_keeper", None)
+        if keeper is not None and os.getpid() == self._maker:
+            _lingering.append((keeper, self._init))
+            _end_empty()
+
+    def _refuse(self, what: str) -> NoReturn:
+        detail = f"job {self.name} is a pid namespace, which cannot {what}; that takes a cgroup, see `shoal doctor`"
+        raise failure(Status.NOT_SUPPORTED, Stage.JOB, detail)
+
+
+def _end_empty() -> None:
+    """End the jobs nobody holds and nothing runs in."""
+    for entry in tuple(_lingering):
+        keeper, init = entry
+        if is_ready(init.fd, select.POLLIN) or not _processes_of(init.fd, recursive=True):
+            keeper.kill()
+            try:
+                _lingering.remove(entry)
+            except ValueError:
+                continue  # another thread did it
+            reaper.register(keeper)
+
+
+def _processes_of(init: int, *, recursive: bool) -> list[int]:
+    """The live processes of the namespace that `init` is the first of, and of those below it, by their pids here."""
+    first = _pid_of(init)
+    if first is None:
+        return []
+    wanted = _namespace(first)
+    found: list[int] = []
+    for name in os.listdir("/proc"):
+        if not name.isdecimal() or int(name) == first:
+            continue
+        namespaces = _namespace(int(name))
+        if namespaces is None or wanted is None:
+            continue
+        if namespaces == wanted or (recursive and _is_below(int(name), first)):
+            if not _is_zombie(int(name)) and not _is_first(int(name)):
+                found.append(int(name))
+    return sorted(found)
+
+
+def _pid_of(pidfd: int) -> int | None:
+    for line in _lines(f"/proc/self/fdinfo/{pidfd}"):
+        if line.startswith("Pid:"):
+            pid = int(line.split()[1])
+            return pid if pid > 0 else None
+    return None
+
+
+def _namespace(pid: int) -> str | None:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    except OSError:
+        return None
+
+
+def _status(pid: int, field: str) -> list[str]:
+    return next((line.split()[1:] for line in _lines(f"/proc/{pid}/status") if line.startswith(field + ":")), [])
+
+
+def _is_zombie(pid: int) -> bool:
+    return _status(pid, "State")[:1] == ["Z"]
+
+
+def _is_first(pid: int) -> bool:
+    """The first process of a nested namespace: a keeper, not something anybody started."""
+    return _status(pid, "NSpid")[-1:] == ["1"] and _status(pid, "Name") == ["shoal-init"]
+
+
+def _is_below(pid: int, first: int) -> bool:
+    """Whether `pid` lives in a namespace nested in that of `first`: it is then the descendant of its levels."""
+    return len(_status(pid, "NSpid")) > len(_status(first, "NSpid")) and _shares_ancestor(pid, first)
+
+
+def _shares_ancestor(pid: int, first: int) -> bool:
+    """By the chain of NS_GET_PARENT, ioctl_ns(2)."""
+    wanted = os.stat(f"/proc/{first}/ns/pid").st_ino
+    try:
+        fd = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        while True:
+            if os.fstat(fd).st_ino == wanted:
+                return True
+            above = fcntl.ioctl(fd, _NS_GET_PARENT)
+            os.close(fd)
+            fd = above
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read().splitlines()
+    except OSError:
+        return []
