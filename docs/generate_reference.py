@@ -2,7 +2,7 @@
 
 Reads source files instead of importing them: the text is then the same with every Python version, and a machine where
 the native part cannot be built can still make it. Public is what shoal/__init__.py re-exports, in its order, and
-the functions of shoal.startup. Standard library only.
+the functions of shoal.startup; the modules a reader needs first come first. Standard library only.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ Every public name of `shoal`, from its docstring. Made by `make doc`; edit the d
 
 Sizes are bytes, or text such as `"512M"`; durations are seconds, or text such as `"1m30s"`. *Ownership* says who closes what.
 """
+
+FIRST = ("shoal.spawn", "shoal.flags", "shoal.actions", "shoal.handles", "shoal.plan", "shoal.status", "shoal.loader")
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.Assign | ast.AnnAssign
 _SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Fails with|Ownership|Source|Open question):(.*)")
@@ -218,7 +220,7 @@ def describe(node: Definition, name: str, documentation: str) -> list[str]:
 def reference() -> str:
     lines = [INTRODUCTION]
     modules: dict[str, Module] = {}
-    for module, name in Module("shoal").reexports():
+    for module, name in sorted(Module("shoal").reexports(), key=lambda item: FIRST.index(item[0]) if item[0] in FIRST else len(FIRST)):
         if module == "shoal":
             continue  # a submodule, such as shoal.startup, has its own part below
         node, documentation = resolve(module, name)

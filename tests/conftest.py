@@ -21,6 +21,9 @@ from rig.launchers import LAUNCHERS, Launcher, make_launcher
 from rig.workload import PATIENCE_S, build_workload, is_open
 from rig.world import World
 
+from shoal import SetName, SpawnFlags
+
+WARM_UP = SpawnFlags.CLONE_UTC_CLOCK | SpawnFlags.CLONE_JOB
 PATH = os.pathsep.join(entry for entry in sys.path if entry)
 
 hypothesis.settings.register_profile(
@@ -51,12 +54,12 @@ def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workload(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The static workload: needs nothing to run.
 
-    It has run once in every way already, so that what shoal opens once and keeps (the program of a cell's first process)
-    is there before a test looks at descriptors.
+    It has run once in every way already, so that what shoal opens once and keeps (the program of a cell's first process,
+    the place for names, the clock, the default job) is there before a test looks at descriptors.
     """
     path = build_workload(tmp_path_factory.mktemp("bin"), static=True)
     for name in LAUNCHERS:
-        with make_launcher(name)(path, ["workload"]) as process:
+        with make_launcher(name)(path, ["workload"], flags=WARM_UP, actions=[SetName("warm-up")]) as process:
             process.wait(timeout=PATIENCE_S)
     return path
 

@@ -153,7 +153,7 @@ void launch(struct plan *plan, struct outcome *out)
     struct birth birth = { .plan = plan, .stack = stack_get(), .pid = -1, .pidfd = -1 };
     out->pid = out->pidfd = -1;
     for (int i = 0; i < SLOTS; i++)
-        plan->slots[i] = NO_FD;
+        plan->slots[i] = NO_FD; /* all: an op may read one that nothing fills */
     plan->exec_fd = plan->head->exec_fd;
     plan->report.stage = STAGE_CLONE;
     plan->report.index = -1;
@@ -176,8 +176,8 @@ void launch(struct plan *plan, struct outcome *out)
     if (birth.pid > 0 && (ended || plan->head->flags & PLAN_COLLECT)) {
         reap(P_PIDFD, birth.pidfd);
         sys1(__NR_close, birth.pidfd);
-        if (ended && plan->head->flags & PLAN_SHARE_FDS)
-            close_slots(plan); /* whatever a child on our own table had made */
+        if (ended && plan->head->flags & PLAN_COLLECT)
+            close_slots(plan); /* made on our own table; the slots of any other child were numbers of its own */
     } else {
         out->pid = birth.pid;
         out->pidfd = birth.pidfd;

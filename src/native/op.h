@@ -53,6 +53,7 @@ enum { FD = 1, FD2 = 2, OUT = 4, STR = 8, STR2 = 16 };
     X(DROP_CAPS, op_drop_caps, 0)                    /* every capability set empty, for good */                                  \
     X(SETSID, op_setsid, 0)                                                                                                      \
     X(CONTROLLING_TTY, op_controlling_tty, FD)       /* fd: a terminal nobody controls yet */                                    \
+    X(NAME, op_name, STR)                            /* str: what the kernel is to call it until exec names it anew */           \
     X(UMASK, op_umask, 0)                            /* a: mask */                                                               \
     X(SECCOMP, op_seccomp, STR)                      /* str: struct sock_filter array, a: how many */                            \
     X(ENV_PID, op_env_pid, 0)                        /* a: index of a variable, b: where in it its digits go */                  \
@@ -103,6 +104,7 @@ struct plan {
     char **envp;
     uint32_t argc, envc;
     int32_t slots[SLOTS];
+    int slots_used; /* one more than the highest that an op fills */
     int32_t exec_fd; /* head->exec_fd, until FD_MAP moves it out of the way */
     volatile struct report report;
 };
@@ -126,8 +128,8 @@ static inline int plan_keep(struct plan *plan, const struct op *op, long ret)
     return 0;
 }
 
-/* verify.c: 0, or the index of the first bad op plus 1, or -1 for the header. */
-int verify_plan(const struct plan *plan, size_t size);
+/* verify.c: 0, or the index of the first bad op plus 1, or -1 for the header. Counts the slots. */
+int verify_plan(struct plan *plan, size_t size);
 
 /* child.c */
 void child_main(void *plan);

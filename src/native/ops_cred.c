@@ -90,6 +90,12 @@ int op_controlling_tty(struct plan *plan, const struct op *op)
     return (int)-sys3(__NR_ioctl, plan_fd(plan, op->fd), TIOCSCTTY, 0);
 }
 
+/* exec lets the parent go on a moment before it sets the name, so a parent that looks at once would see its own. */
+int op_name(struct plan *plan, const struct op *op)
+{
+    return (int)-sys5(__NR_prctl, PR_SET_NAME, plan_str(plan, op->str), 0, 0, 0);
+}
+
 int op_umask(struct plan *plan, const struct op *op)
 {
     (void)plan;

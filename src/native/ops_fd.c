@@ -70,13 +70,15 @@ static int close_between(long first, long last)
 int op_fd_map(struct plan *plan, const struct op *op)
 {
     uint8_t is_target[TARGETS / 8] = { 7 }; /* 0, 1 and 2 are always filled */
-    int32_t held[TARGETS];                  /* by target */
-    for (int i = 0; i < TARGETS; i++)
-        held[i] = -1;
+    int32_t held[TARGETS];                  /* by target: the copy to be placed there, or -1 */
+    int last = 2;                           /* the highest target */
     for (uint64_t i = 0; i < op->a; i++) {
         int32_t target = pair_at(plan, op, i).target & ~TARGET_CLOEXEC;
         is_target[target / 8] |= (uint8_t)(1 << target % 8);
+        last = target > last ? target : last;
     }
+    for (int i = 0; i <= last; i++)
+        held[i] = -1;
     long exec_fd = plan_fd(plan, plan->exec_fd);
     if (exec_fd >= 0) {
         exec_fd = dup_clear((int)exec_fd, is_target);
@@ -84,45 +86,50 @@ int op_fd_map(struct plan *plan, const struct op *op)
             return (int)-exec_fd;
         plan->exec_fd = (int32_t)exec_fd;
     }
+    int filled = 0; /* of 0, 1, 2: bits */
     for (uint64_t i = 0; i < op->a; i++) {
         struct pair p = pair_at(plan, op, i);
-        long copy = dup_clear(plan_fd(plan, p.source), is_target);
-        if (copy < 0)
-            return (int)-copy;
-        held[p.target & ~TARGET_CLOEXEC] = (int32_t)copy | (p.target & TARGET_CLOEXEC);
-    }
-    long null = -1;
-    if (held[0] < 0 || held[1] < 0 || held[2] < 0) {
-        null = dup_clear(plan_fd(plan, op->fd), is_target);
-        if (null < 0)
-            return (int)-null;
-    }
-    long first = 0; /* of the numbers not yet decided */
-    for (int target = 0; target < TARGETS; target++) {
-        if (!(is_target[target / 8] & 1 << target % 8))
-            continue;
-        long from = held[target] >= 0 ? held[target] & ~TARGET_CLOEXEC : null;
-        long ret = sys3(__NR_dup3, from, target, held[target] >= 0 && held[target] & TARGET_CLOEXEC ? O_CLOEXEC : 0);
+        int target = p.target & ~TARGET_CLOEXEC, source = plan_fd(plan, p.source);
+        filled |= target < 3 ? 1 << target : 0;
+        /* One that is in its place already needs no copy: nothing else goes there. */
+        long ret = source == target ? sys3(__NR_fcntl, source, F_SETFD, p.target & TARGET_CLOEXEC ? FD_CLOEXEC : 0)
+                                    : dup_clear(source, is_target);
         if (ret < 0)
             return (int)-ret;
+        if (source != target)
+            held[target] = (int32_t)ret | (p.target & TARGET_CLOEXEC);
     }
-    for (int target = 0; target <= TARGETS; target++) {
-        if (target < TARGETS && !(is_target[target / 8] & 1 << target % 8) && target != exec_fd)
+    if (filled != 7) {
+        long null = dup_clear(plan_fd(plan, op->fd), is_target);
+        if (null < 0)
+            return (int)-null;
+        for (int target = 0; target < 3; target++)
+            if (!(filled & 1 << target))
+                held[target] = (int32_t)null;
+    }
+    long first = 0; /* of the numbers that are neither kept nor closed yet */
+    for (int target = 0; target <= last; target++) {
+        if (held[target] >= 0) {
+            long ret = sys3(__NR_dup3, held[target] & ~TARGET_CLOEXEC, target, held[target] & TARGET_CLOEXEC ? O_CLOEXEC : 0);
+            if (ret < 0)
+                return (int)-ret;
+        }
+    }
+    for (int fd = 0; fd <= last; fd++) {
+        if (!(is_target[fd / 8] & 1 << fd % 8) && fd != exec_fd)
             continue;
-        int err = close_between(first, target - 1);
+        int err = close_between(first, fd - 1);
         if (err)
             return err;
-        first = target + 1;
+        first = fd + 1;
     }
-    if (exec_fd >= TARGETS) {
-        int err = close_between(TARGETS, exec_fd - 1);
+    if (exec_fd > last) {
+        int err = close_between(first, exec_fd - 1);
         if (err)
             return err;
         first = exec_fd + 1;
-    } else {
-        first = TARGETS;
     }
-    for (int i = 0; i < SLOTS; i++)
+    for (int i = 0; i < plan->slots_used; i++)
         plan->slots[i] = NO_FD; /* closed above */
     return close_between(first, ~0u);
 }

@@ -88,12 +88,15 @@ static int head_ok(const struct plan *plan, size_t size)
     return !(head->flags & PLAN_SHARE_FDS) || (head->count > 0 && plan->ops[0].code == OP_UNSHARE_FDS);
 }
 
-int verify_plan(const struct plan *plan, size_t size)
+int verify_plan(struct plan *plan, size_t size)
 {
+    plan->slots_used = 0;
     if (!head_ok(plan, size))
         return -1;
     for (uint32_t i = 0; i < plan->head->count; i++)
         if (!op_ok(plan, &plan->ops[i]))
             return (int)i + 1;
+        else if (plan->ops[i].out >= plan->slots_used)
+            plan->slots_used = plan->ops[i].out + 1;
     return 0;
 }

@@ -120,6 +120,7 @@ def lower_program(plan: Plan, *, keeper_pidfd: int | None, filter_program: bytes
         exec_fd, exec_path = _executable_in_callers_world(plan, memory_fd, name_it)
         packer.highest_fd = max(packer.highest_fd, exec_fd)
     packer.op("CHDIR", ENTERING, fd=nowhere_fd, text=plan.cwd)
+    packer.op("NAME", "setting the name", text=comm(plan))
     packer.op("UMASK", "setting the file mode mask", a=0o022)
     if plan.session:
         packer.op("SETSID", "making a session")
@@ -143,10 +144,10 @@ def lower_program(plan: Plan, *, keeper_pidfd: int | None, filter_program: bytes
 
 def comm(plan: Plan) -> str:
     """The name the kernel will show: 15 bytes, one path component."""
-    name = os.fsencode(plan.name.rsplit("/", 1)[-1])[:COMM_BYTES].decode("utf-8", "ignore")
-    if name in ("", ".", "..") or "\0" in name:
-        return os.fsdecode(os.path.basename(plan.program.path or b"")) or "shoal"
-    return name
+    name = os.fsencode(plan.name.rsplit("/", 1)[-1])[:COMM_BYTES]
+    if name in (b"", b".", b".."):
+        name = os.path.basename(plan.program.path or b"")[:COMM_BYTES] or b"shoal"
+    return os.fsdecode(name)
 
 
 def _placement(plan: Plan) -> dict[str, int]:
@@ -166,7 +167,7 @@ def _executable_in_callers_world(plan: Plan, memory_fd: int | None, name_it: Nam
     if memory_fd is not None:
         return name_it(wanted, b"/proc/self/fd/%d" % memory_fd)
     path = plan.program.path or b""
-    if os.fsdecode(os.path.basename(path))[:COMM_BYTES] == wanted:
+    if os.fsdecode(os.path.basename(path)[:COMM_BYTES]) == wanted:
         return CWD_FD, path
     return name_it(wanted, path)
 

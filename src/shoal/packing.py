@@ -39,11 +39,13 @@ class Packer:
     def __init__(self) -> None:
         self.labels: list[str] = []
         self.highest_fd = 2
+        self.exec_fd = CWD_FD
         self._ops: list[bytes] = []
         self._blob = bytearray(b"\0")
         self._strings: dict[bytes, int] = {b"": 0}
         self._slots = 0
         self._unshare_at: int | None = None
+        self._pairs_at = 0
 
     def op(
         self,
@@ -92,7 +94,17 @@ class Packer:
             numbers.extend((source, target))
             self.highest_fd = max(self.highest_fd, source)
             count += 1
-        self.op("FD_MAP", "placing descriptors", fd=null_fd, text=self._aligned(numbers.tobytes()), a=count)
+        placed = self._aligned(numbers.tobytes())
+        self._pairs_at = placed.offset
+        self.op("FD_MAP", "placing descriptors", fd=null_fd, text=placed, a=count)
+
+    def pairs_at(self) -> int:
+        """Where in the packed plan the pairs of `fd_map` are: array of C ints, (source, target) each."""
+        return _HEAD.size + len(self._ops) * _OP.size + self._pairs_at
+
+    def unshared_at(self) -> int:
+        """Where in the packed plan the first descriptor to leave behind is written, as a 64-bit number."""
+        return _HEAD.size + (self._unshare_at or 0) * _OP.size + 24
 
     def seccomp(self, program: bytes, label: str) -> None:
         """Install a filter: packed struct sock_filter."""
@@ -112,6 +124,7 @@ class Packer:
         """The packed plan."""
         if len(self._ops) > OPS_MAX:
             raise failure(Status.OUT_OF_RANGE, Stage.NAMESPACE, f"a child's world takes more than {OPS_MAX} steps to make")
+        self.exec_fd = exec_fd
         self.highest_fd = max(self.highest_fd, exec_fd)
         if self._unshare_at is not None:
             self._ops[self._unshare_at] = _OP.pack(CODE["UNSHARE_FDS"], 0, NO_FD, NO_FD, -1, _NO_STR, _NO_STR, self.highest_fd + 1, 0)

@@ -17,7 +17,7 @@ from shoal.environment import Environ, encode_environ
 from shoal.flags import SpawnFlags
 from shoal.handles import reaper
 from shoal.handles.base import Handle
-from shoal.handles.job import Job
+from shoal.handles.job import Job, given_job
 from shoal.handles.keeper import DIE_WITH_US, STAY, launch, start_keeper
 from shoal.handles.mount import Bind, MountSource
 from shoal.handles.policy import deny_new_process_filter
@@ -28,6 +28,7 @@ from shoal.lowering import ENTERING, lower_keeper, lower_program
 from shoal.naming import name_it
 from shoal.packing import NO_FD, Packer
 from shoal.plan import Plan
+from shoal.repeat import remember, repeat
 from shoal.status import AccessDeniedError, SpawnError, Stage, Status, failure
 
 StrOrBytesPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -200,9 +201,19 @@ def _start(
 ) -> Process:
     args, bits, env, checked = _checked(argv, flags, environ, actions, job)
     reaper.sweep()
+    repeatable = None
+    if not (isinstance(program, Handle) or terminal is not None or die_with_caller) and job is None and given_job() is None:
+        repeatable = os.fspath(program)
+        process = repeat(repeatable, args, bits, env, checked)
+        if process is not None:
+            return process
     draft = Draft(bits, checked, consume=True)
     try:
-        process = execute(_plan(draft, program, args, env, job, terminal, die_with_caller))
+        plan = _plan(draft, program, args, env, job, terminal, die_with_caller)
+        process = execute(plan)
+        if repeatable is not None and plan.world == "caller":
+            packed, packer = _lower(plan, None, None, NO_FD)
+            remember(repeatable, args, bits, checked, plan, packer, packed)
         if draft.placement is not None and draft.placement.is_revoked():
             _undo(process)
             raise failure(Status.BAD_STATE, Stage.JOB, "the job was killed meanwhile, and the new process with it")
@@ -290,13 +301,7 @@ def _execute_program(plan: Plan, keeper: Keeper | None, filter_program: bytes | 
     nowhere = NO_FD
     try:
         while True:
-            packed, packer = lower_program(
-                plan,
-                keeper_pidfd=None if keeper is None else keeper.fileno(),
-                filter_program=filter_program,
-                name_it=name_it,
-                nowhere_fd=nowhere,
-            )
+            packed, packer = _lower(plan, keeper, filter_program, nowhere)
             try:
                 pid, pidfd = launch(packed, packer, plan.argv, plan.environ, plan.program.label)
                 break
@@ -309,6 +314,11 @@ def _execute_program(plan: Plan, keeper: Keeper | None, filter_program: bytes | 
         if nowhere != NO_FD:
             os.close(nowhere)
     return Process._started(pidfd, pid, plan.name, keeper)
+
+
+def _lower(plan: Plan, keeper: Keeper | None, filter_program: bytes | None, nowhere_fd: int) -> tuple[bytes, Packer]:
+    keeper_pidfd = None if keeper is None else keeper.fileno()
+    return lower_program(plan, keeper_pidfd=keeper_pidfd, filter_program=filter_program, name_it=name_it, nowhere_fd=nowhere_fd)
 
 
 def _removed_directory() -> int:

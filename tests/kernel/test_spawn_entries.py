@@ -129,7 +129,7 @@ def test_an_opened_directory_is_mounted_whatever_its_path_has_become(cell, workl
             assert report.one("cat", "/data/who") == ["ok", "foo/other"]
 
 
-def test_a_nested_entry_cannot_be_led_elsewhere_by_a_link_in_a_writable_entry(cell, workload, tree):
+def test_a_nested_entry_cannot_be_led_elsewhere_by_a_link_in_a_writable_entry(cell, workload, tree, world):
     safe = tree / "safe"
     safe.mkdir()
     refused = []
@@ -152,3 +152,4 @@ def test_a_nested_entry_cannot_be_led_elsewhere_by_a_link_in_a_writable_entry(ce
             else:
                 assert report.one("list", "/safe") == ["ok"]
     assert all("action 2" in text for text in refused), refused
+    world.assert_unchanged()

@@ -24,6 +24,7 @@ from shoal import (
     InvalidArgsError,
     Job,
     NetNs,
+    NotSupportedError,
     OutOfRangeError,
     Rights,
     Socket,
@@ -117,11 +118,19 @@ def test_an_id_that_is_none_is_refused(launch, workload, id_, world):
 
 @every_launcher
 @pytest.mark.parametrize(
-    "type_", ["LDSVC_LOADER", "VMO_VDSO", "VMO_BOOTDATA", "VMO_COMPONENT_CONFIG", "LIFECYCLE", "DIRECTORY_REQUEST", "RESOURCE", "USER2"]
+    "type_", ["VMO_VDSO", "VMO_BOOTDATA", "VMO_COMPONENT_CONFIG", "LIFECYCLE", "DIRECTORY_REQUEST", "RESOURCE", "USER2"]
 )
 def test_every_other_known_id_passes_through_unread(launch, workload, type_):
     report = observe(launch, workload, "env", "fds", actions=[AddHandle(PA_HND(HandleType[type_], 1), Vmo.from_bytes(b""))])
     assert [item[0] for item in told(report)] == [PA_HND(HandleType[type_], 1)]
+
+
+@every_launcher
+def test_a_loader_is_no_handle_here_and_the_refusal_says_what_to_add_instead(launch, workload):
+    handle = Vmo.from_bytes(b"")
+    with pytest.raises(NotSupportedError, match=r"action 0.*AddNsEntry"):
+        launch(workload, ["workload"], actions=[AddHandle(PA_HND(HandleType.LDSVC_LOADER), handle)])
+    assert handle.closed
 
 
 @every_launcher

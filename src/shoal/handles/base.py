@@ -167,8 +167,9 @@ class Handle:
             AccessDeniedError: a right is missing; the message names it.
         """
         fd = self.fileno()
-        missing = rights & ~self._rights
-        if missing:
+        # As plain ints: IntFlag's own operators make a new member each time, which shows on every wait.
+        if int.__and__(self._rights, rights) != rights:
+            missing = rights & ~self._rights
             raise failure(
                 Status.ACCESS_DENIED, Stage.HANDLE, f"{operation} needs {missing.name} on this {self.kind} handle, which it lacks"
             )

@@ -33,6 +33,7 @@ from shoal.handles.reaper import Keeper, OwnedFd
 from shoal.status import Stage, Status, failure, failure_from_errno
 
 NAME_BYTES = 31
+_LEAVE_IN_PLACE = os.WEXITED | os.WNOWAIT
 
 
 
@@ -94,6 +95,11 @@ class _State:
         """Emptied, atomically, by whoever gives the keeper to the reaper."""
         self.ending: _Ending | None = None
         self.reaped = not owned
+
+    def note(self, found: tuple[int, int, int, float, float, int] | None) -> None:
+        """Keep the status that the kernel told and still keeps itself."""
+        if found is not None:
+            self.ending = _ending(found)
 
     def collect(self, pidfd: int) -> bool:
         """Take note of the end if it has come, and reap. True once it has come and is noted. Never blocks."""
@@ -262,6 +268,12 @@ class Process(Handle):
         pidfd = self._require(Rights.WAIT, "wait()")
         state = self._state
         if not (state.reaped and state.ending is not None):
+            if timeout is None and state.owned and state.ending is None:
+                # The kernel does the waiting; leaving the status in place makes this safe beside other waiters.
+                try:
+                    state.note(_native.wait(pidfd.fd, _LEAVE_IN_PLACE))
+                except ChildProcessError:
+                    pass  # another waiter was quicker, and has noted it
             deadline = Deadline(timeout)
             while not state.collect(pidfd.fd):
                 if not deadline.wait_ready(pidfd.fd, select.POLLIN):
