@@ -53,7 +53,8 @@ class Module:
 
     def reexports(self) -> Iterator[tuple[str, str]]:
         """(module, name) of each `from shoal.x import Name as Name`."""
-        for node in self.tree.body:
+        lazy = [node for branch in self.tree.body if isinstance(branch, ast.If) for node in branch.body]  # `if TYPE_CHECKING:`
+        for node in [*self.tree.body, *lazy]:
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("shoal"):
                 for alias in node.names:
                     if not (alias.asname or alias.name).startswith("_"):
@@ -182,7 +183,7 @@ def class_(node: ast.ClassDef, documentation: str) -> list[str]:
 def values(node: ast.ClassDef, members: list[tuple[Definition, str]], *, is_enum: bool) -> list[str]:
     """A table of an enumeration's members or of a record's fields."""
     rows: list[str] = []
-    is_record = "dataclass" in decorators(node)
+    is_record = "dataclass" in decorators(node) or any(ast.unparse(base) == "NamedTuple" for base in node.bases)
     for member, text in members:
         if isinstance(member, ast.ClassDef | ast.FunctionDef) or names_of(member)[:1] in ([], ["__slots__"]):
             continue

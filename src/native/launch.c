@@ -19,7 +19,7 @@
 #define WEXITED 4
 #define WALL 0x40000000
 
-/* One stack serves two children of the same launch: the one that only enters namespaces, above, and the program's, below. */
+/* One stack serves all children of a launch: half of it the program's, a quarter each those that only enter namespaces. */
 #define STACK_BYTES (256 * 1024)
 #define SPARE_STACKS 16
 
@@ -56,7 +56,8 @@ struct birth {
     char *stack;
     uint64_t flags; /* beyond the usual */
     int pid, pidfd;
-    int err; /* of the clone that was to make the program's process */
+    int middle; /* pid of the process in between, where one is needed */
+    int err;    /* of the clone that was to make the program's process */
 };
 
 /* Without CLONE_INTO_CGROUP the child moves itself, before its first op. */
@@ -103,6 +104,17 @@ static void clone_program(struct birth *birth)
     birth->err = ret < 0 ? (int)-ret : 0;
 }
 
+#define NEWPID 0x20000000u
+
+/* A new pid namespace is nested in the one its maker lives in. Entering one concerns only the children made afterwards, so
+ * where the program's is to be nested in one that was entered, a child made there has to make it. */
+static void middle_main(void *arg)
+{
+    clone_program(arg);
+    for (;;)
+        sys1(__NR_exit_group, 0);
+}
+
 /* A short-lived child that enters namespaces and there makes the program's process as its sibling (CLONE_PARENT), so that
  * the caller itself enters nothing and still is the parent. A pid namespace can only be entered in this way. */
 static void enter_main(void *arg)
@@ -113,6 +125,11 @@ static void enter_main(void *arg)
     if (ret < 0) {
         birth->plan->report.stage = STAGE_ENTER;
         birth->plan->report.err = (int32_t)-ret;
+    } else if (head->enter_flags & head->clone_flags & NEWPID) {
+        char *top = birth->stack + STACK_BYTES * 3 / 4;
+        ret = sys_clone_call(__NR_clone, CLONE_VM | CLONE_VFORK | CLONE_FILES | CLONE_PARENT, (long)top, 0, middle_main, birth);
+        birth->middle = (int)ret;
+        birth->err = ret < 0 ? (int)-ret : birth->err;
     } else {
         clone_program(birth);
     }
@@ -137,6 +154,8 @@ static void clone_through_namespaces(struct birth *birth)
         birth->err = (int)-ret;
     else
         reap(P_PID, (int)ret);
+    if (birth->middle > 0)
+        reap(P_PID, birth->middle);
 }
 
 static void close_slots(struct plan *plan)

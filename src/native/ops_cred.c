@@ -58,6 +58,33 @@ int op_no_new_privs(struct plan *plan, const struct op *op)
     return (int)-sys5(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 }
 
+/* An ordinary user loses all capabilities by exec, also those it has in a user namespace of its own, unless they are made
+ * ambient: capabilities(7). */
+int op_keep_caps(struct plan *plan, const struct op *op)
+{
+    (void)plan;
+    struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
+    struct __user_cap_data_struct data[2] = { { 0 }, { 0 } };
+    long ret = sys2(__NR_capget, &head, data);
+    data[0].inheritable |= (uint32_t)op->a;
+    if (ret == 0)
+        ret = sys2(__NR_capset, &head, data);
+    for (int cap = 0; ret == 0 && cap < 32; cap++)
+        if (op->a >> cap & 1)
+            ret = sys5(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0);
+    return (int)-ret;
+}
+
+/* The other side works in parallel; the wait is over when it has done its part. */
+int op_wait_ready(struct plan *plan, const struct op *op)
+{
+    int err = 0;
+    long ret;
+    while ((ret = sys3(__NR_read, plan_fd(plan, op->fd), &err, sizeof err)) == -EINTR)
+        ;
+    return ret < 0 ? (int)-ret : ret != sizeof err ? ESRCH : err;
+}
+
 /* Empties the bounding set first, which takes CAP_SETPCAP, so that not even uid 0 regains anything by exec. */
 int op_drop_caps(struct plan *plan, const struct op *op)
 {

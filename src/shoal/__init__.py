@@ -4,6 +4,8 @@ A program is launched with exactly the files, descriptors, memory and environmen
 subprocess call. Everything public is here; the modules below are for reading.
 """
 
+from typing import TYPE_CHECKING
+
 from shoal import startup as startup
 from shoal.actions import Action as Action
 from shoal.actions import AddHandle as AddHandle
@@ -32,7 +34,9 @@ from shoal.handles import Usage as Usage
 from shoal.handles import UtcClock as UtcClock
 from shoal.handles import Vmo as Vmo
 from shoal.loader import DirectoryResolver as DirectoryResolver
+from shoal.loader import Resolved as Resolved
 from shoal.loader import Resolver as Resolver
+from shoal.loader import get_resolver as get_resolver
 from shoal.loader import set_resolver as set_resolver
 from shoal.plan import Plan as Plan
 from shoal.spawn import explain as explain
@@ -62,4 +66,16 @@ from shoal.status import TimedOutError as TimedOutError
 from shoal.status import UnavailableError as UnavailableError
 from shoal.status import WrongTypeError as WrongTypeError
 
+if TYPE_CHECKING:
+    from shoal.loader import OciLayoutResolver as OciLayoutResolver
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """OciLayoutResolver, on first use: what it imports would double the time that every other start takes."""
+    if name == "OciLayoutResolver":
+        from shoal import loader
+
+        return loader.OciLayoutResolver
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -131,7 +131,9 @@ def check_actions(actions: Iterable[Action]) -> tuple[Action, ...]:
     for index, action in enumerate(checked):
         fields = _FIELDS.get(type(action))
         if fields is None:
-            raise TypeError(f"action {index} is a {type(action).__name__}; actions are CloneFd, TransferFd, AddNsEntry, AddHandle, SetName, CloneDir")
+            raise TypeError(
+                f"action {index} is a {type(action).__name__}; actions are CloneFd, TransferFd, AddNsEntry, AddHandle, SetName, CloneDir"
+            )
         for name, kind, words in fields:
             value = getattr(action, name)
             if not isinstance(value, kind):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from shoal import loader
@@ -19,7 +20,7 @@ from shoal.entries import NETWORK_PREFIX, add_entry, add_library, check_clone_di
 from shoal.environment import Environ, encode_environ, own_environment, working_directory
 from shoal.flags import SpawnFlags
 from shoal.handles.base import PA_HND, PA_HND_ARG, PA_HND_TYPE, Handle, HandleType, Rights
-from shoal.handles.clock import UtcClock
+from shoal.handles.clock import UtcClock, given_clock
 from shoal.handles.directory import Directory
 from shoal.handles.job import Job, given_job
 from shoal.handles.job_backend import Placement
@@ -248,7 +249,11 @@ class Draft:
         """Steps 15 to 17: 0, 1, 2 where no action took them, the clock; then handles that are none."""
         self.descriptors.fill_standard(clone_stdio=bool(self.flags & SpawnFlags.CLONE_STDIO))
         if self.flags & SpawnFlags.CLONE_UTC_CLOCK:
-            clock = _system_clock()
+            clock = given_clock() or _system_clock()
+            missing = CLOCK_RIGHTS & ~clock.rights
+            if missing:
+                status = Status.ACCESS_DENIED if Rights.DUPLICATE in missing else Status.INVALID_ARGS
+                raise failure(status, Stage.HANDLES, f"CLONE_UTC_CLOCK: this process's clock handle lacks {missing.name}")
             self._startup.append(_Startup(_CLOCK_ID, clock.kind, int(CLOCK_RIGHTS), clock.fileno(), False))
         if self._bad_handle is not None:
             problem, self._bad_handle = self._bad_handle, None
@@ -266,7 +271,9 @@ class Draft:
             place = self.placement = job.placement("spawn()")
         except SpawnError as error:
             raise failure(error.status, Stage.JOB, error.detail, error.errno) from error
-        return JobPlace(job.name, place.cgroup_fd, place.init_pidfd, place.deny_new_process)
+        # A child begins in its parent's cgroup by itself; moving it there would take a permission that users lack.
+        cgroup_fd = None if place.cgroup_fd is None or _is_home(place.cgroup_fd) else place.cgroup_fd
+        return JobPlace(job.name, cgroup_fd, place.init_pidfd, place.deny_new_process)
 
     # Step 19
 
@@ -419,6 +426,13 @@ class Draft:
             source_of = self._borrowed_source(_entry_source(action.handle))
             add_entry(chosen, clean_prefix(-1, action), source_of, nested=action.nested, origin="the resolver")
 
+    def closure_check(self) -> Callable[[], bool]:
+        """Tells, later and cheaply, whether the library closure would still be the same."""
+        closure, executable, program = self._closure, self._executable, self._program
+        if closure is None or executable is None or program is None:
+            return _always
+        return lambda: loader.library_closure(executable, program.path, program.label) is closure
+
     def close(self) -> None:
         """Close all that is owned, and carry out the ownership rule for every action whose turn never came."""
         self.descriptors.close()
@@ -433,6 +447,10 @@ class Draft:
         for action in self.actions:
             if isinstance(action, AddHandle | AddNsEntry):
                 action.handle.close()
+
+
+def _always() -> bool:
+    return True
 
 
 def _entry_source(handle: Handle) -> MountSource:
@@ -454,7 +472,9 @@ def _check_id(index: int, action: AddHandle) -> None:
     if problem:
         raise failure(Status.INVALID_ARGS, Stage.HANDLES, f"action {index}: AddHandle({id:#x}, {action.handle.kind}): {problem}")
     if kind == HandleType.LDSVC_LOADER:
-        what = f"action {index}: AddHandle({id:#x}, {action.handle.kind}): there are no loader handles here; add the libraries with AddNsEntry"
+        what = (
+            f"action {index}: AddHandle({id:#x}, {action.handle.kind}): there are no loader handles here; add the libraries with AddNsEntry"
+        )
         raise failure(Status.NOT_SUPPORTED, Stage.HANDLES, what)
 
 
@@ -472,6 +492,11 @@ def _by_target(item: Descriptor) -> int:
 def _is_own_netns(fd: int) -> bool:
     given, own = os.fstat(fd), os.stat("/proc/thread-self/ns/net")
     return (given.st_dev, given.st_ino) == (own.st_dev, own.st_ino)
+
+
+def _is_home(cgroup_fd: int) -> bool:
+    home = _default_job()
+    return home is not None and not home.closed and os.path.samestat(os.fstat(cgroup_fd), os.fstat(home.fileno())) and given_job() is None
 
 
 _home: Job | None = None

@@ -67,7 +67,7 @@ def check_clone_dir(index: int, action: CloneDir) -> None:
 
 def covers(outer: str, inner: str) -> bool:
     """Whether `inner` is `outer` or lies below it, by whole components."""
-    return outer == "/" or inner == outer or inner.startswith(outer + "/")
+    return outer in ("/", inner) or inner.startswith(outer + "/")
 
 
 def cloned_directories(actions: Iterable[tuple[int, CloneDir]]) -> list[Mount]:
@@ -152,4 +152,6 @@ def add_library(chosen: list[Mount], library: loader.Library) -> None:
 
 
 def _hidden(where: str, mount: Mount) -> SpawnError:
-    return failure(Status.INTERNAL, Stage.LOADER, f"{where}, which the program needs, is hidden by the entry at {mount.where} ({mount.origin})")
+    return failure(
+        Status.INTERNAL, Stage.LOADER, f"{where}, which the program needs, is hidden by the entry at {mount.where} ({mount.origin})"
+    )

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from shoal.handles.directory import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
+from shoal.handles.keeper import MAKE_NETWORK, keeper_plan
 from shoal.handles.made import map_ids
 from shoal.handles.mount import Bind, Contents, Devices, NewMount, Tree
 from shoal.packing import (
@@ -29,11 +31,13 @@ from shoal.packing import (
     CWD_FD,
     NO_FD,
     TARGET_CLOEXEC,
+    Packed,
     Packer,
 )
 from shoal.plan import Mount, Plan
 
 AT_RECURSIVE = 0x8000
+CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
 OPEN_TREE_CLONE = 1
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_NO_MAGICLINKS = 0x02
@@ -47,15 +51,48 @@ _DEVICE_LINKS = (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout
 Trees = dict[int, int]
 """Mounts cloned ahead: from the descriptor that held them to the slot they are in."""
 
-NameIt = Callable[[str, bytes], tuple[int, str]]
+NameIt = Callable[[str, bytes], tuple[int, str | bytes]]
 """Given a wanted comm and a target path: a directory descriptor and a relative path whose last component is that name."""
 
 
-def lower_keeper(plan: Plan) -> tuple[Packer, int, dict[str, int]]:
-    """What a cell's pid 1 needs: ops for its namespaces, the namespaces to make, and where to begin."""
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """What `launcher` runs: packed plans whose holes are for the descriptors of one launch.
+
+    Attributes:
+        keeper: of the cell's pid 1, or None in the caller's world; its holes are `keeper_plan`'s.
+        tasks: what the keeper does first.
+        program: holes for the keeper's pidfd and its socket (in a cell only), then one for each of `sources`.
+        sources: the caller's descriptors that are handed over, in the order of the plan's descriptors.
+    """
+
+    keeper: Packed | None
+    tasks: str
+    program: Packed
+    sources: tuple[int, ...]
+    name: str
+    label: str
+    dies_with_caller: bool
+
+
+def lower(plan: Plan, *, filter_program: bytes | None, name_it: NameIt, nowhere_fd: int = NO_FD) -> Lowered:
+    """The whole of a plan.
+
+    Args:
+        filter_program: a seccomp filter that the plan's job asks for.
+        nowhere_fd: an unusable directory to stand in when the wanted one cannot be entered, or NO_FD.
+    """
+    keeper, tasks = _lower_keeper(plan) if plan.world == "cell" else (None, "")
+    program = _lower_program(plan, filter_program, name_it, nowhere_fd)
+    sources = tuple(item.source for item in plan.descriptors if isinstance(item.source, int))
+    return Lowered(keeper, tasks, program, sources, plan.name, plan.program.label, plan.dies_with_caller)
+
+
+def _lower_keeper(plan: Plan) -> tuple[Packed, str]:
+    """A cell's pid 1, and its tasks after exec."""
     packer = Packer()
     packer.unshare_fds()
-    clone_flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS
+    clone_flags, tasks = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS, ""
     where = _placement(plan)
     if plan.userns_fd is not None:
         # A network made without root belongs to a user namespace; only who lives there may enter it.
@@ -63,62 +100,63 @@ def lower_keeper(plan: Plan) -> tuple[Packer, int, dict[str, int]]:
     elif not plan.privileged:
         clone_flags |= CLONE_NEWUSER
         map_ids(packer)
-    if plan.network == "loopback":
-        clone_flags |= CLONE_NEWNET
-        packer.op("LOOPBACK_UP", "bringing the loopback device up")
-    elif plan.netns_fd is not None:
+    if plan.netns_fd is not None:
         packer.op("SETNS", "entering the network handed over", fd=plan.netns_fd, a=CLONE_NEWNET)
+    elif plan.network == "loopback":
+        # The slowest of the namespaces is made while the program's launch makes the world of files.
+        tasks = MAKE_NETWORK
+        if not plan.privileged:
+            packer.op("KEEP_CAPS", "keeping what it takes to make a network", a=1 << CAP_NET_ADMIN | 1 << CAP_SYS_ADMIN)
     # Not with the clone: the root of the new cgroup namespace is the cgroup one is in, and the clone itself moves us there.
     packer.op("UNSHARE", "making a cgroup namespace", a=CLONE_NEWCGROUP)
     packer.op("HOSTNAME", "setting the host name", text=HOSTNAME)
-    return packer, clone_flags, where
+    return keeper_plan(packer, clone_flags, **where), tasks
 
 
-def lower_program(plan: Plan, *, keeper_pidfd: int | None, filter_program: bytes | None, name_it: NameIt, nowhere_fd: int) -> tuple[bytes, Packer]:
-    """The launch of the program: into the cell kept by `keeper_pidfd`, or into the caller's world.
-
-    Args:
-        nowhere_fd: an unusable directory to stand in when the wanted one cannot be entered, or NO_FD.
-    """
+def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, nowhere_fd: int) -> Packed:
     packer = Packer()
     packer.unshare_fds()
-    for item in plan.descriptors:
-        if isinstance(item.source, int):
-            packer.highest_fd = max(packer.highest_fd, item.source)
-    in_cell = keeper_pidfd is not None
-    exec_fd, exec_path = CWD_FD, plan.program.path or b""
+    in_cell = plan.world == "cell"
+    keeper, control = (packer.hole(), packer.hole()) if in_cell else (NO_FD, NO_FD)
+    holes = [packer.hole() if isinstance(item.source, int) else NO_FD for item in plan.descriptors]
     clone_flags = 0
-    enter: dict[str, int] = {} if in_cell else _placement(plan)
-    if not in_cell and plan.mounts and not plan.privileged:
-        clone_flags = CLONE_NEWUSER | CLONE_NEWNS
-        map_ids(packer)
+    where = _placement(plan)
     needs_null = {0, 1, 2} - {item.target for item in plan.descriptors}
-    null = packer.made("OPEN", "opening /dev/null", fd=CWD_FD, text="/dev/null", a=os.O_RDWR) if needs_null else NO_FD
-    if keeper_pidfd is not None:
-        enter = {
-            "cgroup_fd": NO_FD if plan.job.cgroup_fd is None else plan.job.cgroup_fd,
-            "enter_fd": keeper_pidfd,
+    if in_cell:
+        where = {
+            "cgroup_fd": where.get("cgroup_fd", NO_FD),
+            "enter_fd": keeper,
             "enter_flags": CLONE_NEWPID | (0 if plan.privileged else CLONE_NEWUSER),
         }
-    elif plan.netns_fd is not None:
+    elif plan.mounts and not plan.privileged:
+        clone_flags = CLONE_NEWUSER | CLONE_NEWNS
+        map_ids(packer)
+    null = packer.made("OPEN", "opening /dev/null", fd=CWD_FD, text="/dev/null", a=os.O_RDWR) if needs_null else NO_FD
+    if not in_cell and plan.netns_fd is not None:
         packer.op("SETNS", "entering the network handed over", fd=plan.netns_fd, a=CLONE_NEWNET)
     # What is held by descriptor has to be cloned here: a mount can only be cloned by who lives in its mount namespace.
     trees = {
         source.fd: packer.made("OPEN_TREE", f"cloning {source}", fd=source.fd, text="", a=OPEN_TREE_CLONE | AT_RECURSIVE)
         for source in _held(plan)
     }
-    if keeper_pidfd is not None:
-        flags = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP | (0 if plan.network == "host" else CLONE_NEWNET)
-        packer.op("SETNS", "entering the cell", fd=keeper_pidfd, a=flags)
+    if in_cell:
+        packer.op("SETNS", "entering the cell", fd=keeper, a=CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP)
     memory_fd = _memory_target(plan) if plan.program.fd is not None else None
-    detached = [_detached(packer, item.source, trees) if isinstance(item.source, Bind) else item.source for item in plan.descriptors]
+    pairs = [
+        (_detached(packer, item.source, trees) if isinstance(item.source, Bind) else hole, item.target)
+        for hole, item in zip(holes, plan.descriptors, strict=True)
+    ]
+    exec_fd: int
+    exec_path: str | bytes
     if in_cell:
         exec_fd, exec_path = _make_world(packer, plan, memory_fd, trees)
+        packer.op("WAIT_READY", "waiting for the cell's network namespace", fd=control)
+        if plan.network != "host":
+            packer.op("SETNS", "entering the cell's network", fd=keeper, a=CLONE_NEWNET)
     else:
         if plan.mounts:
             _mount_on_top(packer, plan, clone_flags, trees)
         exec_fd, exec_path = _executable_in_callers_world(plan, memory_fd, name_it)
-        packer.highest_fd = max(packer.highest_fd, exec_fd)
     packer.op("CHDIR", ENTERING, fd=nowhere_fd, text=plan.cwd)
     packer.op("NAME", "setting the name", text=comm(plan))
     packer.op("UMASK", "setting the file mode mask", a=0o022)
@@ -130,7 +168,6 @@ def lower_program(plan: Plan, *, keeper_pidfd: int | None, filter_program: bytes
         packer.op("NO_NEW_PRIVS", "setting no_new_privs")
     if in_cell:
         packer.op("DROP_CAPS", "dropping capabilities")
-    pairs = [(source, item.target) for source, item in zip(detached, plan.descriptors, strict=True)]
     if plan.program.fd is not None and memory_fd is not None:
         pairs.append((plan.program.fd, memory_fd | TARGET_CLOEXEC))
     packer.fd_map(pairs, null)
@@ -139,7 +176,7 @@ def lower_program(plan: Plan, *, keeper_pidfd: int | None, filter_program: bytes
     if filter_program is not None:
         packer.seccomp(filter_program, "installing the filter of the job")
     packer.op("SIGNALS", "resetting signals")
-    return packer.pack(clone_flags=clone_flags, exec_fd=exec_fd, exec_path=exec_path, **enter), packer
+    return packer.packed(clone_flags=clone_flags, exec_fd=exec_fd, exec_path=exec_path, **where)  # type: ignore[arg-type]
 
 
 def comm(plan: Plan) -> str:
@@ -294,6 +331,10 @@ def _mount(packer: Packer, mount: Mount, root: int, made: set[str], trees: Trees
         tree = packer.made("FSMOUNT", label, text=source.fstype, text2=source.options, a=attributes)
         packer.op("MOVE_MOUNT", label, fd=tree, fd2=root, text=where)
     else:
+        if not mount.make_place:
+            # Nothing is made in the caller's own directory: a file system of the child's own goes on top of it first.
+            tree = packer.made("FSMOUNT", label, text="tmpfs", text2="size=64k,mode=755", a=MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)
+            packer.op("MOVE_MOUNT", label, fd=tree, fd2=root, text=where)
         _mount_devices(packer, source, where, root, made, label)
 
 
@@ -311,7 +352,9 @@ def _mount_devices(packer: Packer, source: Devices, where: str, root: int, made:
         status = os.stat(path)
         _make_directories(packer, os.path.dirname(place), root, made, label)
         packer.op("TOUCH", label, fd=root, text=place, a=0o444)
-        packer.op("BIND", label, text=path, a=status.st_dev, b=status.st_ino, flags=MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, fd2=root, text2=place)
+        packer.op(
+            "BIND", label, text=path, a=status.st_dev, b=status.st_ino, flags=MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, fd2=root, text2=place
+        )
     for name, target in _DEVICE_LINKS:
         packer.op("SYMLINK", label, fd=root, text=f"{where}/{name}", text2=target)
     _make_directories(packer, f"{where}/shm", root, made, label)

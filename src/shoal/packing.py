@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from shoal import _native
 from shoal.status import Stage, Status, failure
@@ -30,22 +30,64 @@ CLONE_NEWNET = 0x40000000
 
 _HEAD = struct.Struct("=IIIIQiiQiIQ")
 _OP = struct.Struct("=HHiiiIIQQ")
+_INT, _LONG = struct.Struct("=i"), struct.Struct("=Q")
 _NO_STR = 0xFFFFFFFF
+_CGROUP_AT, _ENTER_AT, _EXEC_AT = 24, 28, 40  # in the header
+_FD_AT, _FD2_AT, _A_AT = 4, 8, 24  # in an op
+_FIRST_HOLE = -5000
+
+
+class Packed:
+    """A packed plan, perhaps with holes: places for descriptors whose numbers are known only when it is launched.
+
+    Attributes:
+        labels: what each op is doing, for people.
+        holes: how many numbers `filled()` takes.
+        nested: it makes a pid namespace in one it enters, so that the pid the core tells is not as seen from here.
+    """
+
+    __slots__ = ("_data", "_highest_fd", "_holes", "_unshare_at", "labels", "nested")
+
+    def __init__(
+        self, data: bytes, labels: list[str], holes: list[list[int]], highest_fd: int, unshare_at: int | None, nested: bool
+    ) -> None:
+        self._data = data
+        self._holes = holes
+        self._highest_fd = highest_fd
+        self._unshare_at = unshare_at
+        self.labels = labels
+        self.nested = nested
+
+    @property
+    def holes(self) -> int:
+        return len(self._holes)
+
+    def filled(self, fds: Sequence[int]) -> bytes:
+        """What the core takes, with the holes filled in the order they were made."""
+        data = bytearray(self._data)
+        highest = self._highest_fd
+        for places, fd in zip(self._holes, fds, strict=True):
+            highest = max(highest, fd)
+            for place in places:
+                _INT.pack_into(data, place, fd)
+        if self._unshare_at is not None:
+            _LONG.pack_into(data, self._unshare_at, highest + 1)
+        return bytes(data)
 
 
 class Packer:
-    """Collects ops in order. Descriptor operands are numbers of this process, or slots from `slot()`."""
+    """Collects ops in order. Descriptor operands are numbers of this process, slots from `made()`, or holes from `hole()`."""
 
     def __init__(self) -> None:
         self.labels: list[str] = []
-        self.highest_fd = 2
-        self.exec_fd = CWD_FD
         self._ops: list[bytes] = []
         self._blob = bytearray(b"\0")
         self._strings: dict[bytes, int] = {b"": 0}
         self._slots = 0
+        self._holes: list[list[int]] = []
+        self._holes_in_blob: list[tuple[int, int]] = []
+        self._highest_fd = 2
         self._unshare_at: int | None = None
-        self._pairs_at = 0
 
     def op(
         self,
@@ -62,55 +104,59 @@ class Packer:
         flags: int = 0,
     ) -> None:
         """Add one op. `out` is a slot."""
-        self.highest_fd = max(self.highest_fd, fd, fd2)
+        at = _HEAD.size + len(self._ops) * _OP.size
+        self._note(fd, at + _FD_AT)
+        self._note(fd2, at + _FD2_AT)
         self._ops.append(
             _OP.pack(CODE[name], flags, fd, fd2, -1 if out is None else -1000 - out, self._string(text), self._string(text2), a, b)
         )
         self.labels.append(label)
 
-    def slot(self) -> int:
-        """A fresh place for a descriptor that an op will make; usable as `out`, and as `fd` afterwards."""
+    def made(
+        self,
+        name: str,
+        label: str,
+        *,
+        fd: int = NO_FD,
+        text: str | bytes | None = None,
+        text2: str | bytes | None = None,
+        a: int = 0,
+        b: int = 0,
+    ) -> int:
+        """Add an op that makes a descriptor; returns the slot it will be in, usable as `fd` afterwards."""
         if self._slots == SLOTS:
             raise failure(Status.OUT_OF_RANGE, Stage.NAMESPACE, f"a child's world takes more than {SLOTS} mounts to make")
         self._slots += 1
-        return -1000 - (self._slots - 1)
-
-    def made(self, name: str, label: str, *, fd: int = NO_FD, text: str | bytes | None = None, text2: str | bytes | None = None, a: int = 0, b: int = 0) -> int:
-        """Add an op that makes a descriptor; returns the slot it will be in."""
-        slot = self.slot()
+        slot = -1000 - (self._slots - 1)
         self.op(name, label, fd=fd, out=slot, text=text, text2=text2, a=a, b=b)
         return slot
 
+    def hole(self) -> int:
+        """A descriptor whose number is told at the launch."""
+        self._holes.append([])
+        return _FIRST_HOLE - (len(self._holes) - 1)
+
     def unshare_fds(self) -> None:
-        """Leave the parent's descriptor table. Its one operand is known only when all ops are there."""
-        self._unshare_at = len(self._ops)
+        """Leave the parent's descriptor table. What is left behind is known only when all other numbers are."""
+        self._unshare_at = _HEAD.size + len(self._ops) * _OP.size + _A_AT
         self.op("UNSHARE_FDS", "leaving the caller's descriptor table")
 
-    def fd_map(self, pairs: Iterable[tuple[int, int]], null_fd: int) -> None:
-        """Place descriptors: (source or slot, target). 0-2 without a source get `null_fd`; all others are closed."""
-        numbers = array("i")
-        count = 0
-        for source, target in pairs:
-            numbers.extend((source, target))
-            self.highest_fd = max(self.highest_fd, source)
-            count += 1
+    def fd_map(self, pairs: Sequence[tuple[int, int]], null_fd: int) -> None:
+        """Place descriptors: (source, target). 0-2 without a source get `null_fd`; all others are closed."""
+        numbers = array("i", (number for pair in pairs for number in pair))
         placed = self._aligned(numbers.tobytes())
-        self._pairs_at = placed.offset
-        self.op("FD_MAP", "placing descriptors", fd=null_fd, text=placed, a=count)
-
-    def pairs_at(self) -> int:
-        """Where in the packed plan the pairs of `fd_map` are: array of C ints, (source, target) each."""
-        return _HEAD.size + len(self._ops) * _OP.size + self._pairs_at
-
-    def unshared_at(self) -> int:
-        """Where in the packed plan the first descriptor to leave behind is written, as a 64-bit number."""
-        return _HEAD.size + (self._unshare_at or 0) * _OP.size + 24
+        for index, (source, _) in enumerate(pairs):
+            if source <= _FIRST_HOLE:
+                self._holes_in_blob.append((_FIRST_HOLE - source, placed.offset + 2 * _INT.size * index))
+            else:
+                self._highest_fd = max(self._highest_fd, source)
+        self.op("FD_MAP", "placing descriptors", fd=null_fd, text=placed, a=len(pairs))
 
     def seccomp(self, program: bytes, label: str) -> None:
         """Install a filter: packed struct sock_filter."""
         self.op("SECCOMP", label, text=self._aligned(program), a=len(program) // 8)
 
-    def pack(
+    def packed(
         self,
         *,
         clone_flags: int = 0,
@@ -120,20 +166,28 @@ class Packer:
         exec_fd: int = CWD_FD,
         exec_path: str | bytes = "",
         collect: bool = False,
-    ) -> bytes:
+    ) -> Packed:
         """The packed plan."""
         if len(self._ops) > OPS_MAX:
             raise failure(Status.OUT_OF_RANGE, Stage.NAMESPACE, f"a child's world takes more than {OPS_MAX} steps to make")
-        self.exec_fd = exec_fd
-        self.highest_fd = max(self.highest_fd, exec_fd)
-        if self._unshare_at is not None:
-            self._ops[self._unshare_at] = _OP.pack(CODE["UNSHARE_FDS"], 0, NO_FD, NO_FD, -1, _NO_STR, _NO_STR, self.highest_fd + 1, 0)
+        for fd, at in ((cgroup_fd, _CGROUP_AT), (enter_fd, _ENTER_AT), (exec_fd, _EXEC_AT)):
+            self._note(fd, at)
         path = self._string(exec_path)
         flags = (_native.PLAN_SHARE_FDS | _native.PLAN_COLLECT) if collect else _native.PLAN_SHARE_FDS
         head = _HEAD.pack(
             _native.PLAN_MAGIC, len(self._ops), len(self._blob), flags, clone_flags, cgroup_fd, enter_fd, enter_flags, exec_fd, path, 0
         )
-        return b"".join((head, *self._ops, self._blob))
+        blob_at = _HEAD.size + len(self._ops) * _OP.size
+        for hole, at in self._holes_in_blob:
+            self._holes[hole].append(blob_at + at)
+        nested = bool(clone_flags & enter_flags & CLONE_NEWPID)
+        return Packed(b"".join((head, *self._ops, self._blob)), self.labels, self._holes, self._highest_fd, self._unshare_at, nested)
+
+    def _note(self, fd: int, at: int) -> None:
+        if fd <= _FIRST_HOLE:
+            self._holes[_FIRST_HOLE - fd].append(at)
+        elif fd > self._highest_fd:
+            self._highest_fd = fd
 
     def _string(self, text: str | bytes | _Placed | None) -> int:
         if text is None:

@@ -7,7 +7,6 @@ making one is `draft`'s work, turning it into ops `lowering`'s, executing it `sp
 from __future__ import annotations
 
 import os
-import shlex
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -176,8 +175,11 @@ class Plan:
         }
 
     def __str__(self) -> str:
+        import shlex  # only who prints a plan pays for it
+
         lines = [
-            f"program      {self.program.label}" + (f", for the script {self.program.interpreter_for}" if self.program.interpreter_for else ""),
+            f"program      {self.program.label}"
+            + (f", for the script {self.program.interpreter_for}" if self.program.interpreter_for else ""),
             f"arguments    {shlex.join(_text(arg) for arg in self.argv)}",
             f"name         {self.name}",
             "world        " + ("a cell: nothing of the caller's but what is listed" if self.world == "cell" else "the caller's"),

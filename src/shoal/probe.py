@@ -1,25 +1,29 @@
 """Every choice between kernel features, made once by trying. `shoal doctor` prints it.
 
-Nothing here looks at version numbers: distributions carry features over, and containers take them away.
+Nothing here looks at version numbers: distributions carry features over, and containers take them away. What takes a
+namespace or a mount to try is tried in a child that ends by itself, so nothing is left behind.
 """
 
 from __future__ import annotations
 
-import ctypes
-import ctypes.util
 import errno
 import functools
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from shoal import _native
-from shoal.packing import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, Packer
+from shoal.packing import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CWD_FD, Packer
 
 CAP_SYS_ADMIN = 21
 
+_MFD_EXEC = 0x10
+_MOUNT_ATTR_RDONLY = 1
+_OPEN_TREE_CLONE = 1
+_CLONING, _LEAVING, _OVERLAY = "making a process", "close_range", "mounting an overlay"
+_NUMBER_CLONE3, _NUMBER_LANDLOCK_CREATE_RULESET = 435, 444  # the same on every architecture
 
-@dataclass(frozen=True, slots=True)
-class Feature:
+
+class Feature(NamedTuple):
     """One thing that a machine may allow or not.
 
     Attributes:
@@ -35,6 +39,19 @@ class Feature:
     essential: bool
     detail: str
     fix: str = ""
+
+
+class Refusal(NamedTuple):
+    """What stopped an attempt."""
+
+    error: int
+    doing: str
+
+    def __str__(self) -> str:
+        return f"{self.doing}: {os.strerror(self.error)}"
+
+
+# --- asked at every launch --------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=8)
@@ -54,22 +71,6 @@ def is_privileged() -> bool:
         return False
 
 
-def try_namespaces(flags: int) -> int:
-    """0 when a child in new namespaces `flags` could be made and set up, or the errno. Leaves nothing behind."""
-    packer = Packer()
-    if flags & CLONE_NEWUSER:
-        uid, gid = os.geteuid(), os.getegid()
-        packer.op("WRITE", "setgroups", text="/proc/self/setgroups", text2="deny")
-        packer.op("WRITE", "uid_map", text="/proc/self/uid_map", text2=f"{uid} {uid} 1\n")
-        packer.op("WRITE", "gid_map", text="/proc/self/gid_map", text2=f"{gid} {gid} 1\n")
-    if flags & CLONE_NEWNS:
-        packer.op("PRIVATE_MOUNTS", "mounts")
-    if flags & CLONE_NEWNET:
-        packer.op("LOOPBACK_UP", "loopback")
-    *_, error, slots = _native.launch(packer.pack(clone_flags=flags, collect=True), b"", 0, b"", 0)
-    return 0 if slots is not None else error or errno.EIO
-
-
 @functools.cache
 def has_kcmp() -> bool:
     """Whether the kernel tells if two descriptors are the same open file."""
@@ -82,16 +83,144 @@ def has_kcmp() -> bool:
     return True
 
 
-def _syscall(number: int, *args: int) -> int:
-    """The result of a raw system call, or -errno."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    result = int(libc.syscall(ctypes.c_long(number), *(ctypes.c_long(arg) for arg in args)))
-    return -ctypes.get_errno() if result < 0 else result
+# --- tried when asked -------------------------------------------------------------------------------
+
+
+def try_namespaces(flags: int) -> Refusal | None:
+    """Make a child in new namespaces `flags` and set them up; None when it worked. Leaves nothing behind."""
+    packer = _in_namespaces(flags)
+    if flags & CLONE_NEWNET:
+        packer.op("LOOPBACK_UP", "bringing the loopback device up")
+    return _attempt(packer, flags)
+
+
+def try_mounts(flags: int) -> Refusal | None:
+    """Make a root file system out of detached mounts, as every cell does, in new namespaces `flags`; None when it worked."""
+    packer = _in_namespaces(flags)
+    tmpfs = _mount_tmpfs(packer)
+    packer.op("MKDIRS", "mkdir", fd=tmpfs, text="root", a=0o755)
+    tree = packer.made("OPEN_TREE", "open_tree", fd=tmpfs, text="root", a=_OPEN_TREE_CLONE)
+    packer.op("MOUNT_SETATTR", "mount_setattr", fd=tree, a=_MOUNT_ATTR_RDONLY)
+    packer.op("MOVE_MOUNT", "move_mount", fd=tree, fd2=tmpfs, text="")
+    return _attempt(packer, flags)
+
+
+def try_overlay(flags: int) -> Refusal | None:
+    """Put a writable layer over a directory and write to it, in new namespaces `flags`; None when it worked."""
+    packer = _in_namespaces(flags)
+    tmpfs = _mount_tmpfs(packer)
+    for name in ("lower", "upper", "work"):
+        packer.op("MKDIRS", "mkdir", fd=tmpfs, text=name, a=0o755)
+    # No path leads to the tmpfs, which is mounted over the root: overlayfs finds its directories from where the child stands.
+    packer.op("CHDIR", "chdir", fd=tmpfs, text="")
+    options = "lowerdir=lower,upperdir=upper,workdir=work" + (",userxattr" if flags & CLONE_NEWUSER else "")
+    merged = packer.made("FSMOUNT", _OVERLAY, text="overlay", text2=options)
+    packer.op("MKDIRS", _OVERLAY, fd=merged, text="made", a=0o755)
+    return _attempt(packer, flags)
+
+
+def try_descriptor_table() -> Refusal | None:
+    """Let a child leave its caller's descriptor table, with close_range(2), as every launch does; None when it worked."""
+    packer = Packer()
+    packer.unshare_fds()
+    refusal = _attempt(packer, 0)
+    return refusal if refusal is None or refusal.doing == _CLONING else Refusal(refusal.error, _LEAVING)
+
+
+def try_pidfds() -> Refusal | None:
+    """Open a process, signal it and ask to wait for it by its descriptor; None when all three work."""
+    import signal
+
+    doing = "pidfd_open"
+    try:
+        fd = os.pidfd_open(os.getpid())
+        try:
+            doing = "pidfd_send_signal"
+            signal.pidfd_send_signal(fd, 0)  # 0 is no signal: only the permission is checked
+            doing = "waitid(P_PIDFD)"
+            _native.wait(fd, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            pass  # nobody is a child of its own; a kernel without it answers EINVAL
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return Refusal(error.errno or errno.EIO, doing)
+    return None
+
+
+def try_memory_program() -> Refusal | None:
+    """Execute a file in memory; None when that is allowed.
+
+    The file is empty. Whether it may be executed is decided before anybody looks at what it is, so ENOEXEC is a yes.
+    """
+    try:
+        try:
+            fd = os.memfd_create("shoal-probe", os.MFD_CLOEXEC | _MFD_EXEC)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # before Linux 6.3 there is no such flag, and every memfd is executable
+                raise
+            fd = os.memfd_create("shoal-probe", os.MFD_CLOEXEC)
+    except OSError as error:
+        return Refusal(error.errno or errno.EIO, "memfd_create")
+    try:
+        packer = Packer()
+        packer.unshare_fds()
+        packed = packer.packed(exec_fd=fd, exec_path="")
+        _, _, stage, _, error_number, _ = _native.launch(packed.filled(()), b"shoal-probe\0", 1, b"", 0)
+    finally:
+        os.close(fd)
+    if stage == _native.STAGE_EXEC and error_number == errno.ENOEXEC:
+        return None
+    doing = "execveat" if stage == _native.STAGE_EXEC else _LEAVING if stage == _native.STAGE_OPS else _CLONING
+    return Refusal(error_number or errno.EIO, doing)
 
 
 def landlock_abi() -> int:
     """The Landlock ABI the kernel offers, 0 for none: landlock_create_ruleset(2)."""
-    return max(0, _syscall(444, 0, 0, 1))
+    return max(0, _syscall(_NUMBER_LANDLOCK_CREATE_RULESET, 0, 0, 1))
+
+
+def _in_namespaces(flags: int) -> Packer:
+    packer = Packer()
+    if flags & CLONE_NEWUSER:
+        uid, gid = os.geteuid(), os.getegid()
+        packer.op("WRITE", "denying setgroups", text="/proc/self/setgroups", text2="deny")
+        packer.op("WRITE", "mapping the user id", text="/proc/self/uid_map", text2=f"{uid} {uid} 1\n")
+        packer.op("WRITE", "mapping the group id", text="/proc/self/gid_map", text2=f"{gid} {gid} 1\n")
+    if flags & CLONE_NEWNS:
+        packer.op("PRIVATE_MOUNTS", "making mounts private")
+    return packer
+
+
+def _mount_tmpfs(packer: Packer) -> int:
+    """A tmpfs mounted over the root of the child's own mount namespace: only what is mounted somewhere can be cloned."""
+    tmpfs = packer.made("FSMOUNT", "fsmount", text="tmpfs", text2="size=64k,mode=755")
+    root = packer.made("OPEN", "opening the root directory", fd=CWD_FD, text="/", a=os.O_PATH | os.O_DIRECTORY)
+    packer.op("MOVE_MOUNT", "move_mount", fd=tmpfs, fd2=root, text="")
+    return tmpfs
+
+
+def _attempt(packer: Packer, clone_flags: int) -> Refusal | None:
+    packed = packer.packed(clone_flags=clone_flags, collect=True)
+    *_, stage, index, error, slots = _native.launch(packed.filled(()), b"", 0, b"", 0)
+    if slots is None:
+        doing = packed.labels[index] if stage == _native.STAGE_OPS else _CLONING
+        return Refusal(error or errno.EIO, doing)
+    for fd in slots:
+        if fd >= 0:
+            os.close(fd)
+    return None
+
+
+def _syscall(number: int, *args: int) -> int:
+    """The result of a raw system call, or -errno. -ENOSYS where this Python has no ctypes to make one with."""
+    try:
+        import ctypes  # costly, and not there in every world: only who asks pays
+    except ImportError:
+        return -errno.ENOSYS
+    libc = ctypes.CDLL(None, use_errno=True)
+    result = int(libc.syscall(ctypes.c_long(number), *(ctypes.c_long(arg) for arg in args)))
+    return -ctypes.get_errno() if result < 0 else result
 
 
 def _read(path: str) -> str:
@@ -102,47 +231,148 @@ def _read(path: str) -> str:
         return ""
 
 
-def _user_namespace_feature() -> Feature:
-    error = try_namespaces(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET)
-    if not error:
-        return Feature("user namespaces", True, False, "a cell can be made without root")
-    fix = "run as root, or let the administrator allow unprivileged user namespaces"
-    if _read("/proc/sys/user/max_user_namespaces") == "0":
-        fix = "sysctl user.max_user_namespaces=15000"
-    elif _read("/proc/sys/kernel/unprivileged_userns_clone") == "0":
-        fix = "sysctl kernel.unprivileged_userns_clone=1"
-    elif _read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
-        fix = "sysctl kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile with `userns,` for this interpreter"
-    return Feature("user namespaces", False, not is_privileged(), os.strerror(error), fix)
-
-
-def _clone_feature() -> Feature:
-    number = 435  # clone3, the same on every architecture
-    answer = -_syscall(number, 0, 0)
-    if answer == errno.ENOSYS:
-        return Feature("clone3", False, False, "refused (a container's filter?): children join their job after the clone, by themselves")
-    return Feature("clone3", True, False, "children begin in their job")
+# --- told to people ---------------------------------------------------------------------------------
 
 
 def features() -> list[Feature]:
     """What this machine allows, tried now, in the order a person would want to read it."""
     privileged = is_privileged()
+    no_user_namespaces = try_namespaces(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET)
     found = [
         Feature("kernel", True, True, f"Linux {os.uname().release} on {os.uname().machine}"),
         _clone_feature(),
+        _pidfd_feature(),
+        _close_range_feature(),
         Feature("root", privileged, False, "may mount and make namespaces" if privileged else "an ordinary user"),
-        _user_namespace_feature(),
+        _user_namespace_feature(no_user_namespaces, privileged),
     ]
     if privileged:
-        error = try_namespaces(CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET)
-        found.append(
-            Feature("namespaces as root", not error, False, "a cell can be made" if not error else os.strerror(error),
-                    "" if not error else "start the container with CAP_SYS_ADMIN, or without a seccomp filter that forbids clone and mount")
-        )
-    found.append(Feature("kcmp", has_kcmp(), False, "TransferFd notices a descriptor that has a duplicate" if has_kcmp() else
-                         "not answered: TransferFd cannot notice duplicates"))
+        found.append(_root_namespace_feature())
+    found.append(_mount_feature(no_user_namespaces, privileged))
+    found.append(_overlay_feature(no_user_namespaces, privileged))
+    found.append(_memory_program_feature())
+    kcmp = has_kcmp()
+    seen = "TransferFd notices a descriptor that has a duplicate" if kcmp else "not answered: TransferFd cannot notice duplicates"
+    found.append(Feature("kcmp", kcmp, False, seen, "" if kcmp else _allow("kcmp")))
     abi = landlock_abi()
-    found.append(Feature("landlock", abi > 0, False, f"ABI {abi}" if abi else "not offered", "" if abi else "boot with lsm=...,landlock"))
+    found.append(Feature("landlock", abi > 0, False, f"ABI {abi}" if abi else "not offered", "" if abi else _landlock_fix()))
     seccomp = _read("/proc/sys/kernel/seccomp/actions_avail")
-    found.append(Feature("seccomp", bool(seccomp), False, seccomp or "not offered"))
+    fix = "" if seccomp else "use a kernel built with CONFIG_SECCOMP_FILTER"
+    found.append(Feature("seccomp", bool(seccomp), False, seccomp or "not offered", fix))
     return found
+
+
+def _allow(call: str) -> str:
+    """How to lift what is almost always the reason for a call that the kernel has and that is refused: a container's filter."""
+    return f"in a container, start it with a seccomp profile that allows {call}, such as --security-opt seccomp=unconfined"
+
+
+def _pidfd_feature() -> Feature:
+    refusal = try_pidfds()
+    if refusal is None:
+        return Feature("pidfd", True, True, "processes are held by descriptors: no pid is ever mistaken for another")
+    fix = f"boot Linux 5.4 or later; {_allow('pidfd_open, pidfd_send_signal and waitid')}"
+    return Feature("pidfd", False, True, str(refusal), fix)
+
+
+def _close_range_feature() -> Feature:
+    refusal = try_descriptor_table()
+    if refusal is None:
+        return Feature("close_range", True, True, "a child leaves all descriptors behind that are not for it")
+    fix = "see clone3 above" if refusal.doing == _CLONING else f"boot Linux 5.9 or later; {_allow('close_range')}"
+    return Feature("close_range", False, True, str(refusal), fix)
+
+
+def _clone_feature() -> Feature:
+    answer = -_syscall(_NUMBER_CLONE3, 0, 0)
+    if answer == errno.ENOSYS:
+        return Feature("clone3", False, False, "refused (a container's filter?): children join their job after the clone, by themselves")
+    if answer == errno.EPERM:
+        # The core takes ENOSYS for "use clone instead"; EPERM is the answer to a launch, not to a question.
+        return Feature("clone3", False, True, "forbidden by a filter that should answer ENOSYS", _allow("clone3"))
+    return Feature("clone3", True, False, "children begin in their job")
+
+
+def _user_namespace_feature(refusal: Refusal | None, privileged: bool) -> Feature:
+    if refusal is None:
+        return Feature("user namespaces", True, False, "a cell can be made without root")
+    return Feature("user namespaces", False, not privileged, str(refusal), _user_namespace_fix(refusal))
+
+
+def _user_namespace_fix(refusal: Refusal) -> str:
+    limit = _read("/proc/sys/user/max_user_namespaces")
+    if refusal.error == errno.ENOSPC or limit == "0":
+        more = 15000 if not limit.isdecimal() else max(15000, 2 * int(limit))
+        return f"sysctl user.max_user_namespaces={more}"
+    if _read("/proc/sys/kernel/unprivileged_userns_clone") == "0":
+        return "sysctl kernel.unprivileged_userns_clone=1"
+    if _read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
+        return "sysctl kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile with `userns,` for this interpreter"
+    if refusal.error == errno.EUSERS:
+        return "start it less deep: user namespaces nest 32 deep"
+    if refusal.error == errno.EINVAL:
+        return "use a kernel built with CONFIG_USER_NS"
+    return f"run as root; {_allow('clone, unshare and mount')}"
+
+
+def _root_namespace_feature() -> Feature:
+    refusal = try_namespaces(CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET)
+    if refusal is None:
+        return Feature("namespaces as root", True, False, "a cell can be made")
+    fix = "start the container with CAP_SYS_ADMIN and CAP_NET_ADMIN, and without a seccomp filter that forbids clone and mount"
+    return Feature("namespaces as root", False, False, str(refusal), fix)
+
+
+def _mount_feature(no_user_namespaces: Refusal | None, privileged: bool) -> Feature:
+    name = "mount calls"
+    if not privileged and no_user_namespaces is not None:
+        return Feature(name, False, False, "not tried: it takes a user namespace", _user_namespace_fix(no_user_namespaces))
+    refusal = try_mounts(CLONE_NEWNS if privileged else CLONE_NEWUSER | CLONE_NEWNS)
+    if refusal is None:
+        return Feature(name, True, True, "open_tree, move_mount, fsmount, mount_setattr: files are mounted by descriptor")
+    allowed = _allow("open_tree, move_mount, fsopen, fsconfig, fsmount and mount_setattr")
+    fix = "see what is missing above" if refusal.doing == _CLONING else f"boot Linux 5.12 or later; {allowed}"
+    return Feature(name, False, True, str(refusal), fix)
+
+
+def _overlay_feature(no_user_namespaces: Refusal | None, privileged: bool) -> Feature:
+    """Tried where it is harder: in a user namespace, if there can be one."""
+    name = "overlayfs"
+    if no_user_namespaces is not None and not privileged:
+        return Feature(name, False, False, "not tried: it takes a user namespace", _user_namespace_fix(no_user_namespaces))
+    in_user_namespace = no_user_namespaces is None
+    refusal = try_overlay(CLONE_NEWUSER | CLONE_NEWNS if in_user_namespace else CLONE_NEWNS)
+    if refusal is None:
+        return Feature(name, True, False, "a writable layer over read-only files" + (", in a user namespace" if in_user_namespace else ""))
+    if refusal.doing != _OVERLAY:
+        fix = "see mount calls above"
+    elif refusal.error == errno.ENODEV:
+        fix = "modprobe overlay"
+    elif in_user_namespace:
+        fix = "boot Linux 5.11 or later, which allows it in a user namespace"
+    else:
+        fix = _allow("fsopen, fsconfig and fsmount")
+    return Feature(name, False, False, str(refusal), fix)
+
+
+def _memory_program_feature() -> Feature:
+    name = "memory programs"
+    refusal = try_memory_program()
+    if refusal is None:
+        return Feature(name, True, True, "a memfd can be executed")
+    if refusal.doing in (_CLONING, _LEAVING):
+        fix = "see what is missing above"
+    elif refusal.doing == "execveat":
+        fix = "let the security module (SELinux, AppArmor, IPE) allow this program to execute a memfd"
+    elif _read("/proc/sys/vm/memfd_noexec") == "2":
+        fix = "sysctl vm.memfd_noexec=1"
+    else:
+        fix = _allow("memfd_create")
+    return Feature(name, False, True, str(refusal), fix)
+
+
+def _landlock_fix() -> str:
+    modules = _read("/sys/kernel/security/lsm")
+    if modules and "landlock" not in modules.split(","):
+        return f"boot with lsm=landlock,{modules} (a kernel of 5.13 or later, built with CONFIG_SECURITY_LANDLOCK)"
+    return f"boot Linux 5.13 or later with landlock in lsm=...; {_allow('landlock_create_ruleset')}"

@@ -2,36 +2,36 @@
 
 The first launch of a program goes through the whole of draft, plan and lowering. Most later ones differ in nothing but their
 arguments, environment and the numbers of descriptors, so the packed plan is kept and only those are written anew. Kept are plain
-launches only: in the caller's world, with no other actions than CloneFd, with all three standard descriptors. Whatever fails
-here is done again the long way, which then finds the right error.
+launches only: with no other actions than CloneFd, in the caller's world or in an empty cell. Whatever fails here is done again
+the long way, which then finds the right error.
 """
 
 from __future__ import annotations
 
 import os
-import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from shoal import _native
 from shoal.actions import Action, CloneFd
 from shoal.descriptors import FD_TABLE_SIZE, Descriptors, number_of
 from shoal.environment import Environ, encode_environ, own_environment, working_directory
 from shoal.flags import SpawnFlags
 from shoal.handles.process import Process
-from shoal.packing import Packer, count_strings
-from shoal.plan import Plan
+from shoal.launcher import run
+from shoal.lowering import Lowered
+from shoal.packing import count_strings
+from shoal.plan import JobPlace, Plan
 from shoal.startup_table import VARIABLE
 
 KEPT = 256
-"""Programs kept; the one used longest ago goes first."""
+"""Launches kept; the oldest goes first."""
 
 Key = tuple[str | bytes, int, bytes, tuple[int, ...]]
-Identity = tuple[int, int, int, int, int, int]
+Identity = tuple[int, int, int, int, int, int, int]
 
-_INT, _LONG = struct.Struct("=i"), struct.Struct("=Q")
+_CLONE_STDIO = int(SpawnFlags.CLONE_STDIO)
 _CLONE_ENVIRON = int(SpawnFlags.CLONE_ENVIRON)
 _ASSIGNMENT = VARIABLE.encode() + b"="
 
@@ -39,16 +39,13 @@ _ASSIGNMENT = VARIABLE.encode() + b"="
 @dataclass(frozen=True, slots=True)
 class _Known:
     identity: Identity
-    packed: bytes
-    name: str
+    lowered: Lowered
     cwd: bytes
     startup: bytes
     """The SHOAL_STARTUP assignment with its NUL, or nothing."""
-    highest_fd: int
-    """Of the descriptors that are the same every time."""
-    unshared_at: int
-    sources_at: tuple[int, ...]
-    """Where in `packed` the source of each action is."""
+    sources: tuple[int, ...]
+    """Descriptors handed over, in the order of the plan: a number, or -1 - the index of the action that has it."""
+    same_libraries: Callable[[], bool]
 
 
 _known: OrderedDict[Key, _Known] = OrderedDict()
@@ -86,18 +83,17 @@ def repeat(path: str | bytes, argv: tuple[bytes, ...], flags: int, environ: Envi
     if known.startup:
         envp += known.startup
         envc += 1
-    if not actions:
-        pid, pidfd, *_ = _native.launch(known.packed, args, argc, envp, envc)
-        return Process._started(pidfd, pid, known.name) if pid > 0 else None
     descriptors = Descriptors(consume=True)
     try:
-        packed = _with_sources(known, [descriptors.copy(_number(action)) for action in actions])
-        pid, pidfd, *_ = _native.launch(packed, args, argc, envp, envc)
+        sources = known.sources
+        if actions:
+            given = [descriptors.copy(_number(action)) for action in actions]
+            sources = tuple(given[-1 - source] if source < 0 else source for source in sources)
+        return run(known.lowered, sources, (args, argc), (envp, envc)) if known.same_libraries() else None
     except (OSError, ValueError):
-        return None
+        return None  # and the long way says what is wrong
     finally:
         descriptors.close()
-    return Process._started(pidfd, pid, known.name) if pid > 0 else None
 
 
 def _number(action: Action) -> int:
@@ -106,24 +102,33 @@ def _number(action: Action) -> int:
     return -1 if number is None else number
 
 
-def _with_sources(known: _Known, sources: list[int]) -> bytes:
-    packed = bytearray(known.packed)
-    for at, source in zip(known.sources_at, sources, strict=True):
-        _INT.pack_into(packed, at, source)
-    _LONG.pack_into(packed, known.unshared_at, max(known.highest_fd, *sources) + 1)
-    return bytes(packed)
-
-
-def remember(path: str | bytes, argv: tuple[bytes, ...], flags: int, actions: Sequence[Action], plan: Plan, packer: Packer, packed: bytes) -> None:
+def remember(
+    path: str | bytes,
+    argv: tuple[bytes, ...],
+    flags: int,
+    actions: Sequence[Action],
+    plan: Plan,
+    lowered: Lowered,
+    same_libraries: Callable[[], bool],
+) -> None:
     """Keep what was worked out for `plan`, if it is plain enough."""
     targets = targets_of(actions)
-    order = [item.target for item in plan.descriptors]
-    plain = plan.world == "caller" and not plan.mounts and plan.netns_fd is None and plan.terminal is None and plan.listen_pid is None
     program = plan.program
-    if targets is None or not plain or order[:3] != [0, 1, 2] or program.fd is not None or program.interpreter_for is not None:
+    if targets is None or program.fd is not None or program.interpreter_for is not None or not os.path.isabs(path):
         return
-    if plan.job.cgroup_fd is not None or plan.job.init_pidfd is not None or plan.job.deny_new_process or not os.path.isabs(path):
+    if (
+        plan.terminal is not None
+        or plan.listen_pid is not None
+        or plan.network not in ("caller", "loopback")
+        or plan.job != JobPlace(plan.job.label)
+    ):
         return
+    if any(mount.is_entry for mount in plan.mounts):
+        return
+    order = [item.target for item in plan.descriptors]
+    clones_stdio = flags & _CLONE_STDIO
+    if clones_stdio and order[:3] != [0, 1, 2]:
+        return  # one was closed; the next time it may not be
     startup = next((item + b"\0" for item in plan.environ if item.startswith(_ASSIGNMENT)), b"")
     try:
         identity = _identity(path)
@@ -131,19 +136,15 @@ def remember(path: str | bytes, argv: tuple[bytes, ...], flags: int, actions: Se
         return
     if identity[:2] != (program.dev, program.ino):
         return
-    fixed = [item.source for item in plan.descriptors if item.target not in targets and isinstance(item.source, int)]
-    known = _Known(
-        identity,
-        packed,
-        plan.name,
-        plan.cwd,
-        startup,
-        max([2, packer.exec_fd, *fixed]),
-        packer.unshared_at(),
-        tuple(packer.pairs_at() + 2 * _INT.size * order.index(target) for target in targets),
-    )
+    sources: list[int] = []
+    for item in plan.descriptors:
+        if not isinstance(item.source, int):
+            return
+        sources.append(-1 - targets.index(item.target) if item.target in targets else item.source)
     with _lock:
-        _known[path, flags, argv[0] if argv else b"", targets] = known
+        _known[path, flags, argv[0] if argv else b"", targets] = _Known(
+            identity, lowered, plan.cwd, startup, tuple(sources), same_libraries
+        )
         while len(_known) > KEPT:
             _known.popitem(last=False)
 
@@ -151,7 +152,7 @@ def remember(path: str | bytes, argv: tuple[bytes, ...], flags: int, actions: Se
 def _identity(path: str | bytes) -> Identity:
     """The state of the file, and who looks at it: permissions depend on both."""
     found = os.stat(path)
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, os.geteuid()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, os.geteuid(), os.getegid()
 
 
 def _packed_environment(flags: int, environ: Environ) -> tuple[bytes, int, bytes]:

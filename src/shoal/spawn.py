@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 
 from shoal.actions import Action, Fd, check_actions
@@ -18,15 +17,14 @@ from shoal.flags import SpawnFlags
 from shoal.handles import reaper
 from shoal.handles.base import Handle
 from shoal.handles.job import Job, given_job
-from shoal.handles.keeper import DIE_WITH_US, STAY, launch, start_keeper
-from shoal.handles.mount import Bind, MountSource
+from shoal.handles.mount import Bind
 from shoal.handles.policy import deny_new_process_filter
 from shoal.handles.process import Process
-from shoal.handles.reaper import Keeper
 from shoal.handles.vmo import Vmo
-from shoal.lowering import ENTERING, lower_keeper, lower_program
+from shoal.launcher import run
+from shoal.lowering import ENTERING, Lowered, lower
 from shoal.naming import name_it
-from shoal.packing import NO_FD, Packer
+from shoal.packing import count_strings
 from shoal.plan import Plan
 from shoal.repeat import remember, repeat
 from shoal.status import AccessDeniedError, SpawnError, Stage, Status, failure
@@ -210,10 +208,9 @@ def _start(
     draft = Draft(bits, checked, consume=True)
     try:
         plan = _plan(draft, program, args, env, job, terminal, die_with_caller)
-        process = execute(plan)
-        if repeatable is not None and plan.world == "caller":
-            packed, packer = _lower(plan, None, None, NO_FD)
-            remember(repeatable, args, bits, checked, plan, packer, packed)
+        process, lowered = execute(plan)
+        if repeatable is not None:
+            remember(repeatable, args, bits, checked, plan, lowered, draft.closure_check())
         if draft.placement is not None and draft.placement.is_revoked():
             _undo(process)
             raise failure(Status.BAD_STATE, Stage.JOB, "the job was killed meanwhile, and the new process with it")
@@ -230,8 +227,8 @@ def _undo(process: Process) -> None:
     process.close()
 
 
-def execute(plan: Plan) -> Process:
-    """Carry out a plan. Its descriptors are borrowed.
+def execute(plan: Plan) -> tuple[Process, Lowered]:
+    """Carry out a plan, whose descriptors are borrowed. Returns what was run, too.
 
     Raises:
         SpawnError: nothing was started, or it was killed and reaped.
@@ -256,73 +253,43 @@ _RENAMED = (errno.ENOENT, errno.ESTALE, errno.ELOOP, errno.ENOTDIR)
 def _follow_renames(plan: Plan) -> Plan:
     """The plan with the names that its directories have now. The same one when nothing in it is held by descriptor."""
 
-    def anew(source: MountSource) -> MountSource:
-        if not isinstance(source, Bind) or source.follow_fd < 0:
+    held = False
+
+    def anew(source: Bind) -> Bind:
+        nonlocal held
+        if source.follow_fd < 0:
             return source
+        held = True
         return dataclasses.replace(source, path=os.readlink(f"/proc/self/fd/{source.follow_fd}"))
 
-    mounts = tuple(dataclasses.replace(mount, source=anew(mount.source)) for mount in plan.mounts)
-    placed = []
-    for item in plan.descriptors:
-        source = item.source if isinstance(item.source, int) else anew(item.source)
-        placed.append(dataclasses.replace(item, source=source))
-    held = [item.source for item in (*plan.mounts, *plan.descriptors) if isinstance(item.source, Bind) and item.source.follow_fd >= 0]
-    return dataclasses.replace(plan, mounts=mounts, descriptors=tuple(placed)) if held else plan
+    mounts = tuple(dataclasses.replace(item, source=anew(item.source)) if isinstance(item.source, Bind) else item for item in plan.mounts)
+    placed = tuple(
+        dataclasses.replace(item, source=anew(item.source)) if isinstance(item.source, Bind) else item for item in plan.descriptors
+    )
+    return dataclasses.replace(plan, mounts=mounts, descriptors=placed) if held else plan
 
 
-def _execute(plan: Plan, filter_program: bytes | None) -> Process:
-    if plan.world == "caller":
-        return _execute_program(plan, None, filter_program)
-    keeper, control = start_keeper(*_keeper_of(plan))
+def _execute(plan: Plan, filter_program: bytes | None) -> tuple[Process, Lowered]:
+    lowered = lower(plan, filter_program=filter_program, name_it=name_it)
+    argv, environ = count_strings(plan.argv), count_strings(plan.environ)
     try:
-        process = _execute_program(plan, keeper, filter_program)
-    except BaseException:
-        keeper.kill()
-        reaper.register(keeper)
-        os.close(control)
-        raise
+        return run(lowered, lowered.sources, argv, environ), lowered
+    except AccessDeniedError as error:
+        if ENTERING not in error.detail:
+            raise
+    # It cannot be entered, and without privileges the child can make no place to stand in instead.
+    nowhere = _removed_directory()
     try:
-        os.write(control, DIE_WITH_US if plan.dies_with_caller else STAY)
-    except BrokenPipeError:
-        pass  # somebody has killed the cell already; the process will tell
-    if plan.dies_with_caller:
-        keeper.control = control
-    else:
-        os.close(control)
-    return process
-
-
-def _keeper_of(plan: Plan) -> tuple[Packer, str, int, dict[str, int]]:
-    packer, clone_flags, where = lower_keeper(plan)
-    return packer, "the cell", clone_flags, where
-
-
-def _execute_program(plan: Plan, keeper: Keeper | None, filter_program: bytes | None) -> Process:
-    nowhere = NO_FD
-    try:
-        while True:
-            packed, packer = _lower(plan, keeper, filter_program, nowhere)
-            try:
-                pid, pidfd = launch(packed, packer, plan.argv, plan.environ, plan.program.label)
-                break
-            except AccessDeniedError as error:
-                if nowhere != NO_FD or ENTERING not in error.detail:
-                    raise
-                # It cannot be entered, and without privileges the child can make no place to stand in instead.
-                nowhere = _removed_directory()
+        lowered = lower(plan, filter_program=filter_program, name_it=name_it, nowhere_fd=nowhere)
+        return run(lowered, lowered.sources, argv, environ), lowered
     finally:
-        if nowhere != NO_FD:
-            os.close(nowhere)
-    return Process._started(pidfd, pid, plan.name, keeper)
-
-
-def _lower(plan: Plan, keeper: Keeper | None, filter_program: bytes | None, nowhere_fd: int) -> tuple[bytes, Packer]:
-    keeper_pidfd = None if keeper is None else keeper.fileno()
-    return lower_program(plan, keeper_pidfd=keeper_pidfd, filter_program=filter_program, name_it=name_it, nowhere_fd=nowhere_fd)
+        os.close(nowhere)
 
 
 def _removed_directory() -> int:
     """A directory that exists no more: standing there, nothing relative can be opened or made."""
+    import tempfile  # costly, and hardly ever needed
+
     path = tempfile.mkdtemp(prefix="shoal-")
     try:
         return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

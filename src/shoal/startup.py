@@ -20,12 +20,11 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
 from shoal.handles.base import PA_HND_TYPE, Handle, HandleType, Rights
-from shoal.handles.clock import UtcClock
+from shoal.handles.clock import UtcClock, use_given_clock
 from shoal.handles.directory import Directory
 from shoal.handles.job import Job, use_given_job
 from shoal.handles.netns import NetNs
@@ -51,15 +50,15 @@ _MAKERS: Final[Mapping[str, Callable[[int, Rights], Handle]]] = {
 }
 
 
-@dataclass(slots=True)
 class _Claimed:
     """What the startup table gave, from the first use on."""
 
-    name: str | None = None
-    entries: tuple[StartupEntry, ...] = ()
-    unclaimed: list[tuple[int, Handle]] = field(default_factory=list)
-    job: Job | None = None
-    clock: UtcClock | None = None
+    def __init__(self, name: str | None = None, entries: tuple[StartupEntry, ...] = ()) -> None:
+        self.name = name
+        self.entries = entries
+        self.unclaimed: list[tuple[int, Handle]] = []
+        self.job: Job | None = None
+        self.clock: UtcClock | None = None
 
 
 _lock = threading.Lock()
@@ -172,7 +171,7 @@ def _table() -> _Claimed:
     except ValueError as error:
         warnings.warn(f"nothing is taken from the startup table: {error}", RuntimeWarning, stacklevel=3)
         return _Claimed()
-    claimed = _Claimed(name=table.name, entries=table.entries)
+    claimed = _Claimed(table.name, table.entries)
     owned: set[int] = set()
     for given in table.handles:
         # Two handles on one descriptor would close each other's; no launch makes such a table.
@@ -220,3 +219,4 @@ def _open_entry(entry: StartupEntry) -> Handle:
 
 
 use_given_job(job)
+use_given_clock(utc_clock)

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
-from typing import Final, Self
-from urllib.parse import quote_from_bytes, unquote_to_bytes
+from typing import Final, NamedTuple, Self
 
 VARIABLE: Final = "SHOAL_STARTUP"
 """The environment variable that carries the line."""
@@ -20,15 +18,16 @@ VARIABLE: Final = "SHOAL_STARTUP"
 VERSION: Final = "1"
 """The first word of every line this version writes and reads."""
 
-_SAFE: Final = "/:._-+@"
+_AS_IT_IS: Final = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/:._-+@~")
+# Patterns are compiled when a line is first read: most programs that import this never read one.
 # Digits are bounded before int() sees them: a long number costs quadratic time, and Python refuses it with its own error.
-_HANDLE: Final = re.compile(r"0x([0-9a-f]{1,8}):([0-9]{1,10}):([a-z][a-z0-9_-]{0,31}):0x([0-9a-f]{1,8}):([0-9]{1,20}):([0-9]{1,20})")
-_ENTRY: Final = re.compile(r"(/[^\x00]*):([a-z][a-z0-9_-]{0,31}):(rw|ro)", re.DOTALL)
+_HANDLE: Final = r"0x([0-9a-f]{1,8}):([0-9]{1,10}):([a-z][a-z0-9_-]{0,31}):0x([0-9a-f]{1,8}):([0-9]{1,20}):([0-9]{1,20})"
+_ENTRY: Final = r"(?s)(/[^\x00]*):([a-z][a-z0-9_-]{0,31}):(rw|ro)"
+_ESCAPE: Final = rb"%[0-9a-fA-F]{2}"
 _MAX_FD: Final = 0x7FFFFFFF
 
 
-@dataclass(frozen=True, slots=True)
-class StartupHandle:
+class StartupHandle(NamedTuple):
     """One handle given to the child, and the descriptor it arrives at.
 
     Attributes:
@@ -50,8 +49,7 @@ class StartupHandle:
         return f"handle={self.id:#x}:{self.fd}:{self.kind}:{self.rights:#x}:{self.dev}:{self.ino}"
 
 
-@dataclass(frozen=True, slots=True)
-class StartupEntry:
+class StartupEntry(NamedTuple):
     """One entry of the child's namespace: an absolute path where something was put for it.
 
     Attributes:
@@ -68,8 +66,7 @@ class StartupEntry:
         return f"ns={_quote(self.prefix)}:{self.kind}:{'rw' if self.writable else 'ro'}"
 
 
-@dataclass(frozen=True, slots=True)
-class StartupTable:
+class StartupTable(NamedTuple):
     """All that a child is told about what it was handed.
 
     Attributes:
@@ -79,8 +76,8 @@ class StartupTable:
     """
 
     name: str | None = None
-    handles: tuple[StartupHandle, ...] = field(default=())
-    entries: tuple[StartupEntry, ...] = field(default=())
+    handles: tuple[StartupHandle, ...] = ()
+    entries: tuple[StartupEntry, ...] = ()
 
     def encode(self) -> str:
         """The line: printable ASCII without quotes or line breaks.
@@ -123,7 +120,7 @@ class StartupTable:
 
 
 def _read_handle(value: str) -> StartupHandle:
-    match = _HANDLE.fullmatch(value)
+    match = re.fullmatch(_HANDLE, value)
     if not match or int(match[2]) > _MAX_FD:
         raise ValueError(f"{VARIABLE} has a bad handle: {value[:100]!r}")
     id, fd, kind, rights, dev, ino = match.groups()
@@ -131,15 +128,16 @@ def _read_handle(value: str) -> StartupHandle:
 
 
 def _read_entry(value: str) -> StartupEntry:
-    match = _ENTRY.fullmatch(_unquote(value))
+    match = re.fullmatch(_ENTRY, _unquote(value))
     if not match:
         raise ValueError(f"{VARIABLE} has a bad namespace entry: {value[:100]!r}")
     return StartupEntry(match[1], match[2], match[3] == "rw")
 
 
 def _quote(text: str) -> str:
-    return quote_from_bytes(os.fsencode(text), safe=_SAFE)
+    return "".join(chr(byte) if byte in _AS_IT_IS else f"%{byte:02X}" for byte in os.fsencode(text))
 
 
 def _unquote(value: str) -> str:
-    return os.fsdecode(unquote_to_bytes(os.fsencode(value)))
+    # A % that is no escape stands for itself: refusing it would lose the whole table for one word.
+    return os.fsdecode(re.sub(_ESCAPE, lambda escape: bytes((int(escape[0][1:], 16),)), os.fsencode(value)))

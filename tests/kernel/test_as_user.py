@@ -50,7 +50,7 @@ def as_user(tmp_path_factory):
             command
         )
         environ = {"PATH": os.environ["PATH"], "HOME": str(home), "TMPDIR": str(home), "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
-        environ |= {name: os.environ[name] for name in ("CI", "SHOAL_STRESS_SPAWNS") if name in os.environ}
+        environ |= {name: os.environ[name] for name in ("CI", "PYTHONPATH") if name in os.environ}
         script = f"{opening_the_way()} && {drop}"
         return subprocess.run(
             ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
@@ -69,7 +69,7 @@ def as_user(tmp_path_factory):
 @needs("unshare and setpriv (Debian package util-linux)")
 @pytest.mark.parametrize("module", MODULES)
 def test_the_same_holds_for_an_ordinary_user(as_user, module, tmp_path_factory):
-    base = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not root", str(FOLDER / module))
+    base = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short", "-m", "not root", str(FOLDER / module))
     done = as_user(sys.executable, *base)
     print(done.stdout)
     assert done.returncode in (0, 5), done.stdout + done.stderr  # 5: nothing in it is for an ordinary user

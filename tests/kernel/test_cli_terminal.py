@@ -337,7 +337,7 @@ def test_in_a_pipeline_a_password_is_not_echoed(shell: User) -> None:
 
 def test_a_pager_at_the_end_of_a_pipeline_gets_its_keys(shell: User) -> None:
     """It puts the terminal in its own mode; what is typed then is not for the program before it."""
-    pager = "import sys, termios, tty; t = open(\"/dev/tty\"); tty.setcbreak(t); print(\"pager\", flush=True); print(\"key\", t.read(1))"
+    pager = 'import sys, termios, tty; t = open("/dev/tty"); tty.setcbreak(t); print("pager", flush=True); print("key", t.read(1))'
     shell.type(f"{SHOAL} run --ro /usr -- sh -c 'exec sleep {MARKER}5' | python3 -c '{pager}'\n")
     shell.expect("\npager")
     time.sleep(0.3)  # long enough for a reader that should not be there
@@ -348,7 +348,7 @@ def test_a_pager_at_the_end_of_a_pipeline_gets_its_keys(shell: User) -> None:
 
 def test_a_program_that_reads_keys_from_dev_tty_gets_them() -> None:
     """`something | shoal run -- pager`: input is a pipe, keys come from the terminal, unechoed and one by one."""
-    reader = "import tty; t = open(\"/dev/tty\"); tty.setcbreak(t); print(\"ready\", flush=True); print(\"key\", t.read(1), input())"
+    reader = 'import tty; t = open("/dev/tty"); tty.setcbreak(t); print("ready", flush=True); print("key", t.read(1), input())'
     with User("sh", "-c", f"echo data | {SHOAL} run --ro /usr -- /usr/bin/python3 -c '{reader}'") as user:
         user.expect("ready")
         user.expect_settings(lambda settings: not settings[3] & termios.ICANON, "unbuffered")

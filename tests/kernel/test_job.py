@@ -129,9 +129,7 @@ def test_children_are_removed_before_their_parent_in_whatever_order_they_are_clo
     world.assert_unchanged()
 
 
-def test_a_job_closed_while_something_runs_in_it_is_removed_when_that_ends(
-    member: Callable[[Job, str], Member], world: World
-) -> None:
+def test_a_job_closed_while_something_runs_in_it_is_removed_when_that_ends(member: Callable[[Job, str], Member], world: World) -> None:
     with Job.default() as default:
         job = default.create_child()
         path = directory_of(job)
@@ -440,7 +438,9 @@ child = subprocess.Popen(["sleep", "60"])
 with Job.default() as default:
     before = os.readlink(f"/proc/self/fd/{default.fileno()}")
     cgroup_limits.make_room(default.fileno())
-    left = default.processes()
+    left = open(args[0] + "/cgroup.procs").read()
+    members = default.processes()
+    children = default.children()
     with Job.default() as again, again.create_child() as made:
         after = os.readlink(f"/proc/self/fd/{again.fileno()}")
         cgroup_limits.make_room(default.fileno())
@@ -448,12 +448,14 @@ with Job.default() as default:
 own = open("/proc/self/cgroup").read().rpartition("0::")[2].strip()
 child.kill()
 child.wait()
-answer([before, left, after, os.path.dirname(below), own])
+answer([before, left, members == [os.getpid(), child.pid], len(children), after, os.path.dirname(below), own])
 """
     path = str(directory_of(job))
-    before, left, after, above, own = run_python(script, path)
+    before, left, members_are_known, children, after, above, own = run_python(script, path)
     assert before == after == above == path
-    assert left == []
+    assert left == ""
+    assert members_are_known
+    assert children == 0
     assert own.endswith("-self")
     assert job.processes(recursive=True) == []
 

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import urllib.parse
 
 import pytest
 from hypothesis import given
@@ -118,3 +119,16 @@ def test_any_line_is_read_or_refused_with_a_value_error(line):
 def test_a_table_nobody_could_read_back_is_not_written(table):
     with pytest.raises(ValueError):
         table.encode()
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("%41", "A"), ("%4a%4A", "JJ"), ("%", "%"), ("%4", "%4"), ("%zz", "%zz"), ("%%41", "%A"), ("a%25b", "a%b"), ("%2541", "%41")],
+)
+def test_escapes_are_read_as_in_a_url(written, meant):
+    assert StartupTable.decode(f"1 name={written}").name == meant == urllib.parse.unquote(written)
+
+
+@given(st.binary())
+def test_what_is_written_is_what_any_url_library_writes(text):
+    assert StartupTable(name=os.fsdecode(text)).encode() == "1 name=" + urllib.parse.quote_from_bytes(text, safe="/:._-+@")

@@ -2,18 +2,26 @@
  * of the cell has ended; when it ends, for whatever reason, the kernel kills everything in the cell (pid_namespaces(7)).
  *
  * The program of the cell is pid 2 and not a child of this process but its sibling, so that the caller of spawn() is its
- * parent and waits for it like for any other child. Descriptor 3 is a pipe from the caller, which writes one byte:
- *   'g'  pid 2 has started; stay until nothing is left
- *   'd'  the same, but end at once when the pipe is closed: the cell dies with its caller
- *   'j'  there is no pid 2: hold the namespace until the pipe is closed (a job's pid namespace)
+ * parent and waits for it like for any other child. Descriptor 3 is a socket to the caller.
+ *
+ * First, while the caller already makes the program's world of files on another processor, it does what argv[1] says:
+ *   n  make a network namespace and bring its loopback device up: the slowest part of a cell
+ * gives up all capabilities and writes an int to the socket: 0, or the errno of what failed. The program waits for it.
+ *
+ * Then it reads one byte from the socket:
+ *   g  pid 2 has started; stay until nothing is left
+ *   d  the same, but end at once when the socket is closed: the cell dies with its caller
+ *   j  there is no pid 2: hold the namespace until the socket is closed (a job's pid namespace)
  * End of file before that byte: the caller died or gave up while starting; end.
  *
  * No libc, no allocation, no writable global: one such process costs a few pages. */
 #include "../sys.h"
 
 #include <errno.h>
-#include <poll.h>
+#include <linux/capability.h>
 #include <linux/prctl.h>
+#include <linux/sched.h>
+#include <poll.h>
 
 #define CONTROL 3
 #define PROGRAM 2
@@ -55,10 +63,52 @@ static void take_signals(long signals, int pass_on)
             sys2(__NR_kill, PROGRAM, info.signo);
 }
 
-_Noreturn static void run(void)
+/* The kernel's struct ifreq, as far as flags go. */
+struct interface_flags {
+    char name[16];
+    short flags;
+    char rest[22];
+};
+
+static long make_network(void)
 {
-    sys5(__NR_prctl, PR_SET_NAME, "shoal-init", 0, 0, 0);
+    long ret = sys1(__NR_unshare, CLONE_NEWNET);
+    if (ret < 0)
+        return ret;
+    long fd = sys3(__NR_socket, 2 /* AF_INET */, 02000002 /* SOCK_DGRAM | SOCK_CLOEXEC */, 0);
+    if (fd < 0)
+        return fd;
+    struct interface_flags request = { .name = "lo", .flags = 0x41 /* IFF_UP | IFF_RUNNING */ };
+    ret = sys3(__NR_ioctl, fd, 0x8914 /* SIOCSIFFLAGS */, &request);
+    sys1(__NR_close, fd);
+    return ret;
+}
+
+/* With no_new_privs and an empty permitted set nothing can come back, not even to uid 0 by exec. */
+static long drop_capabilities(void)
+{
+    struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
+    struct __user_cap_data_struct none[2] = { { 0 }, { 0 } };
+    long ret = sys5(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    return ret < 0 ? ret : sys2(__NR_capset, &head, none);
+}
+
+static int prepare(const char *what)
+{
+    long ret = 0;
+    for (; what && *what && ret == 0; what++)
+        ret = *what == 'n' ? make_network() : -EINVAL;
+    long dropped = drop_capabilities();
+    return (int)-(ret ? ret : dropped);
+}
+
+_Noreturn static void run(char **argv)
+{
     sys5(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0); /* the program shares our uid and shall not look in here */
+    sys5(__NR_prctl, PR_SET_NAME, "shoal-init", 0, 0, 0);
+    int err = prepare(argv[0] ? argv[1] : 0);
+    /* After a failure stay all the same until the caller, who is told here, closes the socket: it may be entering us now. */
+    sys6(__NR_sendto, CONTROL, (long)&err, sizeof err, 0x4000 /* MSG_NOSIGNAL */, 0, 0);
     uint64_t all = ~(uint64_t)0;
     sys4(__NR_rt_sigprocmask, 2 /* SIG_SETMASK */, &all, 0, sizeof all);
     long signals = sys4(__NR_signalfd4, -1, &all, sizeof all, 02004000 /* SFD_CLOEXEC | SFD_NONBLOCK */);
@@ -96,14 +146,15 @@ _Noreturn static void run(void)
     }
 }
 
+/* The kernel starts us with argc, argv[0], argv[1]... on the stack. */
 #if defined(__x86_64__)
-__asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tand $-16, %rsp\n\tcall shoal_init_start\n\thlt\n");
+__asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tlea 8(%rsp), %rdi\n\tand $-16, %rsp\n\tcall shoal_init_start\n\thlt\n");
 #elif defined(__aarch64__)
-__asm__(".globl _start\n_start:\n\tmov x29, xzr\n\tmov x30, xzr\n\tbl shoal_init_start\n\tbrk #0\n");
+__asm__(".globl _start\n_start:\n\tmov x29, xzr\n\tmov x30, xzr\n\tadd x0, sp, #8\n\tbl shoal_init_start\n\tbrk #0\n");
 #endif
 
-_Noreturn void shoal_init_start(void);
-_Noreturn void shoal_init_start(void) { run(); }
+_Noreturn void shoal_init_start(char **argv);
+_Noreturn void shoal_init_start(char **argv) { run(argv); }
 
 /* The compiler may turn an initialiser into a call of this. */
 void *memset(void *to, int byte, size_t size);

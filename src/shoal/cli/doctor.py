@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
 from collections.abc import Callable
@@ -25,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Outcome:
     findings = [*features(), *_jobs(), *_trials()]
     works = all(finding.available for finding in findings if finding.essential)
-    data = {"works": works, "features": [dataclasses.asdict(finding) for finding in findings]}
+    data = {"works": works, "features": [finding._asdict() for finding in findings]}
     return Outcome(text=_table(findings, works), data=data, code=0 if works else 1)
 
 

@@ -10,7 +10,7 @@ import enum
 import os
 import stat
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from shoal.cli.output import CommandError
 from shoal.handles.directory import DEVICES
@@ -42,8 +42,7 @@ class Kind(enum.Enum):
     DEVICES = "devices"
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(NamedTuple):
     """Something at `dest`. `source` is the host's path when `kind` is PATH."""
 
     kind: Kind

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from shoal.cli.grants import View, is_inside
 from shoal.cli.program import Program
@@ -48,8 +48,7 @@ _DIRECTORY_WORKERS = re.compile(r"g?make|ninja|cmake|meson|git|npm|npx|yarn|carg
 """Programs that look around in the working directory without being told to."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hint:
+class Hint(NamedTuple):
     """What was not there, and the option that would put it there."""
 
     problem: str
@@ -59,8 +58,7 @@ class Hint:
         return f"{self.problem}; add {self.option}"
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """One run that ended badly."""
 
     program: Program

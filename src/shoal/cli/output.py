@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import select
 import sys
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from shoal.status import SpawnError, Stage, Status
 
@@ -21,8 +20,7 @@ TIMED_OUT = 124
 """Exit codes that are shoal's own. They are docker's and timeout(1)'s; everything else is the program's."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """The answer of a verb. main.py prints `data` as JSON when --json was given, else `text`."""
 
     text: str = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from shoal.cli.output import NOT_EXECUTABLE, NOT_FOUND, CommandError
 from shoal.loader.interpreter import WINDOW_BYTES, InterpreterDirective, is_directive, parse_directive
@@ -13,16 +13,14 @@ _DIRECTIVES_SHOWN = 8
 """How far #! lines are followed here, where it is only for the sake of hints; the loader has the real limit."""
 
 
-@dataclass(frozen=True, slots=True)
-class Directive:
+class Directive(NamedTuple):
     """One #! line: the interpreter it names and its single argument, "" when there is none."""
 
     interpreter: str
     argument: str
 
 
-@dataclass(frozen=True, slots=True)
-class Program:
+class Program(NamedTuple):
     """What will be executed. `path` is absolute and as found: symbolic links in it are not resolved."""
 
     name: str

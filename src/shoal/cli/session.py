@@ -10,18 +10,19 @@ import os
 import select
 import signal
 import time
-from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from shoal.cli.signals import FORWARDED, Signals
-from shoal.cli.terminal import Terminal
 from shoal.handles.process import Process
+
+if TYPE_CHECKING:  # loaded only when there is a terminal
+    from shoal.cli.terminal import Terminal
 
 _PATIENCE_S = 2.0
 _GIVE_UP = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT))
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """How a run ended. `returncode` is the exit status, or the negative signal."""
 
     returncode: int

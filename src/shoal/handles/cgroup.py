@@ -21,11 +21,11 @@ import os
 import select
 import sys
 import threading
-import weakref
 
 from shoal.handles import cgroup_limits, reaper
 from shoal.handles.cgroup_files import (
     child_names,
+    exists,
     is_populated,
     name_of,
     open_below,
@@ -36,21 +36,11 @@ from shoal.handles.cgroup_files import (
     walk,
     write_text,
 )
-from shoal.handles.cgroup_marks import (
-    CREATOR,
-    DENY_NEW_PROCESS,
-    KILLED,
-    Creator,
-    creator_of,
-    get_mark,
-    hold,
-    is_held_by_others,
-    let_go,
-    made_by_shoal,
-    set_mark,
-)
+from shoal.handles.cgroup_leftovers import Leftover, live, remove, sweep_stale_once
+from shoal.handles.cgroup_marks import CREATOR, DENY_NEW_PROCESS, KILLED, Creator, get_mark, hold, let_go, made_by_shoal, set_mark
+from shoal.handles.cgroup_members import entrance, members
 from shoal.handles.deadline import Deadline
-from shoal.handles.hierarchy import NoHome, availability, find_home
+from shoal.handles.hierarchy import NoHome, availability, find_home, is_leaf
 from shoal.handles.job_backend import Limits, Placement
 from shoal.handles.process import Usage
 from shoal.handles.reaper import OwnedFd
@@ -58,12 +48,8 @@ from shoal.status import Stage, Status, failure, failure_from_errno
 
 __all__ = ["CgroupBackend", "availability"]
 
-_live: weakref.WeakValueDictionary[tuple[int, int], CgroupBackend] = weakref.WeakValueDictionary()
-"""The backends of this process by (st_dev, st_ino): one directory has one backend here, however it was reached."""
 _table_lock = threading.RLock()
 _counter = itertools.count(1)
-_swept: set[int] = set()
-"""The pid of this process once it has looked for what others left behind; forks have another."""
 
 
 class CgroupBackend:
@@ -77,6 +63,7 @@ class CgroupBackend:
         self._maker_pid = maker_pid
         self._holder_pid = 0
         self._handed_over = False
+        self._entrances: list[OwnedFd] = []  # the last one is in use; an earlier one may still be borrowed
 
     @classmethod
     def home(cls) -> CgroupBackend:
@@ -99,13 +86,13 @@ class CgroupBackend:
         directory = OwnedFd(fd)
         status = os.fstat(fd)
         with _table_lock:
-            known = _live.get((status.st_dev, status.st_ino))
+            known: CgroupBackend | None = live.get((status.st_dev, status.st_ino))
             if known is not None:
                 return known
             if name is None:
                 name = name_of(fd)
             self = cls(directory, name, parent=None, depth=_depth_of(fd), maker_pid=0)
-            _live[status.st_dev, status.st_ino] = self
+            live[status.st_dev, status.st_ino] = self
         if made_by_shoal(fd):
             self._holder_pid = os.getpid()
             hold(fd)
@@ -131,7 +118,13 @@ class CgroupBackend:
         return fcntl.fcntl(self._directory.fd, fcntl.F_DUPFD_CLOEXEC, 3)
 
     def placement(self) -> Placement:
-        return Placement(self._directory.fd, None, self.denies_new_process, self)
+        try:
+            inside = entrance(self._directory.fd, self._entrances[-1] if self._entrances else None)
+        except OSError as error:
+            raise self._failure(error, f"cannot put a process into cgroup {self._name}") from error
+        if inside is not None and inside not in self._entrances:
+            self._entrances.append(inside)
+        return Placement(self._directory.fd if inside is None else inside.fd, None, self.denies_new_process, self)
 
     def create_child(self, name: str | None) -> CgroupBackend:
         """A directory below, made now.
@@ -140,7 +133,7 @@ class CgroupBackend:
             AlreadyExistsError: the name is taken.
             AccessDeniedError: this user may not make cgroups here.
         """
-        _sweep_stale_once(self._directory.fd)
+        sweep_stale_once(self._directory.fd)
         creator = Creator.current()
         while True:
             chosen = name if name is not None else f"shoal-{creator.pid}-{creator.start}-{next(_counter)}"
@@ -157,6 +150,8 @@ class CgroupBackend:
     def children(self) -> list[CgroupBackend]:
         found = []
         for name in child_names(self._directory.fd):
+            if is_leaf(name):
+                continue
             try:
                 fd = open_below(self._directory.fd, name)
             except OSError:
@@ -169,8 +164,7 @@ class CgroupBackend:
         pids: list[int] = []
         try:
             for fd in walk(self._directory.fd) if recursive else iter((self._directory.fd,)):
-                # A process of a pid namespace we cannot see into shows as 0.
-                pids += [pid for pid in map(int, read_text(fd, "cgroup.procs").split()) if pid]
+                pids += members(fd)
         except OSError as error:
             if error.errno not in (errno.ENODEV, errno.ENOENT):
                 raise self._failure(error, f"cannot list the processes of cgroup {self._name}") from error
@@ -232,7 +226,7 @@ class CgroupBackend:
 
     def try_remove(self) -> bool:
         """Remove the directory if nothing is in it and nobody else uses it. True when it is gone."""
-        return _remove(self._directory.fd, self._name)
+        return remove(self._directory.fd, self._name)
 
     def __del__(self) -> None:
         if sys.is_finalizing():
@@ -240,8 +234,10 @@ class CgroupBackend:
         pid = os.getpid()  # a copy of this object in a forked child has nothing to give up
         if self._holder_pid == pid:
             let_go(self._directory.fd)
+        for leaf in self._entrances:
+            let_go(leaf.fd)
         if self._maker_pid == pid:
-            leftover = _Leftover(self._directory, self._name, self._parent, patient=self._handed_over)
+            leftover = Leftover(self._directory, self._name, self._parent, patient=self._handed_over)
             (reaper.watch if self._handed_over else reaper.register)(leftover)
 
     def _made(self, name: str, creator: Creator) -> CgroupBackend:
@@ -251,21 +247,21 @@ class CgroupBackend:
         except OSError as error:
             os.rmdir(name, dir_fd=self._directory.fd)
             raise self._failure(error, f"cannot open job {name!r}") from error
+        if _takes_no_processes(directory.fd):
+            os.rmdir(name, dir_fd=self._directory.fd)
+            what = f"the kernel lets no process into cgroups below {self._name}: it hands on controllers while processes live in it"
+            raise failure(Status.NOT_SUPPORTED, Stage.JOB, what)
         set_mark(directory.fd, CREATOR, str(creator))
         child = CgroupBackend(directory, name, parent=self, depth=self._depth + 1, maker_pid=os.getpid())
         status = os.fstat(directory.fd)
         with _table_lock:
-            _live[status.st_dev, status.st_ino] = child
+            live[status.st_dev, status.st_ino] = child
         if self.denies_new_process:
             child.deny_new_process()
         return child
 
     def _is_removed(self) -> bool:
-        try:
-            os.stat("cgroup.procs", dir_fd=self._directory.fd)
-        except OSError:
-            return True
-        return False
+        return not exists(self._directory.fd, "cgroup.procs")
 
     def _failure(self, error: OSError, what: str) -> Exception:
         if error.errno in (errno.ENODEV, errno.ENOENT) and self._is_removed():
@@ -273,103 +269,12 @@ class CgroupBackend:
         return failure_from_errno(error.errno or 0, Stage.JOB, what)
 
 
-class _Leftover:
-    """A directory whose last handle here is gone; the reaper keeps it until it can be removed.
-
-    Args:
-        patient: whoever was given it may not have taken hold of it yet: wait until something ran in it and ended.
-    """
-
-    def __init__(self, directory: OwnedFd, name: str, parent: CgroupBackend | None, *, patient: bool) -> None:
-        self._directory: OwnedFd | None = directory
-        self._name = name
-        self._parent = parent
-        self._patient = patient
-        self._events: OwnedFd | None = None
-
-    @property
-    def events(self) -> int:
-        return select.POLLPRI
-
-    def fileno(self) -> int:
-        """cgroup.events, which shows POLLPRI when the directory becomes empty. -1: removed meanwhile."""
-        if self._events is None and self._directory is not None:
-            try:
-                self._events = OwnedFd(os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory.fd))
-            except OSError:
-                return -1
-            # A file that was never read shows an event at once, and so has us look again; unless it was read.
-            if self._patient:
-                populated_in(self._events.fd)
-        return -1 if self._events is None else self._events.fd
-
-    def settle(self) -> bool:
-        if self._directory is None:
-            return True
-        if self._events is not None:
-            populated_in(self._events.fd)  # takes note of the event, else it would be reported for ever
-        return _remove(self._directory.fd, self._name)
-
-    def release(self) -> None:
-        self._directory = self._events = self._parent = None
-
-
-def _remove(fd: int, name: str) -> bool:
-    """Remove a directory and the unused ones below it. False when something keeps it."""
-    if is_populated(fd) or is_held_by_others(fd):
-        return False
+def _takes_no_processes(fd: int) -> bool:
+    """Would the kernel refuse a process in this new directory? See "thread mode" in cgroups(7)."""
     try:
-        parent = open_parent(fd)
+        return read_text(fd, "cgroup.type").strip() != "domain"
     except OSError:
-        return True  # a removed directory has no parent
-    try:
-        for below in child_names(fd):
-            _remove_unused(fd, below)
-        if os.stat(name, dir_fd=parent).st_ino == os.fstat(fd).st_ino:
-            os.rmdir(name, dir_fd=parent)
-    except FileNotFoundError:
-        return True
-    except OSError as error:
-        return error.errno == errno.ENODEV
-    finally:
-        os.close(parent)
-    return True
-
-
-def _remove_unused(parent: int, name: str) -> None:
-    """Remove a directory that no living process claims."""
-    try:
-        fd = open_below(parent, name)
-    except OSError:
-        return
-    try:
-        status = os.fstat(fd)
-        creator = creator_of(fd, name)
-        claimed = (status.st_dev, status.st_ino) in _live or (
-            creator is not None and creator != Creator.current() and not creator.is_dead()
-        )
-        if not claimed:
-            _remove(fd, name)
-    finally:
-        os.close(fd)
-
-
-def _sweep_stale_once(parent: int) -> None:
-    """Remove what processes that have died left behind next to where we make our first directory."""
-    if os.getpid() in _swept:
-        return
-    _swept.add(os.getpid())
-    for name in child_names(parent):
-        try:
-            fd = open_below(parent, name)
-        except OSError:
-            continue
-        try:
-            creator = creator_of(fd, name)
-            if creator is not None and creator.is_dead():
-                _remove(fd, name)
-        finally:
-            os.close(fd)
+        return False  # the root has no such file
 
 
 def _depth_of(fd: int) -> int:
@@ -388,7 +293,7 @@ def _remove_at_exit() -> None:
     """Remove what is empty now, deepest first; handles that were never closed keep nothing alive."""
     reaper.sweep()
     pid = os.getpid()
-    for backend in sorted(_live.values(), key=lambda backend: -backend.depth):
+    for backend in sorted(live.values(), key=lambda backend: -backend.depth):
         if backend._maker_pid == pid:
             backend._maker_pid = 0 if backend.try_remove() else pid
         elif backend._holder_pid == pid:

@@ -46,6 +46,15 @@ def open_parent(fd: int, mode: int = os.O_PATH) -> int:
     return os.open("..", mode | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
 
 
+def exists(fd: int, name: str) -> bool:
+    """Is there a file `name` in the directory `fd`?"""
+    try:
+        os.stat(name, dir_fd=fd)
+    except OSError:
+        return False
+    return True
+
+
 def child_names(fd: int) -> list[str]:
     """The directories directly below; none when `fd` was removed."""
     try:
@@ -60,11 +69,7 @@ def is_populated(fd: int) -> bool:
     try:
         return read_keyed(fd, "cgroup.events").get("populated", 0) != 0
     except FileNotFoundError:
-        try:
-            os.stat("cgroup.procs", dir_fd=fd)
-        except OSError:
-            return False
-        return True
+        return exists(fd, "cgroup.procs")
     except OSError:
         return False
 

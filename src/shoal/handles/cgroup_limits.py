@@ -1,9 +1,9 @@
 """Limits of a cgroup: the files they are written to, and getting the controllers those files need.
 
-A controller has to be switched on in every directory from the top down to the one above. Directories that shoal made
-are switched freely. Above them is the cgroup this process lives in, where the kernel allows the memory controller only
-once no process is left in it; so when only this process and its children are there they move into a leaf below it
-first, as the kernel's documentation advises. Anything above that belongs to somebody else and is left alone.
+A controller has to be switched on in every directory from the top down to the one above, and the kernel wants those to hold
+no processes themselves; cgroup_members.py makes room. Directories that shoal made are switched freely. Above them is the
+cgroup this process lives in, which is switched when only this process and its children are there. Anything above that
+belongs to somebody else and is left alone.
 
 Source: cgroups(7), "no internal processes"; the kernel's Documentation/admin-guide/cgroup-v2.rst.
 """
@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
 
-from shoal.handles.cgroup_files import open_below, open_parent, read_text, write_text
-from shoal.handles.cgroup_marks import CREATOR, Creator, made_by_shoal, set_mark
-from shoal.handles.hierarchy import DELEGATE, LEAF_SUFFIX, Home, find_home, v1_controllers
+from shoal.handles.cgroup_files import exists, name_of, open_parent, read_text, write_text
+from shoal.handles.cgroup_marks import made_by_shoal
+from shoal.handles.cgroup_members import make_room
+from shoal.handles.hierarchy import DELEGATE, Home, find_home, v1_controllers
 from shoal.handles.job_backend import Limits
 from shoal.handles.reaper import OwnedFd
 from shoal.status import Stage, Status, failure, failure_from_errno
@@ -25,6 +25,9 @@ _PERIOD_US = 100_000
 _SHORTEST_QUOTA_US = 1_000
 _MOVES = 5
 """How often a process started by another thread meanwhile may undo a move."""
+_STRICT = ("memory",)
+"""Switched on along with any other controller: with it the kernel refuses processes in a directory that hands on controllers.
+Without it they are let in, and the directories below take no processes any more."""
 
 
 def apply(fd: int, name: str, limits: Limits) -> None:
@@ -37,7 +40,7 @@ def apply(fd: int, name: str, limits: Limits) -> None:
         NotSupportedError: a controller is missing; says which, why, and how to get it.
     """
     wanted = _files(limits)
-    missing = sorted({file.partition(".")[0] for file in wanted if not _exists(fd, file)})
+    missing = sorted({file.partition(".")[0] for file in wanted if not exists(fd, file)})
     if missing:
         _enable_above(fd, name, missing)
     before: dict[str, str] = {}
@@ -83,43 +86,22 @@ def _enable_above(fd: int, name: str, controllers: list[str]) -> None:
         raise _not_available(absent[0], name)
     if not ours and not is_home:
         raise _not_available(controllers[0], name)
-    request = " ".join(f"+{controller}" for controller in controllers)
+    is_root = not exists(parent.fd, "cgroup.type")  # which alone may hold processes all the same
+    strict = [controller for controller in _STRICT if controller in present and not is_root]
+    request = " ".join(f"+{controller}" for controller in dict.fromkeys([*strict, *controllers]))
     for attempt in range(_MOVES):
         try:
+            if not is_root:
+                make_room(parent.fd, ours=ours)
             write_text(parent.fd, "cgroup.subtree_control", request)
             return
         except OSError as error:
-            if error.errno != errno.EBUSY or not is_home or attempt == _MOVES - 1:
-                what = f"cannot switch on {', '.join(controllers)} for job {name}; start under: {DELEGATE}"
-                raise failure(Status.NOT_SUPPORTED, Stage.JOB, what, error.errno) from error
-            make_room(parent.fd)
-
-
-def make_room(home: int) -> None:
-    """Move this process and its children from the cgroup `home` into a leaf below it.
-
-    Raises:
-        NotSupportedError: processes that are not ours live there too; nothing was moved.
-    """
-    pids = [int(pid) for pid in read_text(home, "cgroup.procs").split()]
-    strangers = [pid for pid in pids if pid != os.getpid() and _parent_of(pid) != os.getpid()]
-    if strangers:
-        raise failure(
-            Status.NOT_SUPPORTED,
-            Stage.JOB,
-            f"limits need a cgroup of our own, but process {strangers[0]} shares the one we live in; start under: {DELEGATE}",
-        )
-    creator = Creator.current()
-    leaf_name = f"shoal-{creator.pid}-{creator.start}-{LEAF_SUFFIX}"
-    with suppress(FileExistsError):  # made earlier
-        os.mkdir(leaf_name, 0o755, dir_fd=home)
-    leaf = OwnedFd(open_below(home, leaf_name))
-    set_mark(leaf.fd, CREATOR, str(creator))
-    for pid in pids:
-        try:
-            write_text(leaf.fd, "cgroup.procs", str(pid))
-        except ProcessLookupError:
-            continue  # ended meanwhile
+            if error.errno == errno.EBUSY and attempt < _MOVES - 1:
+                continue  # a process was started there by another thread meanwhile
+            what = f"cannot switch on {', '.join(controllers)} for job {name} in cgroup {name_of(parent.fd)}"
+            if not ours:
+                what += f"; start under: {DELEGATE}"
+            raise failure(Status.NOT_SUPPORTED, Stage.JOB, what, error.errno) from error
 
 
 def _not_available(controller: str, name: str) -> Exception:
@@ -139,19 +121,3 @@ def _kernel_has(controller: str) -> bool:
     except OSError:
         return True
     return any(row[0] == controller and row[3] == "1" for row in rows)
-
-
-def _parent_of(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[1])
-    except OSError:
-        return os.getpid()  # ended meanwhile: no stranger
-
-
-def _exists(fd: int, name: str) -> bool:
-    try:
-        os.stat(name, dir_fd=fd)
-    except OSError:
-        return False
-    return True

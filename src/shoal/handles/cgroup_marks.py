@@ -17,6 +17,8 @@ from typing import NamedTuple
 CREATOR = "user.shoal.creator"
 KILLED = "user.shoal.killed"
 DENY_NEW_PROCESS = "user.shoal.deny-new-process"
+LEAF = "user.shoal.leaf"
+"""The name of the directory below in which the processes live that are directly in the job, see cgroup_members.py."""
 _HELD = "user.shoal.held."
 
 _INITIAL_PIDNS = 0xEFFFFFFC

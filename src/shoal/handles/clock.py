@@ -37,6 +37,7 @@ import fcntl
 import os
 import struct
 import time
+from collections.abc import Callable
 from typing import ClassVar, Final, NamedTuple, Self
 
 from shoal.handles.base import Handle, Rights
@@ -60,6 +61,19 @@ class _Page(NamedTuple):
     reference_ns: int
     utc_ns: int
     rate_ppb: int
+
+
+_given_clock: list[Callable[[], UtcClock | None]] = []
+
+
+def use_given_clock(source: Callable[[], UtcClock | None]) -> None:
+    """Make children inherit the clock `source` tells of: the layer that knows what this process was handed at its start."""
+    _given_clock[:] = [source]
+
+
+def given_clock() -> UtcClock | None:
+    """The clock this process was handed at its start, borrowed, or None: then its clock is the host's."""
+    return _given_clock[0]() if _given_clock else None
 
 
 class UtcClock(Handle):

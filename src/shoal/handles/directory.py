@@ -134,7 +134,7 @@ class Directory(Handle):
 
         Raises:
             BadHandleError: closed or consumed.
-            """
+        """
         if self._recipe is not None:
             return self._recipe
         fd = self.fileno()
@@ -177,4 +177,6 @@ def bind_source(fd: int, writable: bool, *, devices: bool = False, keep: bool = 
     """
     status = os.fstat(fd)
     path = os.readlink(f"/proc/self/fd/{fd}")
+    # A device that is named itself is meant to be used; those in a directory that is handed over are not.
+    devices = devices or stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)
     return Bind(path, status.st_dev, status.st_ino, stat.S_ISDIR(status.st_mode), writable, devices, fd if keep else -1)

@@ -17,7 +17,7 @@ DELEGATE = "systemd-run --user --scope -p Delegate=yes PROGRAM"
 """How an ordinary user gets a cgroup of their own."""
 
 LEAF_SUFFIX = "self"
-"""Last part of the name of the cgroup this process moved itself into, see limits.py."""
+"""Last part of the name of a directory for the processes directly in the one above, see cgroup_members.py."""
 
 _LEAF = re.compile(rf"shoal-\d+-\d+-{LEAF_SUFFIX}")
 
@@ -59,7 +59,7 @@ def find_home() -> Home | NoHome:
             continue
         path = os.path.join(mount.point, inside).rstrip("/") or "/"
         # A process that made room for limits lives in a leaf of its own; its jobs stay next to that leaf.
-        if _LEAF.fullmatch(os.path.basename(path)):
+        if is_leaf(os.path.basename(path)):
             path = os.path.dirname(path)
         try:
             if os.stat(path).st_dev == mount.device:  # else something is mounted over it
@@ -70,6 +70,11 @@ def find_home() -> Home | NoHome:
         f"the cgroup of this process ({own}) is not visible below {mounts[0].point}",
         "mount the cgroup2 file system inside the container, with a cgroup namespace of its own",
     )
+
+
+def is_leaf(name: str) -> bool:
+    """Is this the name of a directory that is no job, but holds the processes directly in the one above?"""
+    return _LEAF.fullmatch(name) is not None
 
 
 def availability() -> tuple[bool, str, str]:

@@ -6,12 +6,14 @@ reach the file through /proc/1/exe; a sealed memfd cannot be written by anybody.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import threading
 
 from shoal.status import Stage, Status, failure, failure_from_errno
 
+_MFD_EXEC = 0x10
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _lock = threading.Lock()
 _fd = -1
@@ -45,15 +47,24 @@ def _load(path: str) -> int:
             data = file.read()
     except OSError as error:
         raise failure(Status.INTERNAL, Stage.SETUP, f"this installation of shoal lacks {path}; install it again", error.errno) from error
+    fd = -1
     try:
-        fd = os.memfd_create("shoal-init", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    except OSError as error:
-        raise failure_from_errno(error.errno or 0, Stage.SETUP, "cannot make a memory file for the cell's first process") from error
-    try:
+        fd = _memory_file()
         os.fchmod(fd, 0o555)
         os.write(fd, data)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-    except BaseException:
-        os.close(fd)
-        raise
+    except OSError as error:
+        if fd >= 0:
+            os.close(fd)
+        raise failure_from_errno(error.errno or 0, Stage.SETUP, "cannot make a memory file for the cell's first process") from error
     return fd
+
+
+def _memory_file() -> int:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        return os.memfd_create("shoal-init", flags | _MFD_EXEC)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # before Linux 6.3 every memory file can be executed
+            raise
+        return os.memfd_create("shoal-init", flags)

@@ -1,6 +1,6 @@
 """Starting a keeper: shoal-init as the first process of new namespaces.
 
-Used for cells (by spawn) and for jobs that are pid namespaces (by pidns). The keeper waits on a pipe; what is written there is
+Used for cells (by spawn) and for jobs that are pid namespaces (by pidns). The keeper waits on a socket; what is written there is
 described in src/native/init/main.c.
 """
 
@@ -8,42 +8,54 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
+from collections.abc import Sequence
 
 from shoal import _native
 from shoal.handles.images import init_image
+from shoal.handles.pidfd import pid_of
 from shoal.handles.reaper import Keeper
-from shoal.packing import CWD_FD, Packer, count_strings
+from shoal.packing import CWD_FD, Packed, Packer, count_strings
 from shoal.status import SpawnError, Stage, Status, failure, failure_from_errno
 
 CONTROL_FD = 3
+MAKE_NETWORK = "n"
 STAY, DIE_WITH_US, HOLD = b"g", b"d", b"j"
-"""What a keeper is told: keep a program's cell; the same until the pipe closes; hold a namespace until the pipe closes."""
+"""What a keeper is told: keep a program's cell; the same until the socket closes; hold a namespace until then."""
 
 
-def start_keeper(packer: Packer, label: str, clone_flags: int, where: dict[str, int]) -> tuple[Keeper, int]:
-    """Launch a keeper, which then waits to be told what to do. Returns it and our end of its pipe.
+def keeper_plan(packer: Packer, clone_flags: int, **where: int) -> Packed:
+    """The plan of a keeper, with two holes: shoal-init's image and its end of the socket.
 
     Args:
         packer: the ops that its namespaces need.
+        where: the cgroup or namespaces to begin in: `cgroup_fd`, `enter_fd`, `enter_flags` of `Packer.packed`.
+    """
+    image, control = packer.hole(), packer.hole()
+    packer.op("SETSID", "making a session")
+    null = packer.made("OPEN", "opening /dev/null", fd=CWD_FD, text="/dev/null", a=os.O_RDWR)
+    packer.fd_map([(control, CONTROL_FD)], null)
+    packer.op("SIGNALS", "resetting signals")
+    return packer.packed(clone_flags=clone_flags, exec_fd=image, **where)  # type: ignore[arg-type]
+
+
+def start_keeper(plan: Packed, label: str, tasks: str = "") -> tuple[Keeper, int]:
+    """Launch a keeper, which does its tasks and then waits to be told what to do. Returns it and our end of its socket.
+
+    Args:
+        plan: from `keeper_plan`.
         label: what it keeps, for messages.
-        where: the cgroup or namespaces to begin in, as `Packer.pack` takes them.
+        tasks: what to do first, as letters: MAKE_NETWORK.
     Raises:
         SpawnError: why it could not be started; nothing is left.
     """
     image = init_image()
     try:
-        theirs, ours = os.pipe2(os.O_CLOEXEC)
+        theirs, ours = (end.detach() for end in socket.socketpair())
     except OSError as error:
-        raise failure_from_errno(error.errno or 0, Stage.SETUP, f"cannot make a pipe to {label}") from error
+        raise failure_from_errno(error.errno or 0, Stage.SETUP, f"cannot make a socket to {label}") from error
     try:
-        packer.op("SETSID", "making a session")
-        null = packer.made("OPEN", "opening /dev/null", fd=CWD_FD, text="/dev/null", a=os.O_RDWR)
-        packer.op("NO_NEW_PRIVS", "setting no_new_privs")
-        packer.op("DROP_CAPS", "dropping capabilities")
-        packer.fd_map([(theirs, CONTROL_FD)], null)
-        packer.op("SIGNALS", "resetting signals")
-        packed = packer.pack(clone_flags=clone_flags, exec_fd=image, **where)
-        pid, pidfd = launch(packed, packer, (b"shoal-init",), (), label)
+        pid, pidfd = launch(plan, (image, theirs), count_strings((b"shoal-init", tasks.encode())), (b"", 0), label)
     except BaseException:
         os.close(ours)
         raise
@@ -52,23 +64,29 @@ def start_keeper(packer: Packer, label: str, clone_flags: int, where: dict[str, 
     return Keeper(pidfd, pid), ours
 
 
-def launch(packed: bytes, packer: Packer, argv: tuple[bytes, ...], environ: tuple[bytes, ...], label: str) -> tuple[int, int]:
+Strings = tuple[bytes, int]
+"""NUL-terminated strings in one piece, and how many: from `packing.count_strings`."""
+
+
+def launch(plan: Packed, fds: Sequence[int], argv: Strings, environ: Strings, label: str) -> tuple[int, int]:
     """Execute a packed plan. Returns pid and pidfd.
 
+    Args:
+        fds: what fills its holes.
     Raises:
         SpawnError: what the core's report means, in words.
     """
-    pid, pidfd, stage, index, error, _ = _native.launch(packed, *count_strings(argv), *count_strings(environ))
+    pid, pidfd, stage, index, error, _ = _native.launch(plan.filled(fds), *argv, *environ)
     if pid > 0:
-        return pid, pidfd
-    raise _launch_error(packer, label, stage, index, error)
+        return pid_of(pidfd) or pid if plan.nested else pid, pidfd
+    raise _launch_error(plan.labels, label, stage, index, error)
 
 
-def _launch_error(packer: Packer, label: str, stage: int, index: int, error: int) -> SpawnError:
+def _launch_error(labels: Sequence[str], label: str, stage: int, index: int, error: int) -> SpawnError:
     if not error:
         return failure(Status.BAD_STATE, Stage.JOB, f"{label}: killed before it began; has its job been killed?", errno.ESRCH)
-    if stage == _native.STAGE_OPS and 0 <= index < len(packer.labels):
-        detail = f"{label}: {packer.labels[index]}"
+    if stage == _native.STAGE_OPS and 0 <= index < len(labels):
+        detail = f"{label}: {labels[index]}"
         if error == errno.ESTALE:
             return failure(Status.INTERNAL, Stage.NAMESPACE, f"{detail}: it was exchanged for something else meanwhile", error)
         found = failure_from_errno(error, Stage.SETUP, detail)
@@ -76,6 +94,8 @@ def _launch_error(packer: Packer, label: str, stage: int, index: int, error: int
         return failure(Status.INTERNAL, Stage.SETUP, detail, error) if found.status is Status.NOT_FOUND else found
     if stage == _native.STAGE_EXEC:
         return _exec_error(error, label)
+    if stage == _native.STAGE_ENTER and error == errno.ESRCH:
+        return failure(Status.BAD_STATE, Stage.JOB, f"{label}: the job has been killed", error)
     if stage == _native.STAGE_ENTER:
         return failure_from_errno(error, Stage.CLONE, f"{label}: cannot enter the namespaces it belongs in")
     if error in (errno.EPERM, errno.ENOSPC, errno.EINVAL, errno.EUSERS):

@@ -27,12 +27,14 @@ def map_ids(packer: Packer) -> None:
 def explain_refusal(errno: int, what: str) -> SpawnError:
     """The error for a namespace or mount that the machine does not allow, with the way out."""
     return failure_from_errno(
-        errno, Stage.SETUP, f"{what} is not allowed here: it takes root or unprivileged user namespaces; `shoal doctor` tells what is missing"
+        errno,
+        Stage.SETUP,
+        f"{what} is not allowed here: it takes root or unprivileged user namespaces; `shoal doctor` tells what is missing",
     )
 
 
 def _collect(packer: Packer, clone_flags: int, slot: int, what: str) -> int:
-    plan = packer.pack(clone_flags=clone_flags, collect=True)
+    plan = packer.packed(clone_flags=clone_flags, collect=True).filled(())
     _, _, stage, index, errno, slots = _native.launch(plan, b"", 0, b"", 0)
     if slots is None:
         if stage == _native.STAGE_CLONE or errno in (1, 13):

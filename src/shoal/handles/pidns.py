@@ -23,7 +23,7 @@ from typing import NoReturn
 from shoal.handles import reaper
 from shoal.handles.deadline import Deadline, is_ready
 from shoal.handles.job_backend import JobBackend, Limits, Placement
-from shoal.handles.keeper import HOLD, start_keeper
+from shoal.handles.keeper import HOLD, keeper_plan, start_keeper
 from shoal.handles.made import map_ids
 from shoal.handles.process import Usage
 from shoal.handles.reaper import Keeper, OwnedFd
@@ -55,7 +55,7 @@ def create(name: str | None, parent: JobBackend) -> PidnsBackend:
         clone_flags |= CLONE_NEWUSER
         map_ids(packer)
     try:
-        keeper, control = start_keeper(packer, "the job's first process", clone_flags, where)
+        keeper, control = start_keeper(keeper_plan(packer, clone_flags, **where), "the job's first process")
     except SpawnError as error:
         if error.stage is Stage.CLONE or error.status is Status.ACCESS_DENIED:
             raise failure(Status.NOT_SUPPORTED, Stage.JOB, f"no pid namespace either ({error.detail})", error.errno) from error
@@ -83,12 +83,13 @@ class PidnsBackend:
         self._parent = parent  # keeps it alive: the namespaces are nested
         self._children: list[PidnsBackend] = []
         self._maker = os.getpid()
+        self._killed = False
 
     def open_fd(self) -> int:
         return os.dup(self._init.fd)
 
     def placement(self) -> Placement:
-        return Placement(None, self._init.fd, self.denies_new_process, self)
+        return Placement(None, None if _is_ours(self._init.fd) else self._init.fd, self.denies_new_process, self)
 
     def create_child(self, name: str | None) -> PidnsBackend:
         child = create(name, self)
@@ -100,14 +101,18 @@ class PidnsBackend:
         return list(self._children)
 
     def processes(self, *, recursive: bool) -> list[int]:
-        return _processes_of(self._init.fd, recursive=recursive)
+        found = _processes_of(self._init.fd)
+        if recursive:
+            return found
+        below = {pid for child in self.children() for pid in child.processes(recursive=True)}
+        return [pid for pid in found if pid not in below]
 
     def is_populated(self) -> bool:
         return not self.is_killed() and bool(self.processes(recursive=True))
 
     def wait_empty(self, deadline: Deadline) -> bool:
         # There is no event for "empty", but there is one for the end of each process; so wait for one after the other.
-        while not self.is_killed():
+        while not is_ready(self._init.fd, select.POLLIN):
             pids = self.processes(recursive=True)
             if not pids:
                 return True
@@ -127,13 +132,14 @@ class PidnsBackend:
         self._refuse("have limits")
 
     def kill(self) -> None:
+        self._killed = True
         for child in self._children:
             child.kill()
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._init.fd, signal.SIGKILL)
 
     def is_killed(self) -> bool:
-        return is_ready(self._init.fd, select.POLLIN)
+        return self._killed or is_ready(self._init.fd, select.POLLIN)
 
     def deny_new_process(self) -> None:
         self.denies_new_process = True
@@ -156,7 +162,7 @@ def _end_empty() -> None:
     """End the jobs nobody holds and nothing runs in."""
     for entry in tuple(_lingering):
         keeper, init = entry
-        if is_ready(init.fd, select.POLLIN) or not _processes_of(init.fd, recursive=True):
+        if is_ready(init.fd, select.POLLIN) or not _processes_of(init.fd):
             keeper.kill()
             try:
                 _lingering.remove(entry)
@@ -165,23 +171,29 @@ def _end_empty() -> None:
             reaper.register(keeper)
 
 
-def _processes_of(init: int, *, recursive: bool) -> list[int]:
-    """The live processes of the namespace that `init` is the first of, and of those below it, by their pids here."""
+def _processes_of(init: int) -> list[int]:
+    """The live processes of the namespace that `init` is the first of, and of all nested in it, by their pids here."""
     first = _pid_of(init)
-    if first is None:
+    try:
+        wanted = None if first is None else os.stat(f"/proc/{first}/ns/pid").st_ino
+    except OSError:
+        wanted = None
+    if wanted is None:
         return []
-    wanted = _namespace(first)
-    found: list[int] = []
+    depth = len(_status(first or 0, "NSpid"))
+    found = []
     for name in os.listdir("/proc"):
-        if not name.isdecimal() or int(name) == first:
-            continue
-        namespaces = _namespace(int(name))
-        if namespaces is None or wanted is None:
-            continue
-        if namespaces == wanted or (recursive and _is_below(int(name), first)):
-            if not _is_zombie(int(name)) and not _is_first(int(name)):
-                found.append(int(name))
+        levels = _status(name, "NSpid") if name.isdecimal() else []
+        if len(levels) >= depth and _lives_below(name, wanted) and not _is_zombie(name) and not _is_keeper(name, levels):
+            found.append(int(name))
     return sorted(found)
+
+
+def _is_ours(init: int) -> bool:
+    """Whether this process lives in the namespace that `init` is the first of, so that there is nothing to enter."""
+    levels = next((line.split()[1:] for line in _lines(f"/proc/self/fdinfo/{init}") if line.startswith("NSpid:")), [])
+    own = _status("self", "NSpid")
+    return levels[-1:] == ["1"] and len(levels) == len(own)
 
 
 def _pid_of(pidfd: int) -> int | None:
@@ -192,45 +204,31 @@ def _pid_of(pidfd: int) -> int | None:
     return None
 
 
-def _namespace(pid: int) -> str | None:
-    try:
-        return os.readlink(f"/proc/{pid}/ns/pid")
-    except OSError:
-        return None
-
-
-def _status(pid: int, field: str) -> list[str]:
+def _status(pid: int | str, field: str) -> list[str]:
     return next((line.split()[1:] for line in _lines(f"/proc/{pid}/status") if line.startswith(field + ":")), [])
 
 
-def _is_zombie(pid: int) -> bool:
+def _is_zombie(pid: str) -> bool:
     return _status(pid, "State")[:1] == ["Z"]
 
 
-def _is_first(pid: int) -> bool:
-    """The first process of a nested namespace: a keeper, not something anybody started."""
-    return _status(pid, "NSpid")[-1:] == ["1"] and _status(pid, "Name") == ["shoal-init"]
+def _is_keeper(pid: str, levels: list[str]) -> bool:
+    """The first process of a namespace is one that shoal started to hold it, not something anybody asked for."""
+    return levels[-1:] == ["1"] and _status(pid, "Name") == ["shoal-init"]
 
 
-def _is_below(pid: int, first: int) -> bool:
-    """Whether `pid` lives in a namespace nested in that of `first`: it is then the descendant of its levels."""
-    return len(_status(pid, "NSpid")) > len(_status(first, "NSpid")) and _shares_ancestor(pid, first)
-
-
-def _shares_ancestor(pid: int, first: int) -> bool:
-    """By the chain of NS_GET_PARENT, ioctl_ns(2)."""
-    wanted = os.stat(f"/proc/{first}/ns/pid").st_ino
+def _lives_below(pid: str, wanted: int) -> bool:
+    """Whether the namespace of `pid` is `wanted` or nested in it: by the chain of NS_GET_PARENT, ioctl_ns(2)."""
     try:
         fd = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
-        while True:
-            if os.fstat(fd).st_ino == wanted:
-                return True
+        while os.fstat(fd).st_ino != wanted:
             above = fcntl.ioctl(fd, _NS_GET_PARENT)
             os.close(fd)
             fd = above
+        return True
     except OSError:
         return False
     finally:

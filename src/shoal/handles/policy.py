@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import functools
-import platform
+import os
 import struct
 
 _LD_W_ABS, _JEQ, _JSET, _RET = 0x20, 0x15, 0x45, 0x06
@@ -29,7 +29,7 @@ def _statement(code: int, k: int, jt: int = 0, jf: int = 0) -> bytes:
 @functools.cache
 def deny_new_process_filter() -> bytes:
     """The filter, as packed struct sock_filter. Other ABIs of the processor are killed: their numbers mean other calls."""
-    arch, clone, forks = _CALLS[platform.machine()]
+    arch, clone, forks = _CALLS[os.uname().machine]
     denied = _statement(_RET, _ERRNO | errno.EPERM)
     program = [
         _statement(_LD_W_ABS, _ARCH),

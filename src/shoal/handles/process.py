@@ -36,15 +36,15 @@ NAME_BYTES = 31
 _LEAVE_IN_PLACE = os.WEXITED | os.WNOWAIT
 
 
-
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What was used so far, or in all.
 
     Attributes:
         user_s, system_s: processor time in seconds.
-        max_memory_bytes: the most memory resident at once. For an ended process this is the kernel's `ru_maxrss`; for a
-            job it is 0 where the kernel keeps no figure (no memory controller).
+        max_memory_bytes: the most memory resident at once. For an ended process this is the kernel's `ru_maxrss`, which is
+            never below what its maker had resident: until exec a child runs on its maker's memory. For a job it is 0 where
+            the kernel keeps no figure (no memory controller).
     """
 
     user_s: float

@@ -1,5 +1,7 @@
 """Executables and what they need: ELF files, #! lines, library closures, resolvers."""
 
+from typing import TYPE_CHECKING
+
 from shoal.loader.cache import FileIdentity as FileIdentity
 from shoal.loader.closure import Closure as Closure
 from shoal.loader.closure import Library as Library
@@ -11,10 +13,22 @@ from shoal.loader.executable import library_closure as library_closure
 from shoal.loader.executable import open_executable as open_executable
 from shoal.loader.interpreter import Followed as Followed
 from shoal.loader.interpreter import follow as follow
-from shoal.loader.oci import OciLayoutResolver as OciLayoutResolver
 from shoal.loader.resolver import DirectoryResolver as DirectoryResolver
 from shoal.loader.resolver import Resolved as Resolved
 from shoal.loader.resolver import Resolver as Resolver
 from shoal.loader.resolver import ask as ask
 from shoal.loader.resolver import get_resolver as get_resolver
 from shoal.loader.resolver import set_resolver as set_resolver
+
+if TYPE_CHECKING:
+    from shoal.loader.oci import OciLayoutResolver as OciLayoutResolver
+
+
+def __getattr__(name: str) -> object:
+    """OciLayoutResolver, on first use: tar, gzip, JSON and hashes would double the time that every other start takes."""
+    if name == "OciLayoutResolver":
+        from shoal.loader.oci import OciLayoutResolver
+
+        globals()[name] = OciLayoutResolver
+        return OciLayoutResolver
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from shoal.loader.cache import BoundedCache, FileIdentity, identity_at
 from shoal.loader.elf import ElfImage, ForeignElfError
@@ -29,8 +29,7 @@ from shoal.status import SpawnError, Stage, Status, failure
 MAX_LIBRARIES = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Library:
+class Library(NamedTuple):
     """One file the child's dynamic linker will open (or, for the interpreter, the kernel)."""
 
     inside: str
@@ -41,20 +40,21 @@ class Library:
     """What was seen there; compare after opening."""
 
 
-@dataclass(frozen=True, slots=True)
 class Closure:
     """All that a dynamic program needs before its first instruction, in the order the linker would load it."""
 
-    interpreter: Library
-    libraries: tuple[Library, ...]
+    __slots__ = ("interpreter", "libraries")
+
+    def __init__(self, interpreter: Library, libraries: tuple[Library, ...]) -> None:
+        self.interpreter = interpreter
+        self.libraries = libraries
 
     def __iter__(self) -> Iterator[Library]:
         yield self.interpreter
         yield from self.libraries
 
 
-@dataclass(eq=False, slots=True)
-class _Object:
+class _Object(NamedTuple):
     """A loaded object while the search runs. `origin` is None when it cannot be told; `moved`: the child sees another one."""
 
     label: str
@@ -65,15 +65,13 @@ class _Object:
     inside: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Candidate:
+class _Candidate(NamedTuple):
     path: str
     inside: str | None
     """None: only a default directory can serve it."""
 
 
-@dataclass(slots=True)
-class _Found:
+class _Found(NamedTuple):
     name: str
     path: str
     inside: str | None
@@ -81,18 +79,16 @@ class _Found:
     needed_by: _Object
 
 
-@dataclass(slots=True)
 class _Search:
     """One run. Collects in `watched` everything whose change could change the answer."""
 
-    tree: FileTree
-    linker: Linker
-    platform: str
-    watched: dict[str, FileIdentity | None] = field(default_factory=dict)
-    names: set[str] = field(default_factory=set)
-    files: set[tuple[int, int]] = field(default_factory=set)
-    found: list[_Found] = field(default_factory=list)
-    subdirectories: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    def __init__(self, tree: FileTree, linker: Linker, platform: str, interpreter: Library) -> None:
+        self.tree, self.linker, self.platform = tree, linker, platform
+        self.watched: dict[str, FileIdentity | None] = {interpreter.path: interpreter.identity}
+        self.names: set[str] = set()
+        self.files = {interpreter.identity[:2]}
+        self.found: list[_Found] = []
+        self.subdirectories: dict[str, tuple[str, ...]] = {}
 
     def run(self, program: _Object) -> None:
         queue = deque([program])
@@ -278,8 +274,7 @@ def search_closure(image: ElfImage, name: str, origin: str | None, tree: FileTre
     except SpawnError as error:
         raise failure(Status.INTERNAL, Stage.LOADER, f"the ELF interpreter of {name} is unusable: {error.detail}", error.errno) from error
     interpreter = Library(os.path.normpath(path), path, identity)
-    search = _Search(tree, linker, image.platform, files={identity[:2]})
-    search.watched[path] = identity
+    search = _Search(tree, linker, image.platform, interpreter)
     for source in linker.sources:
         search.watched[source] = tree.watch(source)
     # The program itself counts as moved: its world shows no path of it, so its own $ORIGIN leads nowhere there.

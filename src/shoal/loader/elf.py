@@ -8,10 +8,10 @@ glibc's elf/dl-load.c for what may be loaded.
 
 from __future__ import annotations
 
-import platform
+import os
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from shoal.status import InternalError, SpawnError, Stage, Status, failure, failure_from_errno
 
@@ -24,7 +24,7 @@ MACHINE_NAMES = {
     3: "x86 (32-bit)", 8: "MIPS", 20: "PowerPC", 21: "PowerPC 64", 22: "S/390", 40: "ARM (32-bit)",
     62: "x86-64", 183: "AArch64", 243: "RISC-V", 258: "LoongArch",
 }  # fmt: skip
-HOST_MACHINE = MACHINES.get(platform.machine(), 0)
+HOST_MACHINE = MACHINES.get(os.uname().machine, 0)
 
 ET_EXEC, ET_DYN = 2, 3
 PT_LOAD, PT_DYNAMIC, PT_INTERP, PT_GNU_STACK = 1, 2, 3, 0x6474E551
@@ -51,8 +51,7 @@ class ForeignElfError(InternalError):
     """A sound-looking ELF of another machine, word size or byte order: a linker passes over it and searches on."""
 
 
-@dataclass(frozen=True, slots=True)
-class ElfImage:
+class ElfImage(NamedTuple):
     """The parts of an ELF file that decide how it is started."""
 
     machine: int
@@ -163,7 +162,7 @@ class _Parser:
                 raise self.bad(f"has a bad ELF header: class {word}, byte order {order}")
             said = f"{MACHINE_NAMES.get(actual, f'machine {actual}')}, {32 * word}-bit, {'little' if order == 1 else 'big'}-endian"
             error = failure(Status.INTERNAL, Stage.LOAD, "")
-            detail = f"{self.name} is not a program for this machine ({platform.machine()}): it is for {said}"
+            detail = f"{self.name} is not a program for this machine ({os.uname().machine}): it is for {said}"
             raise ForeignElfError(error.status, error.errno or 0, Stage.LOAD, detail)
         header = _EHDR.unpack(self.bytes_at(0, _EHDR.size, "ELF header"))
         ident, kind, _, version, _, phoff, _, _, ehsize, phentsize, phnum, _, _, _ = header
@@ -215,8 +214,8 @@ class _Parser:
             return tuple(map(strings.at, listed[tag]))
 
         runpath = one(DT_RUNPATH)
-        return replace(
-            plain, needed=every(DT_NEEDED), soname=one(DT_SONAME), rpath=one(DT_RPATH) if runpath is None else None, runpath=runpath,
+        return plain._replace(
+            needed=every(DT_NEEDED), soname=one(DT_SONAME), rpath=one(DT_RPATH) if runpath is None else None, runpath=runpath,
             filters=every(DT_FILTER), auxiliary=every(DT_AUXILIARY), no_default_libraries=bool(single.get(DT_FLAGS_1, 0) & DF_1_NODEFLIB),
         )  # fmt: skip
 

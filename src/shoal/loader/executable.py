@@ -15,7 +15,7 @@ import enum
 import errno
 import os
 import stat
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from shoal.loader import elf
 from shoal.loader.cache import BoundedCache, FileIdentity
@@ -41,8 +41,7 @@ class Kind(enum.Enum):
     """None of these, or broken: `program()` says what is wrong."""
 
 
-@dataclass(frozen=True, slots=True)
-class Executable:
+class Executable(NamedTuple):
     """What a file was found to hold. It knows no path: all names of one file share it."""
 
     kind: Kind

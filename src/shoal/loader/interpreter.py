@@ -11,8 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from shoal.status import SpawnError, Stage, Status, failure
 
@@ -22,18 +21,16 @@ WINDOW_BYTES = len(RESOLVE) + NAME_BYTES
 """What is looked at of a file: 2,057 bytes of line and the newline."""
 MAX_DIRECTIVES = 255
 
-_ORDINARY = re.compile(rb"#![ \t]*([^ \t]+)[ \t]*(.*)", re.DOTALL)
+_ORDINARY = rb"(?s)#![ \t]*([^ \t]+)[ \t]*(.*)"
 
 
-@dataclass(frozen=True, slots=True)
-class ResolveDirective:
+class ResolveDirective(NamedTuple):
     """`#!resolve NAME`; the name untrimmed, possibly empty."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class InterpreterDirective:
+class InterpreterDirective(NamedTuple):
     """`#! INTERPRETER ARGUMENT`; the argument is everything that is left of the line, as one."""
 
     interpreter: bytes
@@ -78,7 +75,7 @@ def parse_directive(window: bytes, name: str = "the script") -> Directive:
             return ResolveDirective(wanted.decode())
         except UnicodeDecodeError as error:
             raise failure(Status.INVALID_ARGS, Stage.DIRECTIVES, f"the #!resolve line of {name} is not UTF-8") from error
-    match = _ORDINARY.match(line.partition(b"\0")[0])
+    match = re.match(_ORDINARY, line.partition(b"\0")[0])
     if match is None:
         raise failure(Status.INVALID_ARGS, Stage.DIRECTIVES, f"the #! line of {name} names no interpreter")
     return InterpreterDirective(match[1], match[2] or None)
@@ -103,8 +100,7 @@ E = TypeVar("E", bound=HasWindow)
 R = TypeVar("R", bound=Closable)
 
 
-@dataclass(frozen=True, slots=True)
-class Followed(Generic[E, R]):
+class Followed(NamedTuple, Generic[E, R]):
     """Where the #! lines led."""
 
     executable: E

@@ -15,7 +15,7 @@ import functools
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from shoal.loader import ldcache
 from shoal.loader.cache import BoundedCache, FileIdentity
@@ -33,8 +33,8 @@ MUSL_RESERVED = ("libc.", "libpthread.", "librt.", "libm.", "libdl.", "libutil."
 
 # glibc keeps its default directories as one run of NUL-terminated strings, each ending in a slash. Reading them there is right on
 # every distribution (Debian's triplets, Fedora's lib64, a store of one's own), which no table of ours would be.
-_SYSTEM_DIRS = re.compile(rb"(?:/(?:[!-.0-9;-~]+/)*lib[!-.0-9;-~]*/(?:[!-.0-9;-~]+/)*\0)+")
-_TOKEN = re.compile(r"\$(?:(ORIGIN|LIB|PLATFORM)|\{(ORIGIN|LIB|PLATFORM)\})")
+_SYSTEM_DIRS = rb"(?:/(?:[!-.0-9;-~]+/)*lib[!-.0-9;-~]*/(?:[!-.0-9;-~]+/)*\0)+"
+_TOKEN = r"\$(?:(ORIGIN|LIB|PLATFORM)|\{(ORIGIN|LIB|PLATFORM)\})"
 
 _LEVELS = (
     ("x86-64-v2", "cx16 lahf_lm popcnt sse4_1 sse4_2 ssse3"),
@@ -43,8 +43,7 @@ _LEVELS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Linker:
+class Linker(NamedTuple):
     """One dynamic linker, ready to be asked where it would look."""
 
     musl: bool
@@ -78,7 +77,7 @@ class Linker:
         if not self.musl:
             return search_path.split(":")
         # musl drops the whole path when it holds a token other than $ORIGIN.
-        if "$" in _TOKEN.sub(lambda token: "" if "ORIGIN" in token[0] else "$", search_path):
+        if "$" in re.sub(_TOKEN, lambda token: "" if "ORIGIN" in token[0] else "$", search_path):
             return []
         return re.split("[:\n]", search_path)
 
@@ -91,11 +90,11 @@ def expand(linker: Linker, text: str, origin: str | None, platform: str) -> tupl
     """
     if "$" not in text:
         return text, True
-    tokens = {token[1] or token[2] for token in _TOKEN.finditer(text)}
+    tokens = {token[1] or token[2] for token in re.finditer(_TOKEN, text)}
     if "ORIGIN" in tokens and origin is None:
         return None, False
     values = {"ORIGIN": origin or "", "LIB": linker.lib, "PLATFORM": platform}
-    return _TOKEN.sub(lambda token: values[token[1] or token[2]], text), "PLATFORM" not in tokens
+    return re.sub(_TOKEN, lambda token: values[token[1] or token[2]], text), "PLATFORM" not in tokens
 
 
 def describe(tree: FileTree, path: str, identity: FileIdentity, image: ElfImage) -> Linker:
@@ -140,13 +139,14 @@ def _system_dirs(tree: FileTree, path: str, identity: FileIdentity, machine: int
 def _runs(data: bytes) -> Iterator[list[bytes]]:
     """Every run of directory names in a linker."""
     # Few places end like a directory does, and finding those first is a hundred times faster than trying everywhere.
+    system_dirs = re.compile(_SYSTEM_DIRS)
     end, at = 0, data.find(b"/\0")
     while at >= 0:
         start = max(end, at - DIRECTORY_BYTES)
         end = at + 2
         while (at := data.find(b"/\0", end)) >= 0 and at - end < DIRECTORY_BYTES:
             end = at + 2
-        for run in _SYSTEM_DIRS.finditer(data, start, end):
+        for run in system_dirs.finditer(data, start, end):
             yield run[0].rstrip(b"\0").split(b"\0")
 
 

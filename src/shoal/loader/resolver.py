@@ -11,8 +11,7 @@ import os
 import stat
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from shoal.loader.closure import Closure
 from shoal.loader.executable import Executable, Kind, inspect, library_closure
@@ -25,8 +24,7 @@ if TYPE_CHECKING:
 MAX_LINKS = 40
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved:
+class Resolved(NamedTuple):
     """A resolver's answer. Without closure, files and actions the child has no libraries, even with DEFAULT_LDSVC.
 
     Ownership: whoever called `resolve` owns what is in it.
@@ -72,7 +70,7 @@ def set_resolver(resolver: Resolver | None) -> None:
     Raises:
         TypeError: it has no resolve().
     """
-    global _resolver  # noqa: PLW0603 - one per process is what it is
+    global _resolver
     if resolver is not None and not callable(getattr(resolver, "resolve", None)):
         raise TypeError(f"a resolver has a method resolve(name), which {type(resolver).__name__} lacks")
     _resolver = resolver
@@ -110,7 +108,7 @@ def ask(name: str) -> tuple[Executable, Resolved]:
 
 
 def _as_resolved(answer: object) -> Resolved:
-    if isinstance(answer, tuple) and len(answer) == 2:
+    if isinstance(answer, tuple) and not isinstance(answer, Resolved) and len(answer) == 2:
         answer = Resolved(answer[0], actions=tuple(answer[1]))
     if not isinstance(answer, Resolved):
         detail = f"the resolver answered with {type(answer).__name__}, not with (executable, actions)"
