@@ -8,7 +8,20 @@ from collections.abc import Sequence
 from shoal.handles import reaper
 from shoal.handles.keeper import DIE_WITH_US, STAY, Strings, launch, start_keeper
 from shoal.handles.process import Process
+from shoal.handles.reaper import Keeper
 from shoal.lowering import Lowered
+
+
+END_S = 2.0
+"""How long a failed launch waits for the cell to be gone; a kernel that takes longer is left to the reaper."""
+
+
+def _end(keeper: Keeper) -> None:
+    keeper.kill()
+    try:
+        keeper.wait(END_S)
+    except TimeoutError:
+        reaper.register(keeper)
 
 
 def run(lowered: Lowered, sources: Sequence[int], argv: Strings, environ: Strings) -> Process:
@@ -26,9 +39,8 @@ def run(lowered: Lowered, sources: Sequence[int], argv: Strings, environ: String
     try:
         pid, pidfd = launch(lowered.program, (keeper.fileno(), control, *sources), argv, environ, lowered.label)
     except BaseException:
-        keeper.kill()
-        reaper.register(keeper)
         os.close(control)
+        _end(keeper)
         raise
     try:
         os.write(control, DIE_WITH_US if lowered.dies_with_caller else STAY)

@@ -295,7 +295,7 @@ static const char *text_of(uint32_t offset)
     return offset == NO_STR ? "-" : (const char *)(current + 1) + current->count * sizeof(struct op) + offset;
 }
 
-static void misbehaved(const char *what, long a, long b)
+static void print_plan(void)
 {
     const struct op *op = (const struct op *)(current + 1);
     if (current)
@@ -304,6 +304,11 @@ static void misbehaved(const char *what, long a, long b)
     for (uint32_t i = 0; current && i < current->count; i++, op++)
         dprintf(2, "  %2u %-15s fd %d fd2 %d out %d a %#llx b %#llx flags %x \"%.40s\" \"%.40s\"\n", i, op_names[op->code], op->fd, op->fd2, op->out,
                 (unsigned long long)op->a, (unsigned long long)op->b, op->flags, text_of(op->str), text_of(op->str2));
+}
+
+static void misbehaved(const char *what, long a, long b)
+{
+    print_plan();
     dprintf(2, "world %llu, plan %llu: %s (%ld, %ld)\n", (unsigned long long)tally->seed, (unsigned long long)tally->plans, what, a, b);
     _exit(MISBEHAVED);
 }
@@ -341,6 +346,7 @@ static void run_plan(void)
     sigset_t mask, same;
     sigprocmask(SIG_SETMASK, NULL, &mask);
     fds_open(before, sizeof before);
+    uint64_t hung = tally->hung;
     if (count <= PLAN_OPS_MAX && size >= sizeof *head + count * sizeof *ops)
         for (uint32_t i = 0; i < count; i++)
             has_filter |= ops[i].code == OP_SECCOMP;
@@ -374,6 +380,8 @@ static void run_plan(void)
             close(result.out.pidfd);
         }
     }
+    if (tally->hung != hung)
+        misbehaved("launch() did not return until the child was killed", result.out.report.stage, result.out.report.index);
     fds_open(after, sizeof after);
     for (size_t fd = 0; fd < sizeof before; fd++)
         if (before[fd] != after[fd])

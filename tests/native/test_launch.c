@@ -448,6 +448,38 @@ static void killed_by_its_filter(void)
     CHECK_OUTCOME(run_once(pack), STAGE_OPS, 4, 0);
 }
 
+/* A filter may answer anything to anything. A child under it may fail as it likes, but launch() has to return. */
+static void ends_under_any_filter(void)
+{
+    struct sock_filter nothing[] = { BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO) };                /* every call: 0, and not done */
+    struct sock_filter interrupted[] = { BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EINTR) };
+    prctl(PR_SET_DUMPABLE, 0); /* as above */
+    int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    for (int code = 0; code < OP_COUNT; code++)
+        for (int i = 0; i < 2; i++) {
+            struct pack *pack = pack_new(0);
+            uint32_t text = pack_bytes(pack, "a/b\0\0\0\0\0", 8);
+            op_add(pack, OP_NO_NEW_PRIVS);
+            pack_seccomp(pack, i ? interrupted : nothing, 1);
+            struct op *op = op_add(pack, (enum op_code)code);
+            op->fd = op->fd2 = null;
+            op->str = op->str2 = text;
+            op->out = code == OP_OPEN || code == OP_FSMOUNT || code == OP_OPEN_TREE ? 0 : -1;
+            op->a = code == OP_SECCOMP;
+            if (code == OP_ENV_PID)
+                op->code = OP_UMASK;
+            pack_exec_path(pack, peer_path());
+            struct result result = run_once(pack);
+            CHECK(result.refused == 0, "op %d: refused as %d", code, result.refused);
+            if (result.out.pid > 0) { /* execveat "succeeded": for all that can be known, it runs */
+                siginfo_t info;
+                CHECK(waitid((idtype_t)3, (id_t)result.out.pidfd, &info, WEXITED | __WALL) == 0, "errno %d", errno);
+                close(result.out.pidfd);
+            }
+        }
+    close(null);
+}
+
 static struct pack *failing(void)
 {
     struct pack *pack = plain();
@@ -575,6 +607,7 @@ int main(int argc, char **argv)
         { "a child killed in setup is reported without an errno", killed_in_setup },
         { "no handler of ours runs in the child", signalled_in_setup },
         { "a child killed by its own filter is reported without an errno", killed_by_its_filter },
+        { "a child that may not even exit ends all the same", ends_under_any_filter },
         { "the caller's mask, handlers, umask, name and directory stay", the_caller_is_left_as_it_was },
         { "failures are reported where SIGCHLD is ignored", with_children_ignored },
         { "20 threads can launch at once", many_threads },

@@ -31,12 +31,13 @@ virtme=${VM_RUN:-$(command -v virtme-run || true)}
 PATH=$(dirname "$virtme"):$PATH # it starts programs of its own from there
 
 python=${VM_PYTHON:-$project/.venv/bin/python}
+[ "${python#/}" != "$python" ] || python=$PWD/$python
 [ -x "$python" ] || missing "There is no interpreter $python. Make it with  make test  or name one: VM_PYTHON=/path/to/python"
 package=$(cd "$project/tests" && "$python" -c 'import os, shoal; print(os.path.dirname(shoal.__file__))') ||
     missing "$python cannot import shoal. Install it there, or set PYTHONPATH."
 "$python" -c 'import hypothesis, pytest, pytest_timeout' || missing "$python lacks the test tools. Install them:  make test"
 case $("$python" -c 'import sys; print(sys.prefix, sys.base_prefix)') in
-    *\ /tmp/* | /tmp/*) missing "$python lies below /tmp, which is empty in the machine." ;;
+    /tmp/* | /run/* | *\ /tmp/* | *\ /run/*) missing "$python lies below /tmp or /run, which are empty in the machine." ;;
 esac
 
 # A copy, so that somebody who builds or edits meanwhile does not disturb a run that takes its time.

@@ -12,7 +12,7 @@ from rig.features import needs
 from rig.launchers import every_launcher
 from rig.workload import PATIENCE_S
 
-from shoal import BadStateError, Job, NotSupportedError
+from shoal import BadStateError, Job, NotSupportedError, SpawnFlags, spawn
 
 LIMITS = [{"memory": "64M"}, {"swap": "64M"}, {"pids": 20}, {"cpus": 0.5}, {"memory": "64M", "pids": 20, "cpus": 0.5}]
 
@@ -144,23 +144,24 @@ answer(found)
         assert "Delegate=yes" in text
 
 
-def test_what_a_killed_program_left_is_removed_by_the_next_one_its_leaf_included(run_inside, group):
+def test_what_a_killed_program_left_goes_with_the_job_it_lived_in(run_inside, delegation):
     script = """
 default = Job.default()
 job = default.create_child("job")
 job.set_limits(pids=20)
 job.create_child("inner").set_limits(pids=10)
-answer(None)
 os.kill(os.getpid(), 9)
 """
-    with pytest.raises(AssertionError, match="exit -9"):
-        run_inside(group, script)
-    left = {path.name for path in group.iterdir() if path.is_dir()}
-    assert "job" in left
-    assert len(left) == 2  # the job, and where the program lived
-    (group / "cgroup.subtree_control").write_text(" ".join(f"-{name}" for name in ("memory", "pids")))
-    assert run_inside(group, "with Job.default() as default, default.create_child() as job: answer(job.name)") not in left
-    assert [path.name for path in group.iterdir() if path.is_dir()] == []
+    assert delegation.is_dir()
+    with Job.default() as default, default.create_child() as home:
+        path = groups.path_of(home)
+        with pytest.raises(AssertionError, match="exit -9"):
+            run_inside(path, script)
+        left = {entry.name for entry in path.iterdir() if entry.is_dir()}
+        assert "job" in left
+        assert len(left) == 2  # the job, and where the program lived
+        assert [child.name for child in home.children()] == ["job"]
+    assert not path.exists()
 
 
 def test_limits_while_other_threads_start_processes(workload, job):
@@ -168,8 +169,6 @@ def test_limits_while_other_threads_start_processes(workload, job):
     stop, errors, started = threading.Event(), [], []
 
     def start(at):
-        from shoal import SpawnFlags, spawn
-
         try:
             while not stop.is_set():
                 with spawn(workload, ["workload"], flags=SpawnFlags.CLONE_NAMESPACE, job=at) as process:
@@ -195,8 +194,6 @@ def test_limits_while_other_threads_start_processes(workload, job):
 
 
 def test_a_job_removed_by_others_after_it_made_room_is_a_bad_state(workload, job):
-    from shoal import spawn
-
     with job.create_child() as outer, outer.create_child() as inner:
         inner.set_limits(pids=5)
         path = groups.path_of(outer)

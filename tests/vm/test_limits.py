@@ -15,7 +15,7 @@ from rig.workload import Reporting, observe
 from shoal import CloneFd, InvalidArgsError, SpawnError, SpawnFlags, Status
 
 MIB = 1 << 20
-SPIN = "i=0; while [ $i -lt 200000 ]; do i=$((i + 1)); done"
+SPIN = "i=0; while [ $i -lt 40000 ]; do i=$((i + 1)); done"
 
 
 def has_swap():
@@ -65,7 +65,7 @@ def test_a_fork_bomb_stops_at_the_number_of_processes(launch, workload, job):
 
 @every_launcher
 def test_a_full_job_takes_no_further_process_and_says_so(launch, workload, job, pipe, world):
-    job.set_limits(pids=1)
+    job.set_limits(pids=2 if launch.own_world else 1)  # the first process of a cell is in the job, too
     with launch(workload, ["workload", "drain", "0"], job=job, actions=[CloneFd(pipe.read, 0)]) as process:
         before = world.new_processes()
         with pytest.raises(SpawnError) as caught:
@@ -79,13 +79,13 @@ def test_a_full_job_takes_no_further_process_and_says_so(launch, workload, job, 
 
 @every_launcher
 def test_processor_time_is_rationed(launch, job):
-    job.set_limits(cpus=0.25)
+    job.set_limits(cpus=0.1)
     began = time.monotonic()
     with launch("/bin/sh", ["sh", "-c", SPIN], job=job, flags=SpawnFlags.DEFAULT_LDSVC) as process:
         assert process.wait(timeout=groups.PATIENCE_S) == 0
     wall_s = time.monotonic() - began
     used = job.usage()
-    assert used.user_s + used.system_s <= 0.25 * wall_s + 0.1  # one period may be ahead
+    assert used.user_s + used.system_s <= 0.1 * wall_s + 0.1  # one period may be ahead
     assert groups.values(groups.path_of(job) / "cpu.stat")["nr_throttled"] > 0
 
 

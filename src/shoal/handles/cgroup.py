@@ -133,6 +133,10 @@ class CgroupBackend:
             AlreadyExistsError: the name is taken.
             AccessDeniedError: this user may not make cgroups here.
         """
+        # Where that is missing a directory could be made, but no process be put into it from here.
+        if not os.access("cgroup.procs", os.W_OK, dir_fd=self._directory.fd, effective_ids=True) and not self._is_removed():
+            what = f"cannot make a job below cgroup {self._name}: this user may not move processes there"
+            raise failure(Status.ACCESS_DENIED, Stage.JOB, what, errno.EACCES)
         sweep_stale_once(self._directory.fd)
         creator = Creator.current()
         while True:

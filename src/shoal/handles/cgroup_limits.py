@@ -19,7 +19,7 @@ from shoal.handles.cgroup_members import make_room
 from shoal.handles.hierarchy import DELEGATE, Home, find_home, v1_controllers
 from shoal.handles.job_backend import Limits
 from shoal.handles.reaper import OwnedFd
-from shoal.status import Stage, Status, failure, failure_from_errno
+from shoal.status import SpawnError, Stage, Status, failure, failure_from_errno
 
 _PERIOD_US = 100_000
 _SHORTEST_QUOTA_US = 1_000
@@ -95,6 +95,8 @@ def _enable_above(fd: int, name: str, controllers: list[str]) -> None:
                 make_room(parent.fd, ours=ours)
             write_text(parent.fd, "cgroup.subtree_control", request)
             return
+        except SpawnError:
+            raise
         except OSError as error:
             if error.errno == errno.EBUSY and attempt < _MOVES - 1:
                 continue  # a process was started there by another thread meanwhile
