@@ -22,6 +22,8 @@ def _end(keeper: Keeper) -> None:
         keeper.wait(END_S)
     except TimeoutError:
         reaper.register(keeper)
+    else:
+        keeper.release()  # now, since the traceback of the error holds it
 
 
 def run(lowered: Lowered, sources: Sequence[int], argv: Strings, environ: Strings) -> Process:

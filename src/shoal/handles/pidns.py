@@ -17,6 +17,7 @@ import itertools
 import os
 import select
 import signal
+import weakref
 from contextlib import suppress
 from typing import NoReturn
 
@@ -79,11 +80,12 @@ class PidnsBackend:
         self.depth = depth
         self.denies_new_process = denies
         self._init = init
-        self._keeper = keeper
         self._parent = parent  # keeps it alive: the namespaces are nested
         self._children: list[PidnsBackend] = []
-        self._maker = os.getpid()
         self._killed = False
+        if keeper is not None:
+            # Not __del__: in a cycle of references that would find the descriptors closed already.
+            weakref.finalize(self, _retire, keeper, init, os.getpid()).atexit = False
 
     def open_fd(self) -> int:
         return os.dup(self._init.fd)
@@ -147,15 +149,16 @@ class PidnsBackend:
     def hand_over(self) -> None:
         """Nothing to note: it ends with its maker, whoever else holds it."""
 
-    def __del__(self) -> None:
-        keeper = getattr(self, "_keeper", None)
-        if keeper is not None and os.getpid() == self._maker:
-            _lingering.append((keeper, self._init))
-            _end_empty()
-
     def _refuse(self, what: str) -> NoReturn:
         detail = f"job {self.name} is a pid namespace, which cannot {what}; that takes a cgroup, see `shoal doctor`"
         raise failure(Status.NOT_SUPPORTED, Stage.JOB, detail)
+
+
+def _retire(keeper: Keeper, init: OwnedFd, maker: int) -> None:
+    """Nobody holds the job any more: end it, now or once nothing runs in it."""
+    if os.getpid() == maker:
+        _lingering.append((keeper, init))
+        _end_empty()
 
 
 def _end_empty() -> None:
@@ -184,7 +187,7 @@ def _processes_of(init: int) -> list[int]:
     found = []
     for name in os.listdir("/proc"):
         levels = _status(name, "NSpid") if name.isdecimal() else []
-        if len(levels) >= depth and _lives_below(name, wanted) and not _is_zombie(name) and not _is_keeper(name, levels):
+        if name != str(first) and len(levels) >= depth and _lives_below(name, wanted) and not _is_zombie(name) and not _is_keeper(name, levels):
             found.append(int(name))
     return sorted(found)
 

@@ -134,6 +134,7 @@ class OwnedFd:
     def __del__(self) -> None:
         # `os` is looked up late and may be gone when the interpreter is shutting down; the kernel closes it then.
         if (fd := getattr(self, "fd", -1)) >= 0 and os is not None:
+            self.fd = -1  # whoever still sees this object shall not take the number for its own
             os.close(fd)
 
 
