@@ -14,7 +14,7 @@ from collections import OrderedDict
 from shoal.handles.made import make_tmpfs
 from shoal.status import SpawnError
 
-LINKS = 256
+LINKS = 4096
 """Links kept for the next time; the one used longest ago goes first."""
 
 _lock = threading.Lock()
