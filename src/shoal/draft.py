@@ -63,6 +63,7 @@ class _Startup:
     rights: int
     source: int | Bind
     given: bool
+    kept: bool = False
 
 
 class Draft:
@@ -171,7 +172,7 @@ class Draft:
         except SpawnError as error:
             raise failure(error.status, Stage.JOB, error.detail) from error
         source = self.descriptors.copy(fd) if job is not None else fd
-        self._startup.append(_Startup(PA_HND(HandleType.JOB_DEFAULT), given.kind, int(given.rights), source, False))
+        self._startup.append(_Startup(PA_HND(HandleType.JOB_DEFAULT), given.kind, int(given.rights), source, False, job is None))
 
     def take_actions(self) -> None:
         """Step 14, second part: each action in order. What an action consumes is gone once its turn has come."""
@@ -254,7 +255,7 @@ class Draft:
             if missing:
                 status = Status.ACCESS_DENIED if Rights.DUPLICATE in missing else Status.INVALID_ARGS
                 raise failure(status, Stage.HANDLES, f"CLONE_UTC_CLOCK: this process's clock handle lacks {missing.name}")
-            self._startup.append(_Startup(_CLOCK_ID, clock.kind, int(CLOCK_RIGHTS), clock.fileno(), False))
+            self._startup.append(_Startup(_CLOCK_ID, clock.kind, int(CLOCK_RIGHTS), clock.fileno(), False, True))
         if self._bad_handle is not None:
             problem, self._bad_handle = self._bad_handle, None
             raise problem
@@ -333,7 +334,7 @@ class Draft:
             listen_pid = self._listen_variables(env, numbers)
         placed = self.descriptors.placed
         for item, fd in zip(self._startup, numbers, strict=True):
-            placed.append(Descriptor(fd, item.source, f"{item.kind} handle {item.id:#x}"))
+            placed.append(Descriptor(fd, item.source, f"{item.kind} handle {item.id:#x}", item.kept))
         network = self._network()
         return Plan(
             program=self._program,

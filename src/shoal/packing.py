@@ -46,7 +46,7 @@ class Packed:
         nested: it makes a pid namespace in one it enters, so that the pid the core tells is not as seen from here.
     """
 
-    __slots__ = ("_data", "_highest_fd", "_holes", "_unshare_at", "labels", "nested")
+    __slots__ = ("_data", "_highest_fd", "_holes", "_last", "_unshare_at", "labels", "nested")
 
     def __init__(
         self, data: bytes, labels: list[str], holes: list[list[int]], highest_fd: int, unshare_at: int | None, nested: bool
@@ -55,6 +55,7 @@ class Packed:
         self._holes = holes
         self._highest_fd = highest_fd
         self._unshare_at = unshare_at
+        self._last: tuple[Sequence[int], bytes] = ((-1,), b"")  # the same numbers come again and again
         self.labels = labels
         self.nested = nested
 
@@ -64,6 +65,9 @@ class Packed:
 
     def filled(self, fds: Sequence[int]) -> bytes:
         """What the core takes, with the holes filled in the order they were made."""
+        last = self._last
+        if last[0] == fds:
+            return last[1]
         data = bytearray(self._data)
         highest = self._highest_fd
         for places, fd in zip(self._holes, fds, strict=True):
@@ -72,7 +76,9 @@ class Packed:
                 _INT.pack_into(data, place, fd)
         if self._unshare_at is not None:
             _LONG.pack_into(data, self._unshare_at, highest + 1)
-        return bytes(data)
+        packed = bytes(data)
+        self._last = (fds, packed)
+        return packed
 
 
 class Packer:

@@ -20,7 +20,7 @@ from shoal.environment import Environ, encode_environ, own_environment, working_
 from shoal.flags import SpawnFlags
 from shoal.handles.process import Process
 from shoal.launcher import run
-from shoal.lowering import Lowered
+from shoal.lowering import Lowered, is_reopened
 from shoal.packing import count_strings
 from shoal.plan import JobPlace, Plan
 from shoal.startup_table import VARIABLE
@@ -140,6 +140,8 @@ def remember(
     for item in plan.descriptors:
         if not isinstance(item.source, int):
             return
+        if is_reopened(item):
+            continue
         sources.append(-1 - targets.index(item.target) if item.target in targets else item.source)
     with _lock:
         _known[path, flags, argv[0] if argv else b"", targets] = _Known(
@@ -147,6 +149,16 @@ def remember(
         )
         while len(_known) > KEPT:
             _known.popitem(last=False)
+
+
+def _forget_in_child() -> None:
+    """After os.fork(): what was packed names descriptors by way of /proc/PID of the parent."""
+    global _lock
+    _lock = threading.Lock()
+    _known.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def _identity(path: str | bytes) -> Identity:

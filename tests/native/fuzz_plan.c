@@ -226,7 +226,7 @@ static struct pack *make_plan(void)
                 add_filter(pack);
             continue;
         }
-        if (collect && (code == OP_UNSHARE_FDS || code == OP_SIGNALS))
+        if (collect && (code == OP_SIGNALS || (code == OP_UNSHARE_FDS && !one_in(20))))
             continue;
         uint32_t str = needs[code] & STR || one_in(10) ? pack_text(pack, some_text()) : NO_STR;
         uint32_t str2 = needs[code] & STR2 || one_in(10) ? pack_text(pack, some_text()) : NO_STR;

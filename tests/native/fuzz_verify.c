@@ -5,6 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+extern volatile size_t sum; /* so that nothing is optimised away */
+volatile size_t sum;
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
@@ -21,7 +24,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     plan->envp = vars;
     plan->envc = 2;
     if (verify_plan(plan, size) == 0) {
-        volatile size_t sum = 0;
         if (!(head->flags & PLAN_COLLECT))
             sum += strlen(plan_str(plan, head->exec_path));
         for (uint32_t i = 0; i < head->count; i++) {

@@ -37,7 +37,8 @@ static void file_at(int fd)
 static void all_open_up_to(rlim_t limit)
 {
     struct rlimit both = { limit, limit };
-    CHECK(setrlimit(RLIMIT_NOFILE, &both) == 0, "errno %d", errno);
+    if (setrlimit(RLIMIT_NOFILE, &both))
+        skip("the limit of descriptors cannot be %d here: errno %d", (int)limit, errno);
 }
 
 static int out_of_the_way(int fd)

@@ -301,23 +301,31 @@ static void refuses_pids_outside_of_their_variable(void)
 }
 
 /* A plan that collects runs on the caller's own table: it may add to it, and nothing else. */
-static int collects(enum op_code code)
+static int collects(enum op_code code, int made_after)
 {
     static const int32_t none[1][2] = { { 0, 0 } };
     struct pack *p = pack_new(PLAN_SHARE_FDS | PLAN_COLLECT);
+    uint32_t path = pack_text(p, "/");
     if (code == OP_FD_MAP)
         pack_fd_map(p, none, 0, 0);
     else
         op_add(p, code);
+    for (int i = 0; i < made_after; i++) {
+        struct op *o = op_add(p, OP_OPEN);
+        o->fd = CWD_FD;
+        o->str = path;
+        o->out = i;
+    }
     return verdict(p);
 }
 
 static void a_plan_that_collects_leaves_the_callers_table_alone(void)
 {
-    CHECK(collects(OP_UMASK) == 0, "a harmless one is refused");
-    CHECK(collects(OP_FD_MAP) == 1, "it would close all descriptors of the caller");
-    CHECK(collects(OP_SIGNALS) == 1, "a signal could end it with descriptors open that nobody knows");
-    CHECK(collects(OP_UNSHARE_FDS) == 1, "its slots would be numbers of another table, and be closed in the caller's");
+    CHECK(collects(OP_UMASK, 2) == 0, "a harmless one is refused");
+    CHECK(collects(OP_FD_MAP, 0) == 1, "it would close all descriptors of the caller");
+    CHECK(collects(OP_SIGNALS, 0) == 1, "a signal could end it with descriptors open that nobody knows");
+    CHECK(collects(OP_UNSHARE_FDS, 0) == 0, "leaving the table is harmless when nothing is made afterwards");
+    CHECK(collects(OP_UNSHARE_FDS, 1) == 2, "its slot would be a number of another table, and be closed in the caller's");
 }
 
 static void each_slot_is_filled_once(void)
