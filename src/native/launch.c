@@ -55,7 +55,7 @@ struct birth {
     struct plan *plan;
     char *stack;
     uint64_t flags; /* beyond the usual */
-    int pid, pidfd;
+    int pid;
     int middle; /* pid of the process in between, where one is needed */
     int err;    /* of the clone that was to make the program's process */
 };
@@ -66,13 +66,14 @@ static void join_cgroup_then_run(void *arg)
     struct plan *plan = arg;
     long fd = sys4(__NR_openat, plan->head->cgroup_fd, "cgroup.procs", O_WRONLY | O_CLOEXEC, 0);
     long ret = fd < 0 ? fd : sys3(__NR_write, fd, "0", 1);
+    if (fd >= 0)
+        sys1(__NR_close, fd); /* this may still be the caller's table */
     if (ret < 0) {
         plan->report.stage = STAGE_CLONE;
         plan->report.err = (int32_t)-ret;
         for (;;)
             sys1(__NR_exit_group, 127);
     }
-    sys1(__NR_close, fd);
     child_main(plan);
 }
 
@@ -83,12 +84,11 @@ static void clone_program(struct birth *birth)
     uint64_t flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD | head->clone_flags | birth->flags;
     if (head->flags & PLAN_SHARE_FDS)
         flags |= CLONE_FILES;
-    birth->pidfd = -1;
     long ret = -ENOSYS;
     if (!atomic_load(&without_clone3)) {
         struct clone_args args = {
             .flags = flags | CLONE_CLEAR_SIGHAND | (head->cgroup_fd >= 0 ? CLONE_INTO_CGROUP : 0),
-            .pidfd = (uint64_t)(uintptr_t)&birth->pidfd,
+            .pidfd = (uint64_t)(uintptr_t)&birth->plan->pidfd,
             .stack = (uint64_t)(uintptr_t)birth->stack,
             .stack_size = STACK_BYTES / 2,
             .cgroup = head->cgroup_fd >= 0 ? (uint64_t)head->cgroup_fd : 0,
@@ -98,7 +98,7 @@ static void clone_program(struct birth *birth)
             atomic_store(&without_clone3, 1);
     }
     if (ret == -ENOSYS)
-        ret = sys_clone_call(__NR_clone, (long)flags, (long)top, (long)&birth->pidfd, head->cgroup_fd >= 0 ? join_cgroup_then_run : child_main,
+        ret = sys_clone_call(__NR_clone, (long)flags, (long)top, (long)&birth->plan->pidfd, head->cgroup_fd >= 0 ? join_cgroup_then_run : child_main,
                              birth->plan);
     birth->pid = (int)ret;
     birth->err = ret < 0 ? (int)-ret : 0;
@@ -169,11 +169,12 @@ static void close_slots(struct plan *plan)
 
 void launch(struct plan *plan, struct outcome *out)
 {
-    struct birth birth = { .plan = plan, .stack = stack_get(), .pid = -1, .pidfd = -1 };
+    struct birth birth = { .plan = plan, .stack = stack_get(), .pid = -1 };
     out->pid = out->pidfd = -1;
     for (int i = 0; i < SLOTS; i++)
         plan->slots[i] = NO_FD; /* all: an op may read one that nothing fills */
     plan->exec_fd = plan->head->exec_fd;
+    plan->pidfd = NO_FD;
     plan->report.stage = STAGE_CLONE;
     plan->report.index = -1;
     plan->report.err = 0;
@@ -193,13 +194,13 @@ void launch(struct plan *plan, struct outcome *out)
     }
     int ended = plan->report.stage != STAGE_EXEC || plan->report.err != 0;
     if (birth.pid > 0 && (ended || plan->head->flags & PLAN_COLLECT)) {
-        reap(P_PIDFD, birth.pidfd);
-        sys1(__NR_close, birth.pidfd);
+        reap(P_PIDFD, plan->pidfd);
+        sys1(__NR_close, plan->pidfd);
         if (ended && plan->head->flags & PLAN_COLLECT)
             close_slots(plan); /* made on our own table; the slots of any other child were numbers of its own */
-    } else {
+    } else if (birth.pid > 0) { /* after a clone that failed late the kernel has written a pidfd, but closed it */
         out->pid = birth.pid;
-        out->pidfd = birth.pidfd;
+        out->pidfd = plan->pidfd;
     }
     out->report.stage = plan->report.stage;
     out->report.index = plan->report.index;

@@ -108,6 +108,7 @@ struct plan {
     int32_t slots[SLOTS];
     int slots_used; /* one more than the highest that an op fills */
     int32_t exec_fd; /* head->exec_fd, until FD_MAP moves it out of the way */
+    int32_t pidfd;   /* the program's process; the kernel writes it before the child runs */
     volatile struct report report;
 };
 

@@ -79,9 +79,7 @@ int op_keep_caps(struct plan *plan, const struct op *op)
 int op_wait_ready(struct plan *plan, const struct op *op)
 {
     int err = 0;
-    long ret;
-    while ((ret = sys3(__NR_read, plan_fd(plan, op->fd), &err, sizeof err)) == -EINTR)
-        ;
+    long ret = sys3(__NR_read, plan_fd(plan, op->fd), &err, sizeof err); /* every signal is blocked: no EINTR */
     return ret < 0 ? (int)-ret : ret != sizeof err ? ESRCH : err;
 }
 
@@ -89,7 +87,7 @@ int op_wait_ready(struct plan *plan, const struct op *op)
 int op_drop_caps(struct plan *plan, const struct op *op)
 {
     (void)plan, (void)op;
-    for (int cap = 0;; cap++) {
+    for (int cap = 0; cap < 64; cap++) { /* as many as a capability set can hold; a filter may answer 0 to all of them */
         long ret = sys5(__NR_prctl, PR_CAPBSET_DROP, cap, 0, 0, 0);
         if (ret == -EINVAL && cap > 0)
             break; /* one past the last that this kernel has */

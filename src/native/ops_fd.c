@@ -15,8 +15,10 @@
  * copies only what lies below `a` into it (close_range(2)): the price does not grow with what the parent has open. */
 int op_unshare_fds(struct plan *plan, const struct op *op)
 {
-    (void)plan;
-    return (int)-sys3(__NR_close_range, op->a, ~0u, CLOSE_RANGE_UNSHARE);
+    long ret = sys3(__NR_close_range, op->a, ~0u, CLOSE_RANGE_UNSHARE);
+    if (ret == 0 && plan->head->flags & PLAN_SHARE_FDS)
+        sys1(__NR_close, plan->pidfd); /* our own pidfd came along; its number shall not pass for one of the caller's */
+    return (int)-ret;
 }
 
 int op_open(struct plan *plan, const struct op *op)
@@ -49,14 +51,18 @@ static struct pair pair_at(const struct plan *plan, const struct op *op, uint64_
 /* A close-on-exec copy of `fd` at a number that no target needs, so that placing one target cannot overwrite the source of
  * another: this is what makes swaps and longer cycles safe. A number above all targets may lie above the limit, so the lowest
  * number that is free and no target is taken. */
-static long dup_clear(int fd, const uint8_t *is_target)
+static long dup_clear(int fd, const uint8_t *is_target, long *from)
 {
-    for (long from = 3;;) {
-        long copy = sys3(__NR_fcntl, fd, F_DUPFD_CLOEXEC, from);
+    for (;;) {
+        long copy = sys3(__NR_fcntl, fd, F_DUPFD_CLOEXEC, *from);
+        if (copy == -EINVAL) /* `from` has reached the limit */
+            return -EMFILE;
+        if (copy >= 0 && copy < *from)
+            return -EIO; /* not the kernel's answer but a filter's, which would keep us here for ever */
         if (copy < 0 || copy >= TARGETS || !(is_target[copy / 8] & 1 << copy % 8))
             return copy;
         sys1(__NR_close, copy);
-        from = copy + 1;
+        *from = copy + 1; /* remembered from call to call: a thousand targets in a row are passed once */
     }
 }
 
@@ -65,42 +71,60 @@ static int close_between(long first, long last)
     return first > last ? 0 : (int)-sys3(__NR_close_range, first, last, 0);
 }
 
+/* Is `fd` open, and not by one of our own ops? The copies made below land on free numbers. A source that the caller closed
+ * meanwhile is such a number, and what comes to lie there must not be taken for what was granted. */
+static int is_callers(const struct plan *plan, int32_t fd)
+{
+    if (IS_SLOT(fd))
+        return 1;
+    for (int i = 0; i < plan->slots_used; i++)
+        if (plan->slots[i] == fd)
+            return 0;
+    return sys2(__NR_fcntl, fd, F_GETFD) >= 0;
+}
+
 /* Puts every granted descriptor at its number, /dev/null at those of 0-2 that nothing was granted for (so that no later open
  * of the program lands there), and closes all others. What exec still needs is kept, close-on-exec. */
 int op_fd_map(struct plan *plan, const struct op *op)
 {
     uint8_t is_target[TARGETS / 8] = { 7 }; /* 0, 1 and 2 are always filled */
+    int filled = 0;                         /* of 0, 1, 2, by the pairs: bits */
     int32_t held[TARGETS];                  /* by target: the copy to be placed there, or -1 */
     int last = 2;                           /* the highest target */
+    long from = 3;                          /* where dup_clear looks for room */
     for (uint64_t i = 0; i < op->a; i++) {
-        int32_t target = pair_at(plan, op, i).target & ~TARGET_CLOEXEC;
+        struct pair p = pair_at(plan, op, i);
+        int32_t target = p.target & ~TARGET_CLOEXEC;
+        if (!is_callers(plan, p.source))
+            return EBADF;
+        filled |= target < 3 ? 1 << target : 0;
         is_target[target / 8] |= (uint8_t)(1 << target % 8);
         last = target > last ? target : last;
     }
+    if (filled != 7 && !is_callers(plan, op->fd))
+        return EBADF;
     for (int i = 0; i <= last; i++)
         held[i] = -1;
     long exec_fd = plan_fd(plan, plan->exec_fd);
     if (exec_fd >= 0) {
-        exec_fd = dup_clear((int)exec_fd, is_target);
+        exec_fd = dup_clear((int)exec_fd, is_target, &from);
         if (exec_fd < 0)
             return (int)-exec_fd;
         plan->exec_fd = (int32_t)exec_fd;
     }
-    int filled = 0; /* of 0, 1, 2: bits */
     for (uint64_t i = 0; i < op->a; i++) {
         struct pair p = pair_at(plan, op, i);
         int target = p.target & ~TARGET_CLOEXEC, source = plan_fd(plan, p.source);
-        filled |= target < 3 ? 1 << target : 0;
         /* One that is in its place already needs no copy: nothing else goes there. */
         long ret = source == target ? sys3(__NR_fcntl, source, F_SETFD, p.target & TARGET_CLOEXEC ? FD_CLOEXEC : 0)
-                                    : dup_clear(source, is_target);
+                                    : dup_clear(source, is_target, &from);
         if (ret < 0)
             return (int)-ret;
         if (source != target)
             held[target] = (int32_t)ret | (p.target & TARGET_CLOEXEC);
     }
     if (filled != 7) {
-        long null = dup_clear(plan_fd(plan, op->fd), is_target);
+        long null = dup_clear(plan_fd(plan, op->fd), is_target, &from);
         if (null < 0)
             return (int)-null;
         for (int target = 0; target < 3; target++)

@@ -31,22 +31,25 @@ static long open_beneath(int dir, const char *path, uint64_t flags)
     return sys4(__NR_openat2, dir, *path ? path : ".", &how, sizeof how);
 }
 
-/* Splits "key=value,flag" in place and hands each part to fsconfig. */
+/* Splits "key=value,flag" in place, hands each part to fsconfig, and puts it together again: equal strings of a plan are one. */
 static long configure(long fs, char *options)
 {
     while (*options) {
-        char *value = NULL, *end = options;
+        char *equals = NULL, *end = options;
         for (; *end && *end != ','; end++)
-            if (*end == '=' && !value) {
-                *end = '\0';
-                value = end + 1;
-            }
-        int last = !*end;
+            if (*end == '=' && !equals)
+                equals = end;
+        char rest = *end;
         *end = '\0';
-        long ret = sys5(__NR_fsconfig, fs, value ? FSCONFIG_SET_STRING : FSCONFIG_SET_FLAG, options, value, 0);
+        if (equals)
+            *equals = '\0';
+        long ret = sys5(__NR_fsconfig, fs, equals ? FSCONFIG_SET_STRING : FSCONFIG_SET_FLAG, options, equals ? equals + 1 : NULL, 0);
+        if (equals)
+            *equals = '=';
+        *end = rest;
         if (ret < 0)
             return ret;
-        options = last ? end : end + 1;
+        options = rest ? end + 1 : end;
     }
     return sys5(__NR_fsconfig, fs, FSCONFIG_CMD_CREATE, 0, 0, 0);
 }

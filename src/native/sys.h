@@ -91,6 +91,13 @@ static inline long sys_clone_call(long n, long a, long b, long c, void (*fn)(voi
 #define sys4(n, a, b, c, d) sys6(n, (long)(a), (long)(b), (long)(c), (long)(d), 0, 0)
 #define sys5(n, a, b, c, d, e) sys6(n, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), 0)
 
+/* An instruction that ends the process whatever its signals and filters are. */
+#if defined(__x86_64__)
+#define SYS_TRAP() __asm__ volatile("hlt")
+#else
+#define SYS_TRAP() __asm__ volatile("brk #0")
+#endif
+
 /* The kernel's struct sigaction, and its signal set: 64 bits. */
 struct sys_sigaction {
     void *handler;

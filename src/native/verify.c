@@ -43,7 +43,10 @@ static int fd_map_ok(const struct plan *plan, const struct op *op)
 
 static int env_pid_ok(const struct plan *plan, const struct op *op)
 {
-    return op->a < plan->envc && op->b + ENV_PID_DIGITS <= __builtin_strlen(plan->envp[op->a]);
+    if (op->a >= plan->envc)
+        return 0;
+    size_t size = __builtin_strlen(plan->envp[op->a]);
+    return size >= ENV_PID_DIGITS && op->b <= size - ENV_PID_DIGITS;
 }
 
 static int op_ok(const struct plan *plan, const struct op *op)
@@ -58,7 +61,10 @@ static int op_ok(const struct plan *plan, const struct op *op)
     if (need & OUT ? op->out < 0 || op->out >= SLOTS : op->out != -1)
         return 0;
     switch (op->code) {
-    case OP_FD_MAP: return fd_map_ok(plan, op);
+    /* What collects runs on the caller's own table: it may add to it, and nothing else. Nor may a signal end it in the middle of
+     * an op, with a descriptor open that nobody knows. */
+    case OP_SIGNALS: return !(plan->head->flags & PLAN_COLLECT);
+    case OP_FD_MAP: return !(plan->head->flags & PLAN_COLLECT) && fd_map_ok(plan, op);
     case OP_SECCOMP: return op->a > 0 && op->str % _Alignof(struct sock_filter) == 0 && array_ok(plan, op, 4096, sizeof(struct sock_filter));
     case OP_ENV_PID: return env_pid_ok(plan, op);
     case OP_UNSHARE:
@@ -78,7 +84,7 @@ static int head_ok(const struct plan *plan, size_t size)
         return 0;
     if ((head->clone_flags | head->enter_flags) & ~(uint64_t)NAMESPACES || head->flags & ~(uint32_t)(PLAN_SHARE_FDS | PLAN_COLLECT))
         return 0;
-    if (!fd_ok(head->cgroup_fd, 0) || !fd_ok(head->enter_fd, 0) || IS_SLOT(head->cgroup_fd) || IS_SLOT(head->enter_fd))
+    if (head->cgroup_fd < NO_FD || head->enter_fd < NO_FD)
         return 0;
     if (head->flags & PLAN_COLLECT)
         return head->flags & PLAN_SHARE_FDS; /* what it makes has to land in the caller's table */
@@ -90,13 +96,20 @@ static int head_ok(const struct plan *plan, size_t size)
 
 int verify_plan(struct plan *plan, size_t size)
 {
+    uint8_t filled[SLOTS / 8] = { 0 }; /* once only: what was in a slot before would stay open with nobody knowing */
+    int left = 0; /* a child that collects has left the caller's table: what it makes from here on would be lost */
     plan->slots_used = 0;
     if (!head_ok(plan, size))
         return -1;
-    for (uint32_t i = 0; i < plan->head->count; i++)
-        if (!op_ok(plan, &plan->ops[i]))
+    for (uint32_t i = 0; i < plan->head->count; i++) {
+        int out = plan->ops[i].out;
+        if (!op_ok(plan, &plan->ops[i]) || (out >= 0 && (left || filled[out / 8] & 1 << out % 8)))
             return (int)i + 1;
-        else if (plan->ops[i].out >= plan->slots_used)
-            plan->slots_used = plan->ops[i].out + 1;
+        left |= plan->ops[i].code == OP_UNSHARE_FDS && plan->head->flags & PLAN_COLLECT;
+        if (out >= 0)
+            filled[out / 8] |= (uint8_t)(1 << out % 8);
+        if (out >= plan->slots_used)
+            plan->slots_used = out + 1;
+    }
     return 0;
 }
