@@ -114,8 +114,8 @@ def _traits() -> dict[str, str]:
     status = Path(f"/proc/self/task/{os.getpid()}/status").read_text()
     lines = dict(line.split(":", 1) for line in status.splitlines())
     traits = {name: lines[name].strip() for name in _TRAITS if name in lines} | {"cwd": os.getcwd(), "root": os.readlink("/proc/self/root")}
-    caught = int(traits["SigCgt"], 16) & ~(3 << 31)  # 32 and 33 are the C library's own, set up with its first thread
-    return traits | {"SigCgt": f"{caught:016x}"}
+    own = 3 << 31  # 32 and 33 are the C library's, set up with its first thread
+    return traits | {name: f"{int(traits[name], 16) & ~own:016x}" for name in ("SigCgt", "SigIgn") if name in traits}
 
 
 @dataclass(frozen=True)
