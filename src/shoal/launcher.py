@@ -11,7 +11,6 @@ from shoal.handles.process import Process
 from shoal.handles.reaper import Keeper
 from shoal.lowering import Lowered
 
-
 END_S = 2.0
 """How long a failed launch waits for the cell to be gone; a kernel that takes longer is left to the reaper."""
 

@@ -187,7 +187,13 @@ def _processes_of(init: int) -> list[int]:
     found = []
     for name in os.listdir("/proc"):
         levels = _status(name, "NSpid") if name.isdecimal() else []
-        if name != str(first) and len(levels) >= depth and _lives_below(name, wanted) and not _is_zombie(name) and not _is_keeper(name, levels):
+        if (
+            name != str(first)
+            and len(levels) >= depth
+            and _lives_below(name, wanted)
+            and not _is_zombie(name)
+            and not _is_keeper(name, levels)
+        ):
             found.append(int(name))
     return sorted(found)
 
