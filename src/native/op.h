@@ -51,7 +51,7 @@ enum { FD = 1, FD2 = 2, OUT = 4, STR = 8, STR2 = 16 };
     X(HOSTNAME, op_hostname, STR)                                                                                                \
     X(NO_NEW_PRIVS, op_no_new_privs, 0)                                                                                          \
     X(KEEP_CAPS, op_keep_caps, 0)                    /* a: capabilities (bits 0..31) to be had after exec, by any user */         \
-    X(WAIT_READY, op_wait_ready, FD)                 /* fd: socket that an int comes from: 0, or the errno to fail with */       \
+    X(WAIT_READY, op_wait_ready, FD)                 /* fd: socket an int comes from: 0, or the errno to fail with; fd2: pidfd */ \
     X(DROP_CAPS, op_drop_caps, 0)                    /* every capability set empty, for good */                                  \
     X(SETSID, op_setsid, 0)                                                                                                      \
     X(CONTROLLING_TTY, op_controlling_tty, FD)       /* fd: a terminal nobody controls yet */                                    \

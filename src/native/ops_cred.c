@@ -9,6 +9,7 @@
 #include <linux/prctl.h>
 #include <linux/seccomp.h>
 #include <net/if.h>
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
@@ -79,7 +80,14 @@ int op_keep_caps(struct plan *plan, const struct op *op)
 int op_wait_ready(struct plan *plan, const struct op *op)
 {
     int err = 0;
-    long ret = sys3(__NR_read, plan_fd(plan, op->fd), &err, sizeof err); /* every signal is blocked: no EINTR */
+    /* The end of the other side is told by its pidfd, not by end of file: another launch of this moment may hold a copy of its
+     * end of the socket, and wait for us in turn. Every signal is blocked, so there is no EINTR. */
+    struct pollfd watch[2] = { { .fd = plan_fd(plan, op->fd), .events = POLLIN }, { .fd = plan_fd(plan, op->fd2), .events = POLLIN } };
+    long ret = sys5(__NR_ppoll, watch, op->fd2 == NO_FD ? 1 : 2, 0, 0, 8);
+    if (ret >= 0 && !watch[0].revents)
+        return ESRCH;
+    if (ret >= 0)
+        ret = sys3(__NR_read, watch[0].fd, &err, sizeof err);
     return ret < 0 ? (int)-ret : ret != sizeof err ? ESRCH : err;
 }
 

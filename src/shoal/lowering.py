@@ -154,7 +154,7 @@ def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, no
     exec_path: str | bytes
     if in_cell:
         exec_fd, exec_path = _make_world(packer, plan, memory_fd, trees)
-        packer.op("WAIT_READY", "waiting for the cell's network namespace", fd=control)
+        packer.op("WAIT_READY", "waiting for the cell's network namespace", fd=control, fd2=keeper)
         if plan.network != "host":
             packer.op("SETNS", "entering the cell's network", fd=keeper, a=CLONE_NEWNET)
     else:

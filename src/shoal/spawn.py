@@ -208,7 +208,13 @@ def _start(
     draft = Draft(bits, checked, consume=True)
     try:
         plan = _plan(draft, program, args, env, job, terminal, die_with_caller)
-        process, lowered = execute(plan)
+        try:
+            process, lowered = execute(plan)
+        except SpawnError as error:
+            if draft.placement is None or not draft.placement.is_revoked():
+                raise
+            # However the kernel put it: there was nothing left to start in.
+            raise failure(Status.BAD_STATE, Stage.JOB, "the job was killed meanwhile", error.errno) from error
         if repeatable is not None:
             remember(repeatable, args, bits, checked, plan, lowered, draft.closure_check())
         if draft.placement is not None and draft.placement.is_revoked():

@@ -705,7 +705,7 @@ from shoal.handles.hierarchy import find_home
 with open(args[0] + "/cgroup.procs", "w") as file:
     file.write(str(os.getpid()))
 inside = "import sys; sys.path[:0] = %r\\nfrom shoal.handles.hierarchy import find_home\\nprint(find_home()[0])" % sys.path
-mounted = "mount -t cgroup2 none /sys/fs/cgroup && exec " + sys.executable + " -c \\"$0\\""
+mounted = "mount -t tmpfs none /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup && exec " + sys.executable + " -c \\"$0\\""
 answer([find_home()[0]] + [
     subprocess.run(["unshare", "--cgroup", "--mount", *command], capture_output=True, text=True).stdout.strip()
     for command in (["sh", "-c", mounted, inside], [sys.executable, "-c", inside])

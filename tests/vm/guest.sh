@@ -86,7 +86,7 @@ run_pytest() { # NAME UID COMMAND...
     echo "== pytest as $name"
     (
         echo "$BASHPID" >"$TREE/delegated/$name/cgroup.procs"
-        export HOME=/tmp/home-$name TMPDIR=/tmp/home-$name
+        export HOME=/tmp/home-$name TMPDIR=/tmp/home-$name HYPOTHESIS_STORAGE_DIRECTORY=/tmp/home-$name/hypothesis
         exec "$@" "$PYTHON" -m pytest -p no:cacheprovider --timeout "$TIMEOUT" "${options[@]}" "${ARGUMENTS[@]}"
     ) || code=$?
     # 5: nothing was left after selection
