@@ -83,6 +83,8 @@ int op_wait_ready(struct plan *plan, const struct op *op)
     /* The end of the other side is told by its pidfd, not by end of file: another launch of this moment may hold a copy of its
      * end of the socket, and wait for us in turn. Every signal is blocked, so there is no EINTR. */
     struct pollfd watch[2] = { { .fd = plan_fd(plan, op->fd), .events = POLLIN }, { .fd = plan_fd(plan, op->fd2), .events = POLLIN } };
+    if (watch[0].fd < 0)
+        return EBADF; /* poll would pass over it, and wait for ever */
     long ret = sys5(__NR_ppoll, watch, op->fd2 == NO_FD ? 1 : 2, 0, 0, 8);
     if (ret >= 0 && !watch[0].revents)
         return ESRCH;

@@ -214,7 +214,7 @@ static struct pack *make_plan(void)
         pack->head.cgroup_fd = (int32_t)below(LAST_FD);
     for (uint32_t count = below(one_in(8) ? 60 : 10); count > 0; count--) {
         enum op_code code = (enum op_code)below(OP_COUNT);
-        if (code == OP_WAIT_READY && !one_in(10))
+        if (code == OP_WAIT_READY) /* it waits for another process, by design */
             continue;
         if (code == OP_FD_MAP) {
             if (!collect && !mapped++)
