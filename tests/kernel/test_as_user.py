@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -37,12 +38,11 @@ def opening_the_way():
 
 
 @pytest.fixture
-def as_user(tmp_path_factory):
+def as_user():
     """Run a command as the ordinary user, with a home of its own; returns the finished process."""
-    home = tmp_path_factory.mktemp("home")
-    for folder in (home, *home.parents):
-        if folder.stat().st_uid == 0 and not folder.stat().st_mode & 0o001:
-            folder.chmod(folder.stat().st_mode | 0o011)  # the session's folder: passable, not readable
+    # Not below pytest's own folder: another run of pytest by the same user closes that one to everybody else.
+    made = tempfile.TemporaryDirectory(prefix="as-user-", dir="/tmp", ignore_cleanup_errors=True)
+    home = Path(made.name)
     os.chown(home, ORDINARY_UID, ORDINARY_UID)
 
     def run(*command):
@@ -61,7 +61,8 @@ def as_user(tmp_path_factory):
             text=True,
         )
 
-    return run
+    yield run
+    made.cleanup()
 
 
 @pytest.mark.root

@@ -38,7 +38,7 @@ rmdir /run/old
 mount -o remount,exec,suid,dev /dev
 mount -o remount,mode=1777 /dev/shm
 
-export PYTHONPATH=/tmp/project/package CI=1 LANG=C.UTF-8
+export PYTHONPATH=/tmp/project/package CI=1 LANG=C.UTF-8 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 # The interpreter may lie in a home folder. Here nothing is lost when the way to it is opened.
 prefix=$("$PYTHON" -c 'import os, sys; print(os.path.realpath(sys.base_prefix))')
