@@ -11,6 +11,7 @@ import os
 import threading
 from collections import OrderedDict
 
+from shoal.handles.kept import KeptFd
 from shoal.handles.made import make_tmpfs
 from shoal.status import SpawnError
 
@@ -18,8 +19,6 @@ LINKS = 4096
 """Links kept for the next time; the one used longest ago goes first."""
 
 _lock = threading.Lock()
-_fd = -1
-_identity = (-1, -1)
 _links: OrderedDict[tuple[str, bytes], str] = OrderedDict()
 _count = 0
 
@@ -32,7 +31,7 @@ def name_it(name: str, target: bytes) -> tuple[int, bytes | str]:
     global _count
     with _lock:
         try:
-            fd = _directory()
+            fd = _directory.fd()
         except SpawnError:
             return -100, target
         known = _links.get((name, target))
@@ -51,18 +50,9 @@ def name_it(name: str, target: bytes) -> tuple[int, bytes | str]:
         return fd, link
 
 
-def _directory() -> int:
-    """The tmpfs, made on first use; made anew if the program closed it under our feet."""
-    global _fd, _identity
-    if _fd >= 0:
-        try:
-            status = os.fstat(_fd)
-            if (status.st_dev, status.st_ino) == _identity:
-                return _fd
-        except OSError:
-            pass
+def _make_directory() -> int:
     _links.clear()
-    _fd = make_tmpfs(1 << 20, 0o755)
-    status = os.fstat(_fd)
-    _identity = (status.st_dev, status.st_ino)
-    return _fd
+    return make_tmpfs(1 << 20, 0o755)
+
+
+_directory = KeptFd(_make_directory)

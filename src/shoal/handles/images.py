@@ -11,13 +11,12 @@ import fcntl
 import os
 import threading
 
+from shoal.handles.kept import KeptFd
 from shoal.status import Stage, Status, failure, failure_from_errno
 
 _MFD_EXEC = 0x10
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _lock = threading.Lock()
-_fd = -1
-_identity: tuple[int, int] = (-1, -1)
 
 
 def init_image() -> int:
@@ -26,22 +25,12 @@ def init_image() -> int:
     Raises:
         InternalError: the installation lacks it.
     """
-    global _fd, _identity
     with _lock:
-        if _fd >= 0:
-            try:
-                status = os.fstat(_fd)
-                if (status.st_dev, status.st_ino) == _identity:
-                    return _fd
-            except OSError:
-                pass
-        _fd = _load(os.path.join(os.path.dirname(os.path.dirname(__file__)), "shoal-init"))
-        status = os.fstat(_fd)
-        _identity = (status.st_dev, status.st_ino)
-        return _fd
+        return _kept.fd()
 
 
-def _load(path: str) -> int:
+def _load() -> int:
+    path = os.path.join(os.path.dirname(os.path.dirname(__file__)), "shoal-init")
     try:
         with open(path, "rb") as file:
             data = file.read()
@@ -68,3 +57,6 @@ def _memory_file() -> int:
         if error.errno != errno.EINVAL:  # before Linux 6.3 every memory file can be executed
             raise
         return os.memfd_create("shoal-init", flags)
+
+
+_kept = KeptFd(_load)
