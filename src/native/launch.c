@@ -16,7 +16,10 @@
 
 #define P_PID 1
 #define P_PIDFD 3
+#define WNOHANG 1
 #define WEXITED 4
+#define WNOWAIT 0x01000000
+#define WNOTHREAD 0x20000000
 #define WALL 0x40000000
 
 /* One stack serves all children of a launch: half of it the program's, a quarter each those that only enter namespaces. */
@@ -127,8 +130,8 @@ static void enter_main(void *arg)
         birth->plan->report.err = (int32_t)-ret;
     } else if (head->enter_flags & head->clone_flags & NEWPID) {
         char *top = birth->stack + STACK_BYTES * 3 / 4;
-        ret = sys_clone_call(__NR_clone, CLONE_VM | CLONE_VFORK | CLONE_FILES | CLONE_PARENT, (long)top, 0, middle_main, birth);
-        birth->middle = (int)ret;
+        long flags = CLONE_VM | CLONE_VFORK | CLONE_FILES | CLONE_PARENT | CLONE_PARENT_SETTID;
+        ret = sys_clone_call(__NR_clone, flags, (long)top, (long)&birth->middle, middle_main, birth);
         birth->err = ret < 0 ? (int)-ret : birth->err;
     } else {
         clone_program(birth);
@@ -137,10 +140,25 @@ static void enter_main(void *arg)
         sys1(__NR_exit_group, 0);
 }
 
-static void reap(int idtype, int id)
+static long reap(int idtype, int id, int options)
 {
-    while (sys5(__NR_waitid, idtype, id, 0, WEXITED | WALL, 0) == -EINTR)
-        ;
+    long ret;
+    do
+        ret = sys5(__NR_waitid, idtype, id, 0, WEXITED | WALL | options, 0);
+    while (ret == -EINTR);
+    return ret;
+}
+
+/* A process in between lives in the job it enters, so killing the job may kill it before it has told whom it made. The kernel
+ * wrote the pidfd before that; but it also does so in a clone that fails in the end, and then another thread may use the number
+ * by now. Only what is a child of this very thread can be meant. It may still run on our stack: end it. */
+static void end_lost_child(struct plan *plan)
+{
+    if (plan->pidfd < 0 || reap(P_PIDFD, plan->pidfd, WNOTHREAD | WNOHANG | WNOWAIT) < 0)
+        return;
+    sys4(__NR_pidfd_send_signal, plan->pidfd, 9 /* SIGKILL */, 0, 0);
+    reap(P_PIDFD, plan->pidfd, WNOTHREAD);
+    sys1(__NR_close, plan->pidfd);
 }
 
 static void clone_through_namespaces(struct birth *birth)
@@ -153,9 +171,15 @@ static void clone_through_namespaces(struct birth *birth)
     if (ret < 0)
         birth->err = (int)-ret;
     else
-        reap(P_PID, (int)ret);
+        reap(P_PID, (int)ret, 0);
     if (birth->middle > 0)
-        reap(P_PID, birth->middle);
+        reap(P_PID, birth->middle, 0);
+    if (birth->pid < 0 && !birth->err) {
+        end_lost_child(birth->plan);
+        if (birth->plan->report.stage != STAGE_ENTER)
+            birth->err = ESRCH;
+        birth->plan->report.stage = STAGE_ENTER;
+    }
 }
 
 static void close_slots(struct plan *plan)
@@ -194,7 +218,7 @@ void launch(struct plan *plan, struct outcome *out)
     }
     int ended = plan->report.stage != STAGE_EXEC || plan->report.err != 0;
     if (birth.pid > 0 && (ended || plan->head->flags & PLAN_COLLECT)) {
-        reap(P_PIDFD, plan->pidfd);
+        reap(P_PIDFD, plan->pidfd, 0);
         sys1(__NR_close, plan->pidfd);
         if (ended && plan->head->flags & PLAN_COLLECT)
             close_slots(plan); /* made on our own table; the slots of any other child were numbers of its own */

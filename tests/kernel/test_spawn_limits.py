@@ -99,7 +99,6 @@ except shoal.SpawnError as error:
     assert run_python(script, world_of_child) == ["NO_RESOURCES", errno.EAGAIN]
 
 
-@pytest.mark.root  # OPEN: as an ordinary user, where the job is a pid namespace, a launch into it while it dies can block
 @every_launcher
 def test_a_job_that_is_killed_meanwhile_takes_what_was_started_and_refuses_the_rest(launch, workload, world):
     with Job.default().create_child() as job:
