@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 
 SOURCES := pyproject.toml $(wildcard meson.build meson.options README.md) $(shell find src -type f ! -name '*.pyc' 2>/dev/null)
 
-.PHONY: demo test bench lint format doc native-test clean system
+.PHONY: demo test vm-test bench lint format doc native-test clean system
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -16,6 +16,10 @@ demo: $(VENV)/demo.stamp
 
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# In a virtual machine with an older kernel and one cgroup v2 tree; see tests/vm/README.md.
+vm-test: $(VENV)/test.stamp
+	VM_PYTHON=$(CURDIR)/$(BIN)/python tests/vm/run.sh $(PYTEST_ARGS)
 
 bench: $(VENV)/demo.stamp
 	$(BIN)/python bench/spawn.py $(BENCH_ARGS)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from shoal import loader
 from shoal.actions import Action, AddHandle, AddNsEntry, CloneDir, CloneFd, SetName, TransferFd
@@ -30,7 +29,8 @@ from shoal.handles.socket import Socket
 from shoal.handles.vmo import Vmo
 from shoal.plan import Descriptor, JobPlace, Mount, Network, Plan, Program
 from shoal.probe import is_privileged
-from shoal.startup_table import VARIABLE, StartupEntry, StartupHandle, StartupTable
+from shoal.processargs import Startup, listed_entries, listen_variables, numbering_order
+from shoal.startup_table import VARIABLE, StartupTable
 from shoal.status import SpawnError, Stage, Status, failure, failure_from_errno
 
 NAME_BYTES = 31
@@ -51,19 +51,6 @@ _RESERVED = frozenset(
 )
 _KNOWN_TYPES = frozenset(int(kind) for kind in HandleType)
 _CLOCK_ID = PA_HND(HandleType.CLOCK_UTC)
-_NOT_LISTENED_TO = frozenset((HandleType.JOB_DEFAULT, HandleType.CLOCK_UTC, HandleType.LDSVC_LOADER))
-
-
-@dataclass(slots=True)
-class _Startup:
-    """A startup handle on its way: where it comes from, and whether an action gave it."""
-
-    id: int
-    kind: str
-    rights: int
-    source: int | Bind
-    given: bool
-    kept: bool = False
 
 
 class Draft:
@@ -88,7 +75,7 @@ class Draft:
         self._closure: loader.Closure | None = None
         self._argv: tuple[bytes, ...] = ()
         self._job: Job | None = None
-        self._startup: list[_Startup] = []
+        self._startup: list[Startup] = []
         self._entries: list[tuple[int, AddNsEntry, MountSource]] = []
         self._netns: int | None = None
         self._bad_handle: SpawnError | None = None
@@ -172,7 +159,7 @@ class Draft:
         except SpawnError as error:
             raise failure(error.status, Stage.JOB, error.detail) from error
         source = self.descriptors.copy(fd) if job is not None else fd
-        self._startup.append(_Startup(PA_HND(HandleType.JOB_DEFAULT), given.kind, int(given.rights), source, False, job is None))
+        self._startup.append(Startup(PA_HND(HandleType.JOB_DEFAULT), given.kind, int(given.rights), source, False, job is None))
 
     def take_actions(self) -> None:
         """Step 14, second part: each action in order. What an action consumes is gone once its turn has come."""
@@ -209,7 +196,7 @@ class Draft:
             label = "" if self.consume else f"{what_is(fd)} ({shown(action)}, action {index})"
             self.descriptors.place(target, for_stdio, item, label)
         else:
-            self._startup.append(_Startup(action.id, kind, rights, item, True))
+            self._startup.append(Startup(action.id, kind, rights, item, True))
 
     def _is_good(self, what: str, handle: Handle) -> bool:
         """Notes the first handle that cannot be handed over: it is reported in step 17, after all descriptors were looked at."""
@@ -255,7 +242,7 @@ class Draft:
             if missing:
                 status = Status.ACCESS_DENIED if Rights.DUPLICATE in missing else Status.INVALID_ARGS
                 raise failure(status, Stage.HANDLES, f"CLONE_UTC_CLOCK: this process's clock handle lacks {missing.name}")
-            self._startup.append(_Startup(_CLOCK_ID, clock.kind, int(CLOCK_RIGHTS), clock.fileno(), False, True))
+            self._startup.append(Startup(_CLOCK_ID, clock.kind, int(CLOCK_RIGHTS), clock.fileno(), False, True))
         if self._bad_handle is not None:
             problem, self._bad_handle = self._bad_handle, None
             raise problem
@@ -325,16 +312,16 @@ class Draft:
         numbers = self._number_startup()
         table = StartupTable(
             name=None if argv and os.fsdecode(argv[0]) == self._name else self._name,
-            handles=tuple(_table_handle(item, fd) for item, fd in zip(self._startup, numbers, strict=True)),
-            entries=() if self.whole_world else self._table_entries(mounts),
+            handles=tuple(item.described(fd) for item, fd in zip(self._startup, numbers, strict=True)),
+            entries=() if self.whole_world else listed_entries(mounts, network=self._netns is not None),
         )
         listen_pid = None
         if table.handles or table.entries or table.name is not None:
             env.append(VARIABLE.encode() + b"=" + table.encode().encode())
-            listen_pid = self._listen_variables(env, numbers)
+            env += (listen := listen_variables(self._startup, numbers))
+            listen_pid = len(env) - 1 if listen else None
         placed = self.descriptors.placed
-        for item, fd in zip(self._startup, numbers, strict=True):
-            placed.append(Descriptor(fd, item.source, f"{item.kind} handle {item.id:#x}", item.kept))
+        placed += (item.placed(fd) for item, fd in zip(self._startup, numbers, strict=True))
         network = self._network()
         return Plan(
             program=self._program,
@@ -376,28 +363,11 @@ class Draft:
         return self.descriptors.own(fd)
 
     def _number_startup(self) -> list[int]:
-        """Numbers for the startup handles: those of actions first, so that they can start at 3."""
-        order = sorted(range(len(self._startup)), key=lambda position: not self._startup[position].given)
+        order = numbering_order(self._startup)
         numbers = [0] * len(order)
         for position, number in zip(order, self.descriptors.free_numbers(len(order)), strict=True):
             numbers[position] = number
         return numbers
-
-    def _table_entries(self, mounts: tuple[Mount, ...]) -> tuple[StartupEntry, ...]:
-        entries = [StartupEntry(mount.where, mount.kind, mount.source.writable) for mount in mounts if mount.is_entry]
-        if self._netns is not None:
-            entries.append(StartupEntry(NETWORK_PREFIX, NetNs.kind, False))
-        return tuple(entries)
-
-    def _listen_variables(self, env: list[bytes], numbers: list[int]) -> int | None:
-        """What programs made for socket activation look at, where the handles given begin at 3 without a gap."""
-        pairs = zip(numbers, self._startup, strict=True)
-        given = sorted((fd, item.kind) for fd, item in pairs if item.given and PA_HND_TYPE(item.id) not in _NOT_LISTENED_TO)
-        if not given or [fd for fd, _ in given] != list(range(3, 3 + len(given))):
-            return None
-        names = ":".join(kind for _, kind in given)
-        env += [b"LISTEN_FDS=%d" % len(given), b"LISTEN_FDNAMES=" + names.encode(), b"LISTEN_PID=" + b"0" * 10]
-        return len(env) - 1
 
     def _mounts(self) -> tuple[Mount, ...]:
         chosen: list[Mount] = []
@@ -477,13 +447,6 @@ def _check_id(index: int, action: AddHandle) -> None:
             f"action {index}: AddHandle({id:#x}, {action.handle.kind}): there are no loader handles here; add the libraries with AddNsEntry"
         )
         raise failure(Status.NOT_SUPPORTED, Stage.HANDLES, what)
-
-
-def _table_handle(item: _Startup, fd: int) -> StartupHandle:
-    if isinstance(item.source, Bind):
-        return StartupHandle(item.id, fd, item.kind, item.rights, item.source.dev, item.source.ino)
-    status = os.fstat(item.source)
-    return StartupHandle(item.id, fd, item.kind, item.rights, status.st_dev, status.st_ino)
 
 
 def _by_target(item: Descriptor) -> int:

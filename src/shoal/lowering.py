@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from shoal.handles.directory import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
 from shoal.handles.keeper import MAKE_NETWORK, keeper_plan
+from shoal.handles.kept import wants_reopening
 from shoal.handles.made import map_ids
 from shoal.handles.mount import Bind, Contents, Devices, NewMount, Tree
 from shoal.packing import (
@@ -34,7 +35,7 @@ from shoal.packing import (
     Packed,
     Packer,
 )
-from shoal.plan import Descriptor, Mount, Plan
+from shoal.plan import Mount, Plan
 
 AT_RECURSIVE = 0x8000
 CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
@@ -42,7 +43,6 @@ OPEN_TREE_CLONE = 1
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_NO_MAGICLINKS = 0x02
 COMM_BYTES = 15
-FEW_FDS = 64  # so many are copied as fast as none
 HOSTNAME = "shoal"
 LINKS = "descriptors-of-this-process"  # longer than any name a program can have
 ENTERING = "entering the working directory"
@@ -85,7 +85,7 @@ def lower(plan: Plan, *, filter_program: bytes | None, name_it: NameIt, nowhere_
     """
     keeper, tasks = _lower_keeper(plan) if plan.world == "cell" else (None, "")
     program = _lower_program(plan, filter_program, name_it, nowhere_fd)
-    sources = tuple(item.source for item in plan.descriptors if isinstance(item.source, int) and not is_reopened(item))
+    sources = tuple(item.source for item in plan.descriptors if isinstance(item.source, int) and not item.reopened)
     return Lowered(keeper, tasks, program, sources, plan.name, plan.program.label, plan.dies_with_caller)
 
 
@@ -119,7 +119,7 @@ def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, no
     packer.unshare_fds()
     in_cell = plan.world == "cell"
     keeper, control = (packer.hole(), packer.hole()) if in_cell else (NO_FD, NO_FD)
-    holes = [packer.hole() if isinstance(item.source, int) and not is_reopened(item) else NO_FD for item in plan.descriptors]
+    holes = [packer.hole() if isinstance(item.source, int) and not item.reopened else NO_FD for item in plan.descriptors]
     clone_flags = 0
     where = _placement(plan)
     needs_null = {0, 1, 2} - {item.target for item in plan.descriptors}
@@ -134,7 +134,7 @@ def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, no
         map_ids(packer)
     null = packer.made("OPEN", "opening /dev/null", fd=CWD_FD, text="/dev/null", a=os.O_RDWR) if needs_null else NO_FD
     for position, item in enumerate(plan.descriptors):
-        if isinstance(item.source, int) and is_reopened(item):
+        if isinstance(item.source, int) and item.reopened:
             holes[position] = _reopened(packer, item.source, os.O_RDONLY)
     if not in_cell and plan.netns_fd is not None:
         packer.op("SETNS", "entering the network handed over", fd=plan.netns_fd, a=CLONE_NEWNET)
@@ -161,7 +161,7 @@ def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, no
         if plan.mounts:
             _mount_on_top(packer, plan, clone_flags, trees)
         exec_fd, exec_path = _executable_in_callers_world(plan, memory_fd, name_it)
-        if exec_fd >= FEW_FDS and _has_proc():
+        if wants_reopening(exec_fd):
             exec_fd = _reopened(packer, exec_fd, os.O_PATH)
     packer.op("CHDIR", ENTERING, fd=nowhere_fd, text=plan.cwd)
     packer.op("NAME", "setting the name", text=comm(plan))
@@ -185,17 +185,8 @@ def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, no
     return packer.packed(clone_flags=clone_flags, exec_fd=exec_fd, exec_path=exec_path, **where)  # type: ignore[arg-type]
 
 
-def is_reopened(item: Descriptor) -> bool:
-    """A descriptor with a high number would make the child copy all below it; one of ours can be opened anew instead."""
-    return item.kept and isinstance(item.source, int) and item.source >= FEW_FDS and _has_proc()
-
-
 def _reopened(packer: Packer, fd: int, flags: int) -> int:
     return packer.made("OPEN", "opening what is kept for all children", fd=CWD_FD, text=f"/proc/{os.getpid()}/fd/{fd}", a=flags)
-
-
-def _has_proc() -> bool:
-    return os.path.exists("/proc/self/fd")
 
 
 def comm(plan: Plan) -> str:

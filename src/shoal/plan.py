@@ -69,13 +69,13 @@ class Descriptor:
         target: its number in the child.
         source: the caller's descriptor, or for a directory handed to a cell what will be mounted, detached, for it.
         label: what it is and where it comes from.
-        kept: the caller's library keeps it open between launches, and any further opening of it is as good.
+        reopened: one with a high number, which would make the child copy all below it: the child opens the same file anew.
     """
 
     target: int
     source: int | Bind
     label: str
-    kept: bool = False
+    reopened: bool = False
 
 
 @dataclass(frozen=True, slots=True)

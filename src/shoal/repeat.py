@@ -20,7 +20,7 @@ from shoal.environment import Environ, encode_environ, own_environment, working_
 from shoal.flags import SpawnFlags
 from shoal.handles.process import Process
 from shoal.launcher import run
-from shoal.lowering import Lowered, is_reopened
+from shoal.lowering import Lowered
 from shoal.packing import count_strings
 from shoal.plan import JobPlace, Plan
 from shoal.startup_table import VARIABLE
@@ -140,7 +140,7 @@ def remember(
     for item in plan.descriptors:
         if not isinstance(item.source, int):
             return
-        if is_reopened(item):
+        if item.reopened:
             continue
         sources.append(-1 - targets.index(item.target) if item.target in targets else item.source)
     with _lock:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from shoal.actions import Action, Fd, check_actions
 from shoal.draft import Draft
@@ -25,7 +25,7 @@ from shoal.launcher import run
 from shoal.lowering import ENTERING, Lowered, lower
 from shoal.naming import name_it
 from shoal.packing import count_strings
-from shoal.plan import Plan
+from shoal.plan import JobPlace, Plan
 from shoal.repeat import remember, repeat
 from shoal.status import AccessDeniedError, SpawnError, Stage, Status, failure
 
@@ -209,7 +209,7 @@ def _start(
     try:
         plan = _plan(draft, program, args, env, job, terminal, die_with_caller)
         try:
-            process, lowered = execute(plan)
+            process, lowered = execute(plan, draft.enter_job)
         except SpawnError as error:
             if draft.placement is None or not draft.placement.is_revoked():
                 raise
@@ -233,9 +233,11 @@ def _undo(process: Process) -> None:
     process.close()
 
 
-def execute(plan: Plan) -> tuple[Process, Lowered]:
+def execute(plan: Plan, place_again: Callable[[], JobPlace]) -> tuple[Process, Lowered]:
     """Carry out a plan, whose descriptors are borrowed. Returns what was run, too.
 
+    Args:
+        place_again: asks the job anew where a process begins.
     Raises:
         SpawnError: nothing was started, or it was killed and reaped.
     """
@@ -244,11 +246,22 @@ def execute(plan: Plan) -> tuple[Process, Lowered]:
         try:
             return _execute(plan, filter_program)
         except SpawnError as error:
-            renamed = _follow_renames(plan) if error.errno in _RENAMED else plan
-            if renamed is plan:
+            fresh = _refreshed(plan, error, place_again)
+            if fresh is plan:
                 raise
-            plan = renamed
+            plan = fresh
     return _execute(plan, filter_program)
+
+
+def _refreshed(plan: Plan, error: SpawnError, place_again: Callable[[], JobPlace]) -> Plan:
+    """The plan as the world is by now, where it has changed since it was made; else the same one."""
+    if error.errno in _RENAMED:
+        return _follow_renames(plan)
+    if error.errno == errno.EBUSY and plan.job.cgroup_fd is not None:
+        # A job that is given limits for its children moves its processes to a leaf: cgroups(7), no internal processes.
+        place = place_again()
+        return plan if place == plan.job else dataclasses.replace(plan, job=place)
+    return plan
 
 
 RENAMES = 100

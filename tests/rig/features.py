@@ -18,7 +18,10 @@ def unified_cgroup() -> Path | None:
     """The directory of this process's cgroup in the v2 tree, also when that tree is only part of a hybrid."""
     mount = next((Path(line.split()[4]) for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup2 " in line), None)
     own = next((line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")), None)
-    return None if mount is None or own is None else mount / own.lstrip("/")
+    if mount is None or own is None:
+        return None
+    path = mount / own.lstrip("/")
+    return path.parent if path.name.endswith("-self") else path  # the leaf that a job's processes live in once it hands on controllers
 
 
 def _can_make_cgroups() -> bool:

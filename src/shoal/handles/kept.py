@@ -1,9 +1,21 @@
-"""KeptFd: a descriptor that is made on first use and kept for every later one."""
+"""KeptFd: a descriptor that is made on first use and kept for every later one.
+
+What is kept may have a high number, and a child copies the descriptor table up to the highest number it is handed. So it does not
+hand over a high one but opens the same file anew by its link in /proc.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+
+FEW_FDS = 64
+"""So many descriptors are copied as fast as none."""
+
+
+def wants_reopening(fd: int) -> bool:
+    """Whether a child should open this file anew instead of being handed the number."""
+    return fd >= FEW_FDS and os.path.exists("/proc/self/fd")
 
 
 class KeptFd:
