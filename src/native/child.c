@@ -27,9 +27,8 @@ static void leave(int code)
         SYS_TRAP();
 }
 
-void child_main(void *arg)
+int run_ops(struct plan *plan)
 {
-    struct plan *plan = arg;
     volatile struct report *report = &plan->report;
     report->stage = STAGE_OPS;
     for (uint32_t i = 0; i < plan->head->count; i++) {
@@ -38,14 +37,27 @@ void child_main(void *arg)
         int err = op->code < OP_COUNT ? run_op[op->code](plan, op) : EINVAL; /* unknown: refuse, never skip */
         if (err) {
             report->err = err;
-            leave(127);
+            return err;
         }
     }
     report->stage = STAGE_EXEC; /* "about to exec": ending without an error after this is success */
-    if (plan->head->flags & PLAN_COLLECT)
-        leave(0);
+    return 0;
+}
+
+void exec_program(struct plan *plan)
+{
     const char *path = plan_str(plan, plan->head->exec_path);
     long ret = sys5(__NR_execveat, plan_fd(plan, plan->exec_fd), path, plan->argv, plan->envp, *path ? 0 : AT_EMPTY_PATH);
-    report->err = (int32_t)-ret;
+    plan->report.err = (int32_t)-ret;
+}
+
+void child_main(void *arg)
+{
+    struct plan *plan = arg;
+    if (run_ops(plan))
+        leave(127);
+    if (plan->head->flags & PLAN_COLLECT)
+        leave(0);
+    exec_program(plan);
     leave(127);
 }

@@ -198,6 +198,7 @@ void launch(struct plan *plan, struct outcome *out)
     for (int i = 0; i < SLOTS; i++)
         plan->slots[i] = NO_FD; /* all: an op may read one that nothing fills */
     plan->exec_fd = plan->head->exec_fd;
+    plan->report_fd = NO_FD;
     plan->pidfd = NO_FD;
     plan->report.stage = STAGE_CLONE;
     plan->report.index = -1;

@@ -2,7 +2,9 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "inherited.h"
 #include "op.h"
+#include "request.h"
 #include "sys.h"
 
 #include <errno.h>
@@ -155,8 +157,51 @@ static PyObject *native_find_duplicate(PyObject *self, PyObject *args)
     return PyLong_FromLong(-1);
 }
 
+PyDoc_STRVAR(hand_over_doc, "hand_over(sock, pidfd, plan, argv, argc, envp, envc, fds, /)\n--\n\n"
+                            "Launch into a process that waits. `fds` is packed C ints, for the slots of the plan in order.\n"
+                            "Returns (stage, op index, errno) as launch() does; STAGE_NONE: nothing was started.");
+
+static PyObject *native_hand_over(PyObject *self, PyObject *args)
+{
+    (void)self;
+    int sock, pidfd, err;
+    const char *plan, *argv, *envp, *fds;
+    Py_ssize_t plan_size, argv_size, envp_size, fds_size, argc, envc;
+    if (!PyArg_ParseTuple(args, "iiy#y#ny#ny#:hand_over", &sock, &pidfd, &plan, &plan_size, &argv, &argv_size, &argc, &envp, &envp_size,
+                          &envc, &fds, &fds_size))
+        return NULL;
+    struct report report = { .stage = STAGE_NONE, .index = -1, .err = E2BIG };
+    Py_ssize_t count = fds_size / (Py_ssize_t)sizeof(int);
+    if (plan_size <= REQUEST_BYTES && argv_size <= REQUEST_BYTES && envp_size <= REQUEST_BYTES && count <= REQUEST_FDS && argc >= 0 &&
+        envc >= 0 && argc <= REQUEST_STRINGS && envc <= REQUEST_STRINGS) {
+        struct request request = { (uint32_t)plan_size, (uint32_t)argv_size, (uint32_t)argc,
+                                   (uint32_t)envp_size, (uint32_t)envc,      (uint32_t)count };
+        int numbers[REQUEST_FDS];
+        memcpy(numbers, fds, (size_t)count * sizeof(int));
+        struct parts parts = { plan, argv, envp, numbers };
+        Py_BEGIN_ALLOW_THREADS
+        err = hand_over(sock, pidfd, &request, &parts, &report);
+        Py_END_ALLOW_THREADS
+        if (err)
+            report.err = err;
+    }
+    return Py_BuildValue("(iii)", report.stage, report.index, report.err);
+}
+
+PyDoc_STRVAR(inherited_doc, "inherited(/)\n--\n\n"
+                            "What a child made by this thread would take over from it, as bytes to be compared.");
+
+static PyObject *native_inherited(PyObject *self, PyObject *args)
+{
+    (void)self, (void)args;
+    char buffer[INHERITED_BYTES];
+    return PyBytes_FromStringAndSize(buffer, (Py_ssize_t)inherited(buffer, sizeof buffer));
+}
+
 static PyMethodDef methods[] = {
     { "find_duplicate", native_find_duplicate, METH_VARARGS, find_duplicate_doc },
+    { "hand_over", native_hand_over, METH_VARARGS, hand_over_doc },
+    { "inherited", native_inherited, METH_NOARGS, inherited_doc },
     { "launch", native_launch, METH_VARARGS, launch_doc },
     { "wait", native_wait, METH_VARARGS, wait_doc },
     { NULL, NULL, 0, NULL },

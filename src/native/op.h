@@ -43,7 +43,7 @@ enum { FD = 1, FD2 = 2, OUT = 4, STR = 8, STR2 = 16 };
     X(COPY, op_copy, FD | FD2 | STR)                 /* fd: file, fd2: directory, str: path beneath it, a: mode */              \
     X(SYMLINK, op_symlink, FD | STR | STR2)          /* fd: directory, str: path beneath it, str2: what it points to */          \
     X(PRIVATE_MOUNTS, op_private_mounts, 0)          /* nothing mounted here is seen elsewhere, nor the other way */             \
-    X(PIVOT, op_pivot, FD | FD2)                     /* fd: new root mount, fd2: the mount on top of it to live in */            \
+    X(PIVOT, op_pivot, FD2)                          /* fd: new root mount or NO_FD, fd2: the topmost mount, to live in */       \
     X(UNSHARE, op_unshare, 0)                        /* a: CLONE_NEW* flags */                                                   \
     X(SETNS, op_setns, FD)                           /* fd: namespace or pidfd, a: CLONE_NEW* flags */                           \
     X(WRITE, op_write, STR | STR2)                   /* str: path, str2: text, written in one call */                            \
@@ -52,7 +52,8 @@ enum { FD = 1, FD2 = 2, OUT = 4, STR = 8, STR2 = 16 };
     X(NO_NEW_PRIVS, op_no_new_privs, 0)                                                                                          \
     X(KEEP_CAPS, op_keep_caps, 0)                    /* a: capabilities (bits 0..31) to be had after exec, by any user */         \
     X(WAIT_READY, op_wait_ready, FD)                 /* fd: socket an int comes from: 0, or the errno to fail with; fd2: pidfd */ \
-    X(DROP_CAPS, op_drop_caps, 0)                    /* every capability set empty, for good */                                  \
+    X(DROP_BOUNDING, op_drop_bounding, 0)            /* the bounding set empty: takes CAP_SETPCAP */                             \
+    X(DROP_CAPS, op_drop_caps, 0)                    /* every other capability set empty */                                      \
     X(SETSID, op_setsid, 0)                                                                                                      \
     X(CONTROLLING_TTY, op_controlling_tty, FD)       /* fd: a terminal nobody controls yet */                                    \
     X(NAME, op_name, STR)                            /* str: what the kernel is to call it until exec names it anew */           \
@@ -107,7 +108,8 @@ struct plan {
     uint32_t argc, envc;
     int32_t slots[SLOTS];
     int slots_used; /* one more than the highest that an op fills */
-    int32_t exec_fd; /* head->exec_fd, until FD_MAP moves it out of the way */
+    int32_t exec_fd;   /* head->exec_fd, until FD_MAP moves it out of the way */
+    int32_t report_fd; /* a socket that lasts until exec, or NO_FD: FD_MAP moves it, too */
     int32_t pidfd;   /* the program's process; the kernel writes it before the child runs */
     volatile struct report report;
 };
@@ -135,6 +137,8 @@ static inline int plan_keep(struct plan *plan, const struct op *op, long ret)
 int verify_plan(struct plan *plan, size_t size);
 
 /* child.c */
+int run_ops(struct plan *plan);         /* 0, or the errno of the op that failed; plan->report tells which */
+void exec_program(struct plan *plan);   /* returns only when it failed; plan->report has the errno */
 void child_main(void *plan);
 
 /* launch.c */

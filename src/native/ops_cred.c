@@ -93,8 +93,8 @@ int op_wait_ready(struct plan *plan, const struct op *op)
     return ret < 0 ? (int)-ret : ret != sizeof err ? ESRCH : err;
 }
 
-/* Empties the bounding set first, which takes CAP_SETPCAP, so that not even uid 0 regains anything by exec. */
-int op_drop_caps(struct plan *plan, const struct op *op)
+/* With this set empty not even uid 0 regains anything by exec. What is permitted now stays so. */
+int op_drop_bounding(struct plan *plan, const struct op *op)
 {
     (void)plan, (void)op;
     for (int cap = 0; cap < 64; cap++) { /* as many as a capability set can hold; a filter may answer 0 to all of them */
@@ -104,6 +104,12 @@ int op_drop_caps(struct plan *plan, const struct op *op)
         if (ret < 0)
             return (int)-ret;
     }
+    return 0;
+}
+
+int op_drop_caps(struct plan *plan, const struct op *op)
+{
+    (void)plan, (void)op;
     long ret = sys5(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
     if (ret < 0)
         return (int)-ret;

@@ -105,12 +105,13 @@ int op_fd_map(struct plan *plan, const struct op *op)
         return EBADF;
     for (int i = 0; i <= last; i++)
         held[i] = -1;
-    long exec_fd = plan_fd(plan, plan->exec_fd);
-    if (exec_fd >= 0) {
-        exec_fd = dup_clear((int)exec_fd, is_target, &from);
-        if (exec_fd < 0)
-            return (int)-exec_fd;
-        plan->exec_fd = (int32_t)exec_fd;
+    int32_t *const kept[] = { &plan->exec_fd, &plan->report_fd };
+    for (int i = 0; i < 2; i++) {
+        int fd = plan_fd(plan, *kept[i]);
+        long copy = fd < 0 ? fd : dup_clear(fd, is_target, &from);
+        if (fd >= 0 && copy < 0)
+            return (int)-copy;
+        *kept[i] = (int32_t)copy;
     }
     for (uint64_t i = 0; i < op->a; i++) {
         struct pair p = pair_at(plan, op, i);
@@ -139,19 +140,24 @@ int op_fd_map(struct plan *plan, const struct op *op)
                 return (int)-ret;
         }
     }
+    int low = plan->exec_fd < plan->report_fd ? plan->exec_fd : plan->report_fd;
+    int high = plan->exec_fd < plan->report_fd ? plan->report_fd : plan->exec_fd;
     for (int fd = 0; fd <= last; fd++) {
-        if (!(is_target[fd / 8] & 1 << fd % 8) && fd != exec_fd)
+        if (!(is_target[fd / 8] & 1 << fd % 8) && fd != low && fd != high)
             continue;
         int err = close_between(first, fd - 1);
         if (err)
             return err;
         first = fd + 1;
     }
-    if (exec_fd > last) {
-        int err = close_between(first, exec_fd - 1);
+    for (int i = 0; i < 2; i++) {
+        int fd = i ? high : low;
+        if (fd <= last)
+            continue;
+        int err = close_between(first, fd - 1);
         if (err)
             return err;
-        first = exec_fd + 1;
+        first = fd + 1;
     }
     for (int i = 0; i < plan->slots_used; i++)
         plan->slots[i] = NO_FD; /* closed above */

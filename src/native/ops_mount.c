@@ -223,26 +223,32 @@ int op_private_mounts(struct plan *plan, const struct op *op)
     return (int)-sys5(__NR_mount, 0, "/", 0, MS_REC | MS_PRIVATE, 0);
 }
 
-/* Makes `fd` the root mount, lets go of everything that was there before, and moves into `fd2`, which is mounted on top of
- * it. What lies in `fd` itself cannot be reached by any path from fd2, but its mounts stay alive: the program is executed
- * from there. A process whose root is the topmost mount on "/" does not count as chrooted (user_namespaces(7)), so programs
- * inside may still make namespaces of their own. */
-int op_pivot(struct plan *plan, const struct op *op)
+static long change_root(int new)
 {
     long old = sys4(__NR_openat, AT_FDCWD, "/", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
     if (old < 0)
-        return (int)-old;
-    long ret = sys1(__NR_fchdir, plan_fd(plan, op->fd));
+        return old;
+    long ret = sys1(__NR_fchdir, new);
     if (ret == 0)
         ret = sys2(__NR_pivot_root, ".", ".");
     if (ret == 0)
         ret = sys1(__NR_fchdir, old);
     if (ret == 0)
         ret = sys2(__NR_umount2, ".", MNT_DETACH);
+    sys1(__NR_close, old);
+    return ret;
+}
+
+/* Makes `fd` the root mount, lets go of everything that was there before (unless fd is NO_FD: there is nothing), and moves
+ * into `fd2`, which is the topmost mount by then. What lies in `fd` itself cannot be reached by any path from fd2, but its mounts stay alive: the program is executed
+ * from there. A process whose root is the topmost mount on "/" does not count as chrooted (user_namespaces(7)), so programs
+ * inside may still make namespaces of their own. */
+int op_pivot(struct plan *plan, const struct op *op)
+{
+    long ret = plan_fd(plan, op->fd) < 0 ? 0 : change_root(plan_fd(plan, op->fd));
     if (ret == 0)
         ret = sys1(__NR_fchdir, plan_fd(plan, op->fd2));
     if (ret == 0)
         ret = sys1(__NR_chroot, ".");
-    sys1(__NR_close, old);
     return (int)-ret;
 }

@@ -142,6 +142,11 @@ class Packer:
         self._holes.append([])
         return _FIRST_HOLE - (len(self._holes) - 1)
 
+    def received(self) -> int:
+        """A descriptor that comes with the plan, in a message: the next slot."""
+        self._slots += 1
+        return -1000 - (self._slots - 1)
+
     def unshare_fds(self) -> None:
         """Leave the parent's descriptor table. What is left behind is known only when all other numbers are."""
         self._unshare_at = _HEAD.size + len(self._ops) * _OP.size + _A_AT
@@ -179,7 +184,8 @@ class Packer:
         for fd, at in ((cgroup_fd, _CGROUP_AT), (enter_fd, _ENTER_AT), (exec_fd, _EXEC_AT)):
             self._note(fd, at)
         path = self._string(exec_path)
-        flags = (_native.PLAN_SHARE_FDS | _native.PLAN_COLLECT) if collect else _native.PLAN_SHARE_FDS
+        flags = 0 if self._unshare_at is None and not collect else _native.PLAN_SHARE_FDS
+        flags |= _native.PLAN_COLLECT if collect else 0
         head = _HEAD.pack(
             _native.PLAN_MAGIC, len(self._ops), len(self._blob), flags, clone_flags, cgroup_fd, enter_fd, enter_flags, exec_fd, path, 0
         )

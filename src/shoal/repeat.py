@@ -15,12 +15,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shoal.actions import Action, CloneFd
+from shoal.cells import launch_warm
 from shoal.descriptors import FD_TABLE_SIZE, Descriptors, number_of
 from shoal.environment import Environ, encode_environ, own_environment, working_directory
 from shoal.flags import SpawnFlags
+from shoal.handles.made import empty_mounts
 from shoal.handles.process import Process
 from shoal.launcher import run
-from shoal.lowering import Lowered
+from shoal.lowering import Lowered, Waiting, can_wait, lower_waiting
 from shoal.packing import count_strings
 from shoal.plan import JobPlace, Plan
 from shoal.startup_table import VARIABLE
@@ -46,6 +48,9 @@ class _Known:
     sources: tuple[int, ...]
     """Descriptors handed over, in the order of the plan: a number, or -1 - the index of the action that has it."""
     same_libraries: Callable[[], bool]
+    ahead: Waiting | None
+    """The same for a cell made ahead, if that can be; its sources are as those above."""
+    ahead_sources: tuple[int, ...]
 
 
 _known: OrderedDict[Key, _Known] = OrderedDict()
@@ -85,15 +90,24 @@ def repeat(path: str | bytes, argv: tuple[bytes, ...], flags: int, environ: Envi
         envc += 1
     descriptors = Descriptors(consume=True)
     try:
-        sources = known.sources
+        given: list[int] = []
         if actions:
             given = [descriptors.copy(_number(action)) for action in actions]
-            sources = tuple(given[-1 - source] if source < 0 else source for source in sources)
-        return run(known.lowered, sources, (args, argc), (envp, envc)) if known.same_libraries() else None
+        if not known.same_libraries():
+            return None
+        if known.ahead is not None:
+            process = launch_warm(known.ahead, _filled(known.ahead_sources, given), (args, argc), (envp, envc))
+            if process is not None:
+                return process
+        return run(known.lowered, _filled(known.sources, given), (args, argc), (envp, envc))
     except (OSError, ValueError):
         return None  # and the long way says what is wrong
     finally:
         descriptors.close()
+
+
+def _filled(sources: tuple[int, ...], given: Sequence[int]) -> tuple[int, ...]:
+    return tuple(given[-1 - source] if source < 0 else source for source in sources) if given else sources
 
 
 def _number(action: Action) -> int:
@@ -137,16 +151,18 @@ def remember(
     if identity[:2] != (program.dev, program.ino):
         return
     sources: list[int] = []
+    ahead_sources: list[int] = []
     for item in plan.descriptors:
         if not isinstance(item.source, int):
             return
-        if item.reopened:
-            continue
-        sources.append(-1 - targets.index(item.target) if item.target in targets else item.source)
+        source = -1 - targets.index(item.target) if item.target in targets else item.source
+        ahead_sources.append(source)
+        if not item.reopened:
+            sources.append(source)
+    ahead = lower_waiting(plan, empty_mounts) if can_wait(plan) else None
+    known = _Known(identity, lowered, plan.cwd, startup, tuple(sources), same_libraries, ahead, tuple(ahead_sources))
     with _lock:
-        _known[path, flags, argv[0] if argv else b"", targets] = _Known(
-            identity, lowered, plan.cwd, startup, tuple(sources), same_libraries
-        )
+        _known[path, flags, argv[0] if argv else b"", targets] = known
         while len(_known) > KEPT:
             _known.popitem(last=False)
 

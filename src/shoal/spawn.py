@@ -10,6 +10,7 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Sequence
 
+from shoal import cells
 from shoal.actions import Action, Fd, check_actions
 from shoal.draft import Draft
 from shoal.environment import Environ, encode_environ
@@ -17,6 +18,7 @@ from shoal.flags import SpawnFlags
 from shoal.handles import reaper
 from shoal.handles.base import Handle
 from shoal.handles.job import Job, given_job
+from shoal.handles.made import empty_mounts
 from shoal.handles.mount import Bind
 from shoal.handles.policy import deny_new_process_filter
 from shoal.handles.process import Process
@@ -247,21 +249,23 @@ def execute(plan: Plan, place_again: Callable[[], JobPlace]) -> tuple[Process, L
             return _execute(plan, filter_program)
         except SpawnError as error:
             fresh = _refreshed(plan, error, place_again)
-            if fresh is plan:
+            if fresh is None:
                 raise
             plan = fresh
     return _execute(plan, filter_program)
 
 
-def _refreshed(plan: Plan, error: SpawnError, place_again: Callable[[], JobPlace]) -> Plan:
-    """The plan as the world is by now, where it has changed since it was made; else the same one."""
+def _refreshed(plan: Plan, error: SpawnError, place_again: Callable[[], JobPlace]) -> Plan | None:
+    """The plan as the world is by now. None: nothing has changed that would make it succeed."""
     if error.errno in _RENAMED:
         return _follow_renames(plan)
     if error.errno == errno.EBUSY and plan.job.cgroup_fd is not None:
         # A job that is given limits for its children moves its processes to a leaf: cgroups(7), no internal processes.
         place = place_again()
-        return plan if place == plan.job else dataclasses.replace(plan, job=place)
-    return plan
+        return None if place == plan.job else dataclasses.replace(plan, job=place)
+    if error.errno == errno.EMFILE and cells.drain():
+        return plan  # what waited there had some
+    return None
 
 
 RENAMES = 100
@@ -269,8 +273,8 @@ RENAMES = 100
 _RENAMED = (errno.ENOENT, errno.ESTALE, errno.ELOOP, errno.ENOTDIR)
 
 
-def _follow_renames(plan: Plan) -> Plan:
-    """The plan with the names that its directories have now. The same one when nothing in it is held by descriptor."""
+def _follow_renames(plan: Plan) -> Plan | None:
+    """The plan with the names that its directories have now. None when nothing in it is held by descriptor."""
 
     held = False
 
@@ -285,11 +289,11 @@ def _follow_renames(plan: Plan) -> Plan:
     placed = tuple(
         dataclasses.replace(item, source=anew(item.source)) if isinstance(item.source, Bind) else item for item in plan.descriptors
     )
-    return dataclasses.replace(plan, mounts=mounts, descriptors=placed) if held else plan
+    return dataclasses.replace(plan, mounts=mounts, descriptors=placed) if held else None
 
 
 def _execute(plan: Plan, filter_program: bytes | None) -> tuple[Process, Lowered]:
-    lowered = lower(plan, filter_program=filter_program, name_it=name_it)
+    lowered = lower(plan, filter_program=filter_program, name_it=name_it, no_mounts=empty_mounts)
     argv, environ = count_strings(plan.argv), count_strings(plan.environ)
     try:
         return run(lowered, lowered.sources, argv, environ), lowered
@@ -299,7 +303,7 @@ def _execute(plan: Plan, filter_program: bytes | None) -> tuple[Process, Lowered
     # It cannot be entered, and without privileges the child can make no place to stand in instead.
     nowhere = _removed_directory()
     try:
-        lowered = lower(plan, filter_program=filter_program, name_it=name_it, nowhere_fd=nowhere)
+        lowered = lower(plan, filter_program=filter_program, name_it=name_it, no_mounts=empty_mounts, nowhere_fd=nowhere)
         return run(lowered, lowered.sources, argv, environ), lowered
     finally:
         os.close(nowhere)

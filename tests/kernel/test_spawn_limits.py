@@ -35,6 +35,7 @@ for free in range(40):
         seen.append("OK")
     except shoal.SpawnError as error:
         seen.append([error.status.name, error.errno])
+    shoal.cells.drain()
     while reaper.pending():
         reaper.sweep()
     probes = []

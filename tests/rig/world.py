@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rig.features import unified_cgroup
+from shoal import cells
 from shoal.handles import reaper
 
 SETTLE_S = 20.0
@@ -163,6 +164,7 @@ class World:
         """Take what there is now as what there should be."""
         deadline = time.monotonic() + SETTLE_S
         gc.collect()
+        cells.drain()
         reaper.sweep()
         while reaper.pending() and time.monotonic() < deadline:  # what an earlier test let go is not for this one to watch
             self._await_ending(descendants())
@@ -182,6 +184,7 @@ class World:
         deadline = time.monotonic() + SETTLE_S
         while True:
             gc.collect()  # a handle nobody refers to is closed by its collection
+            cells.drain()
             reaper.sweep()
             now = Snapshot.take()
             differences = self._before.differences(now, besides)

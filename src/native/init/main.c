@@ -1,4 +1,6 @@
-/* shoal-init: pid 1 of a cell. It adopts and reaps orphans, passes on the signals it is sent, and ends when the last process
+/* shoal-init: pid 1 of a cell, or, where argv[1] is "w", a process of a cell that waits for its program (wait.c).
+ *
+ * Pid 1 adopts and reaps orphans, passes on the signals it is sent, and ends when the last process
  * of the cell has ended; when it ends, for whatever reason, the kernel kills everything in the cell (pid_namespaces(7)).
  *
  * The program of the cell is pid 2 and not a child of this process but its sibling, so that the caller of spawn() is its
@@ -15,6 +17,7 @@
  * End of file before that byte: the caller died or gave up while starting; end.
  *
  * No libc, no allocation, no writable global: one such process costs a few pages. */
+#include "wait.h"
 #include "../sys.h"
 
 #include <errno.h>
@@ -105,6 +108,11 @@ static int prepare(const char *what)
 _Noreturn static void run(char **argv)
 {
     sys5(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0); /* the program shares our uid and shall not look in here */
+    if (argv[0] && argv[1] && argv[1][0] == 'w') {
+        sys5(__NR_prctl, PR_SET_NAME, argv[0], 0, 0, 0); /* what the program will be called, so that nobody sees another name */
+        wait_for_plan();
+        leave();
+    }
     sys5(__NR_prctl, PR_SET_NAME, "shoal-init", 0, 0, 0);
     int err = prepare(argv[0] ? argv[1] : 0);
     /* After a failure stay all the same until the caller, who is told here, closes the socket: it may be entering us now. */
@@ -156,12 +164,30 @@ __asm__(".globl _start\n_start:\n\tmov x29, xzr\n\tmov x30, xzr\n\tadd x0, sp, #
 _Noreturn void shoal_init_start(char **argv);
 _Noreturn void shoal_init_start(char **argv) { run(argv); }
 
-/* The compiler may turn an initialiser into a call of this. */
+/* The compiler may turn an initialiser or a copy into a call of these. */
 void *memset(void *to, int byte, size_t size);
+void *memcpy(void *restrict to, const void *restrict from, size_t size);
+size_t strlen(const char *text);
 void *memset(void *to, int byte, size_t size)
 {
     volatile char *p = to;
     while (size--)
         *p++ = (char)byte;
     return to;
+}
+
+void *memcpy(void *restrict to, const void *restrict from, size_t size)
+{
+    volatile char *p = to;
+    for (const char *q = from; size--; q++)
+        *p++ = *q;
+    return to;
+}
+
+size_t strlen(const char *text)
+{
+    const volatile char *p = text;
+    while (*p)
+        p++;
+    return (size_t)(p - text);
 }

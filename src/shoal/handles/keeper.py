@@ -24,16 +24,21 @@ STAY, DIE_WITH_US, HOLD = b"g", b"d", b"j"
 """What a keeper is told: keep a program's cell; the same until the socket closes; hold a namespace until then."""
 
 
-def keeper_plan(packer: Packer, clone_flags: int, **where: int) -> Packed:
+def open_null(packer: Packer) -> int:
+    """The slot of /dev/null; to be opened before the caller's files are left."""
+    return packer.made("OPEN", "opening /dev/null", fd=CWD_FD, text="/dev/null", a=os.O_RDWR)
+
+
+def keeper_plan(packer: Packer, null: int, clone_flags: int, **where: int) -> Packed:
     """The plan of a keeper, with two holes: shoal-init's image and its end of the socket.
 
     Args:
         packer: the ops that its namespaces need.
+        null: from `open_null()`.
         where: the cgroup or namespaces to begin in: `cgroup_fd`, `enter_fd`, `enter_flags` of `Packer.packed`.
     """
     image, control = packer.hole(), packer.hole()
     packer.op("SETSID", "making a session")
-    null = packer.made("OPEN", "opening /dev/null", fd=CWD_FD, text="/dev/null", a=os.O_RDWR)
     packer.fd_map([(control, CONTROL_FD)], null)
     packer.op("SIGNALS", "resetting signals")
     return packer.packed(clone_flags=clone_flags, exec_fd=image, **where)  # type: ignore[arg-type]

@@ -6,14 +6,18 @@ A borrowed child runs a few ops on this process's own descriptor table and ends;
 from __future__ import annotations
 
 import os
+import threading
 
 from shoal import _native
+from shoal.handles.kept import KeptFd
 from shoal.packing import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUSER, Packer
 from shoal.probe import is_privileged
 from shoal.status import SpawnError, Stage, Status, failure, failure_from_errno
 
+MOUNT_ATTR_RDONLY = 0x1
 MOUNT_ATTR_NOSUID = 0x2
 MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_NOEXEC = 0x8
 
 
 def map_ids(packer: Packer) -> None:
@@ -42,7 +46,11 @@ def _collect(packer: Packer, clone_flags: int, slot: int, what: str) -> int:
         raise failure_from_errno(errno, Stage.SETUP, f"cannot make {what}: {packer.labels[index]}")
     if errno:
         raise failure(Status.INTERNAL, Stage.SETUP, f"cannot make {what}")
-    return slots[-1000 - slot]
+    wanted = -1000 - slot
+    for index, fd in enumerate(slots):
+        if index != wanted and fd >= 0:
+            os.close(fd)
+    return slots[wanted]
 
 
 def make_tmpfs(size_bytes: int, mode: int) -> int:
@@ -68,3 +76,41 @@ def make_netns() -> int:
     packer.op("LOOPBACK_UP", "bringing the loopback device up")
     slot = packer.made("OPEN", "opening the network namespace", fd=-100, text="/proc/self/ns/net", a=os.O_RDONLY)
     return _collect(packer, clone_flags, slot, "a network namespace")
+
+
+def _make_empty_mounts() -> int:
+    """A descriptor of a mount namespace in which nothing is but one empty directory that cannot be written.
+
+    Raises:
+        SpawnError: also for a root who may make mount namespaces, but not clone the mounts of the one it lives in; what is
+            cloned could not be taken there.
+    """
+    packer = Packer()
+    packer.made("OPEN_TREE", "cloning the root directory", fd=-100, text="/", a=1)
+    packer.op("UNSHARE", "making a mount namespace", a=CLONE_NEWNS)
+    slot = packer.made("OPEN", "opening the mount namespace", fd=-100, text="/proc/thread-self/ns/mnt", a=os.O_RDONLY)
+    packer.op("PRIVATE_MOUNTS", "making mounts private")
+    attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
+    root = packer.made("FSMOUNT", "making an empty root directory", text="tmpfs", text2="size=4k,mode=555", a=attributes)
+    host = packer.made("OPEN", "opening the root directory", fd=-100, text="/", a=os.O_RDONLY | os.O_DIRECTORY)
+    packer.op("MOVE_MOUNT", "mounting the empty root directory", fd=root, fd2=host, text="")
+    packer.op("PIVOT", "leaving the caller's mounts", fd=root, fd2=root)
+    return _collect(packer, 0, slot, "a mount namespace")
+
+
+def empty_mounts() -> int:
+    """The one made on first use and kept, or -1 where none can be made or used."""
+    global _refused
+    with _lock:
+        if _refused:
+            return -1
+        try:
+            return _empty_mounts.fd()
+        except SpawnError:
+            _refused = True
+            return -1
+
+
+_lock = threading.Lock()
+_refused = False
+_empty_mounts = KeptFd(_make_empty_mounts)

@@ -24,7 +24,7 @@ from typing import NoReturn
 from shoal.handles import reaper
 from shoal.handles.deadline import Deadline, is_ready
 from shoal.handles.job_backend import JobBackend, Limits, Placement
-from shoal.handles.keeper import HOLD, keeper_plan, start_keeper
+from shoal.handles.keeper import HOLD, keeper_plan, open_null, start_keeper
 from shoal.handles.made import map_ids
 from shoal.handles.process import Usage
 from shoal.handles.reaper import Keeper, OwnedFd
@@ -56,7 +56,8 @@ def create(name: str | None, parent: JobBackend) -> PidnsBackend:
         clone_flags |= CLONE_NEWUSER
         map_ids(packer)
     try:
-        keeper, control = start_keeper(keeper_plan(packer, clone_flags, **where), "the job's first process")
+        plan = keeper_plan(packer, open_null(packer), clone_flags, **where)
+        keeper, control = start_keeper(plan, "the job's first process")
     except SpawnError as error:
         if error.stage is Stage.CLONE or error.status is Status.ACCESS_DENIED:
             raise failure(Status.NOT_SUPPORTED, Stage.JOB, f"no pid namespace either ({error.detail})", error.errno) from error

@@ -185,6 +185,18 @@ class Process(Handle):
             name = os.fsdecode(encoded[:NAME_BYTES])
         return cls._with_state(pidfd, None, _State(pid, name, time.time(), owned=True, keeper=keeper))
 
+    def _begin(self) -> None:
+        """It was there before, and becomes the program now."""
+        self._state.started_at = time.time()
+
+    def _forget(self) -> None:
+        """After os.fork() in the child: the process is the parent's child, and its reaping the parent's business."""
+        self._state.owned, self._state.reaped = False, True
+        self._state.keeper_given.clear()
+        if self._state.keeper is not None:
+            self._state.keeper.release()
+        self.close()
+
     @classmethod
     def _from_fd(cls, fd: int, rights: Rights | None = None, name: str | None = None) -> Self:
         """The handle to the process a pidfd stands for; it is waited for, never reaped.

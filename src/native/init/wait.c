@@ -1,0 +1,107 @@
+/* A process of a cell that has everything a cell fixes - namespaces, world of files, no privileges - and waits to be told
+ * which program to become, with which arguments, environment and descriptors: see request.h. The socket's end means that
+ * nobody will tell it any more. */
+#include "wait.h"
+#include "../request.h"
+#include "../sys.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+static struct {
+    struct request head;
+    char rest[REQUEST_BYTES - sizeof(struct request)];
+} received;
+static char *strings[REQUEST_STRINGS + 2];
+static struct plan plan;
+
+static void answer(void)
+{
+    struct report report = { plan.report.stage, plan.report.index, plan.report.err };
+    sys6(__NR_sendto, plan.report_fd, (long)&report, sizeof report, MSG_NOSIGNAL, 0, 0);
+}
+
+/* Points `out` at `count` strings that fill `size` bytes exactly. */
+static int split(char *text, uint32_t size, char **out, uint32_t count)
+{
+    char *end = text + size;
+    for (uint32_t i = 0; i < count; i++) {
+        out[i] = text;
+        while (text < end && *text)
+            text++;
+        if (text == end)
+            return EINVAL;
+        text++;
+    }
+    out[count] = 0;
+    return text == end ? 0 : EINVAL;
+}
+
+/* Fills `plan` from a message of `size` bytes, all after the descriptors have been put into its slots. */
+static int take(long size)
+{
+    const struct request *request = &received.head;
+    if (size < (long)sizeof *request || request->argc + (uint64_t)request->envc > REQUEST_STRINGS ||
+        request->plan_size < sizeof(struct plan_head) ||
+        (uint64_t)size != sizeof *request + (uint64_t)request->plan_size + request->argv_size + request->envp_size)
+        return EINVAL;
+    const struct plan_head *head = (const struct plan_head *)received.rest;
+    if (head->count > PLAN_OPS_MAX || request->plan_size - sizeof *head < head->count * sizeof(struct op))
+        return EINVAL;
+    plan.head = head;
+    plan.ops = (const struct op *)(head + 1);
+    plan.blob = (char *)(uintptr_t)(plan.ops + head->count);
+    plan.argc = request->argc;
+    plan.envc = request->envc;
+    plan.argv = strings;
+    plan.envp = strings + request->argc + 1;
+    plan.exec_fd = head->exec_fd;
+    char *argv = received.rest + request->plan_size;
+    int err = split(argv, request->argv_size, plan.argv, request->argc);
+    if (!err)
+        err = split(argv + request->argv_size, request->envp_size, plan.envp, request->envc);
+    int fds = plan.slots_used;
+    if (err || (err = verify_plan(&plan, request->plan_size) ? EINVAL : 0))
+        return err;
+    plan.slots_used = plan.slots_used > fds ? plan.slots_used : fds;
+    return 0;
+}
+
+void wait_for_plan(void)
+{
+    _Alignas(struct cmsghdr) static char control[CMSG_SPACE(REQUEST_FDS * sizeof(int))];
+    struct iovec piece = { &received, sizeof received };
+    struct msghdr message = { .msg_iov = &piece, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control };
+    sys3(__NR_fcntl, REQUEST_SOCKET, F_SETFD, FD_CLOEXEC);
+    sys3(__NR_fcntl, REQUEST_BASE, F_SETFD, FD_CLOEXEC);
+    plan.report_fd = REQUEST_SOCKET;
+    plan.report.stage = STAGE_PLAN;
+    plan.report.index = -1;
+    for (int i = 0; i < SLOTS; i++)
+        plan.slots[i] = NO_FD;
+    long size;
+    do
+        size = sys3(__NR_recvmsg, REQUEST_SOCKET, &message, MSG_CMSG_CLOEXEC);
+    while (size == -EINTR);
+    if (size <= 0)
+        return;
+    const struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+    if (head && head->cmsg_type == SCM_RIGHTS)
+        plan.slots_used = (int)((head->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+    for (int i = 0; i < plan.slots_used; i++)
+        plan.slots[i] = ((const int *)(const void *)CMSG_DATA(head))[i];
+    /* The kernel drops the descriptors that do not fit below the limit, and says so. */
+    int err = message.msg_flags & MSG_CTRUNC ? EMFILE : message.msg_flags & MSG_TRUNC ? EMSGSIZE : take(size);
+    if (!err && received.head.fds != (uint32_t)plan.slots_used)
+        err = EMFILE;
+    plan.report.err = err;
+    if (!err)
+        run_ops(&plan);
+    answer();
+    if (plan.report.err)
+        return;
+    exec_program(&plan);
+    answer();
+}
