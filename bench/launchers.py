@@ -77,6 +77,22 @@ def shoal_cell(program: str, directory: Path) -> Launch:
     return launch
 
 
+def shoal_cold_cell(program: str, directory: Path) -> Launch:
+    """As `shoal cell`, with every cell made when it is needed. For a worker of its own: the setting is the process's."""
+    import shoal
+
+    shoal.cells.limit(0)
+    return shoal_cell(program, directory)
+
+
+def settle() -> None:
+    """Wait until nothing is made in the background, so that the next peer has the machine for itself."""
+    import sys
+
+    if (cells := sys.modules.get("shoal.cells")) is not None:
+        cells.wait_ready()
+
+
 def _bwrap_argv(program: str) -> list[str]:
     bwrap = shutil.which("bwrap")
     if bwrap is None:
@@ -151,6 +167,7 @@ MAKERS: dict[str, Maker] = {
     "subprocess.Popen": subprocess_popen,
     "os.posix_spawn": posix_spawn,
     "shoal cell": shoal_cell,
+    "shoal cell, none ahead": shoal_cold_cell,
     "bwrap (subprocess.run)": bwrap_run,
     "bwrap (os.posix_spawn)": bwrap_posix_spawn,
     "sandlock": sandlock,

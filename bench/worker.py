@@ -81,10 +81,13 @@ def answer(request: dict[str, Any], made: dict[tuple[str, str], Callable[[], Non
     key = (request["peer"], request["program"])
     if key not in made:
         made[key] = launchers.make(*key, directory)
-    if "threads" in request:
-        return [per_second(made[key], request["threads"], request["seconds"])]
-    made[key]()  # this process has just been woken up and the caches are somebody else's: not part of the figure
-    return timed_us(made[key], request["count"])
+    try:
+        if "threads" in request:
+            return [per_second(made[key], request["threads"], request["seconds"])]
+        made[key]()  # this process has just been woken up and the caches are somebody else's: not part of the figure
+        return timed_us(made[key], request["count"])
+    finally:
+        launchers.settle()
 
 
 def main() -> None:

@@ -37,8 +37,6 @@ from shoal.status import SpawnError
 
 KEPT = 16
 """The most cells that wait at any time."""
-KEPT_ALIKE = 8
-"""The most that wait for the same launch."""
 IDLE_S = 2.0
 """Cells for a launch that was not seen for so long are given up."""
 SOON_S = 2.0
@@ -105,7 +103,7 @@ class _Pool:
             unwanted += others
             if soon and not others:
                 # One more than needed so far, until a launch finds one ready.
-                shelf.wanted = min(shelf.wanted + (not found), KEPT_ALIKE, self.most)
+                shelf.wanted = min(shelf.wanted + (not found), self.most)
                 if found is None:
                     self._ask()
             if found is None and not others and not self._paused and shelf.making > shelf.awaited:
@@ -124,6 +122,12 @@ class _Pool:
         """Make what is wanted."""
         with self._lock:
             self._ask()
+
+    def wait_ready(self) -> int:
+        with self._lock:
+            while self._making:
+                self._done.wait()
+            return sum(len(shelf.ready) for shelf in self._shelves.values())
 
     def drain(self) -> bool:
         """Give up every cell, wait until none is in the making, and end the threads. Whether there was any."""
@@ -290,6 +294,11 @@ def limit(cells: int) -> None:
         raise ValueError(f"a number of cells cannot be negative: {cells}")
     _pool.most = cells
     _pool.drain()
+
+
+def wait_ready() -> int:
+    """Wait until none is in the making. How many wait for their launch."""
+    return _pool.wait_ready()
 
 
 def drain() -> bool:

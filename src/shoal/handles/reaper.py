@@ -6,7 +6,7 @@ registered with a descriptor that tells when its time has come. `sweep()` settle
 blocks; it is called at each spawn and each wait, and when the interpreter exits. There is no thread and no SIGCHLD
 handler, so a host program may have its own.
 
-Why an epoll set: a sweep then costs one system call however many things are still alive.
+Why an epoll set: a sweep then costs one system call however many things are still alive. A few are looked at one by one.
 Why a queue before the set: things are also registered by `__del__`, which may run in the middle of anything, a sweep in
 the same thread included. Appending to a deque needs no lock; whoever sweeps next takes it from there.
 
@@ -26,6 +26,9 @@ from typing import Protocol
 
 from shoal import _native
 from shoal.handles.deadline import Deadline, is_ready
+
+FEW = 4
+"""So many are looked at one by one."""
 
 
 class Pending(Protocol):
@@ -170,8 +173,11 @@ class _Registry:
         if not self._sweeping.acquire(blocking=False):
             return
         try:
-            self._take_in()
-            self._settle_ready()
+            if len(self.queue) <= FEW and not self.watched:
+                self._settle_few()
+            else:
+                self._take_in()
+                self._settle_ready()
         finally:
             self._sweeping.release()
 
@@ -183,6 +189,16 @@ class _Registry:
         self._reset()
         for entry in entries:
             entry.release()
+
+    def _settle_few(self) -> None:
+        """Look at what is queued one by one: cheaper than making a set for it."""
+        for _ in range(len(self.queue)):
+            entry = self.queue.popleft()
+            fd = entry.fileno()
+            if fd >= 0 and not (is_ready(fd, entry.events) and entry.settle()):
+                self.queue.append(entry)
+            else:
+                entry.release()
 
     def _take_in(self) -> None:
         """Move what is queued into the epoll set."""
