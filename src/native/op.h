@@ -36,7 +36,7 @@ enum { FD = 1, FD2 = 2, OUT = 4, STR = 8, STR2 = 16 };
     X(FSMOUNT, op_fsmount, STR | STR2 | OUT)         /* str: type, str2: "key=value,flag", a: MOUNT_ATTR_* */                    \
     X(BIND, op_bind, FD2 | STR | STR2)               /* str: path, a, b: as EXPECT, flags: MOUNT_ATTR_*, fd2, str2: where */     \
     X(OPEN_TREE, op_open_tree, FD | STR | OUT)       /* fd, str: what, a: OPEN_TREE_* and AT_* flags */                          \
-    X(MOUNT_SETATTR, op_mount_setattr, FD)           /* fd: tree, a: MOUNT_ATTR_* to set, b: AT_RECURSIVE or 0 */                \
+    X(MOUNT_SETATTR, op_mount_setattr, FD)           /* fd: tree, a: MOUNT_ATTR_*, b: AT_RECURSIVE or 0, fd2: user ns to map by */ \
     X(MOVE_MOUNT, op_move_mount, FD | FD2 | STR)     /* fd: tree, fd2: directory, str: where beneath it, "" for itself */        \
     X(MKDIRS, op_mkdirs, FD | STR)                   /* fd: directory, str: path beneath it, a: mode */                          \
     X(TOUCH, op_touch, FD | STR)                     /* fd: directory, str: path beneath it, a: mode */                          \
@@ -58,6 +58,13 @@ enum { FD = 1, FD2 = 2, OUT = 4, STR = 8, STR2 = 16 };
     X(CONTROLLING_TTY, op_controlling_tty, FD)       /* fd: a terminal nobody controls yet */                                    \
     X(NAME, op_name, STR)                            /* str: what the kernel is to call it until exec names it anew */           \
     X(UMASK, op_umask, 0)                            /* a: mask */                                                               \
+    X(RLIMIT, op_rlimit, 0)                          /* flags: resource, a: soft, b: hard */                                     \
+    X(AFFINITY, op_affinity, STR)                    /* str: mask of processors, a: its size in bytes */                         \
+    X(NICE, op_nice, 0)                              /* a: nice value */                                                         \
+    X(IDS, op_ids, 0)                                /* a: user, b: group; no other groups */                                    \
+    X(LANDLOCK_RULES, op_landlock_rules, OUT)        /* flags: scopes, a: file accesses, b: network accesses, all handled */     \
+    X(LANDLOCK_ALLOW, op_landlock_allow, FD | FD2)   /* fd: rules, fd2: a file or directory, a: accesses */                      \
+    X(LANDLOCK_ENTER, op_landlock_enter, FD)         /* fd: rules */                                                             \
     X(SECCOMP, op_seccomp, STR)                      /* str: struct sock_filter array, a: how many */                            \
     X(ENV_PID, op_env_pid, 0)                        /* a: index of a variable, b: where in it its digits go */                  \
     X(SIGNALS, op_signals, 0)                        /* every disposition default, nothing blocked; the last op */

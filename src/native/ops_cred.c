@@ -5,9 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
-#include <linux/filter.h>
 #include <linux/prctl.h>
-#include <linux/seccomp.h>
 #include <net/if.h>
 #include <poll.h>
 #include <sys/ioctl.h>
@@ -142,12 +140,6 @@ int op_umask(struct plan *plan, const struct op *op)
     (void)plan;
     sys1(__NR_umask, op->a);
     return 0;
-}
-
-int op_seccomp(struct plan *plan, const struct op *op)
-{
-    struct sock_fprog program = { .len = (unsigned short)op->a, .filter = (struct sock_filter *)plan_str(plan, op->str) };
-    return (int)-sys3(__NR_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program);
 }
 
 /* LISTEN_PID has to hold the child's own pid, which nobody knows before the clone. The variable has room for the digits. */

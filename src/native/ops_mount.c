@@ -76,6 +76,12 @@ int op_open_tree(struct plan *plan, const struct op *op)
 int op_mount_setattr(struct plan *plan, const struct op *op)
 {
     struct mount_attr attr = { .attr_set = op->a };
+    if (op->fd2 != NO_FD) {
+        int userns = plan_fd(plan, op->fd2);
+        if (userns < 0)
+            return EBADF;
+        attr.userns_fd = (uint64_t)userns;
+    }
     return (int)-sys5(__NR_mount_setattr, plan_fd(plan, op->fd), "", AT_EMPTY_PATH | (op->b & AT_RECURSIVE), &attr, sizeof attr);
 }
 

@@ -66,6 +66,7 @@ static int op_ok(const struct plan *plan, const struct op *op)
     case OP_SIGNALS: return !(plan->head->flags & PLAN_COLLECT);
     case OP_FD_MAP: return !(plan->head->flags & PLAN_COLLECT) && fd_map_ok(plan, op);
     case OP_SECCOMP: return op->a > 0 && op->str % _Alignof(struct sock_filter) == 0 && array_ok(plan, op, 4096, sizeof(struct sock_filter));
+    case OP_AFFINITY: return op->a > 0 && op->str % _Alignof(long) == 0 && array_ok(plan, op, 1024, 1);
     case OP_ENV_PID: return env_pid_ok(plan, op);
     case OP_UNSHARE:
     case OP_SETNS: return (op->a & ~(uint64_t)NAMESPACES) == 0;

@@ -27,7 +27,7 @@ from shoal.handles.mount import Bind, Contents, MountSource
 from shoal.handles.netns import NetNs
 from shoal.handles.socket import Socket
 from shoal.handles.vmo import Vmo
-from shoal.plan import Descriptor, JobPlace, Mount, Network, Plan, Program
+from shoal.plan import Confinement, Descriptor, JobPlace, Mount, Network, Plan, Program
 from shoal.probe import is_privileged
 from shoal.processargs import Startup, listed_entries, listen_variables, numbering_order
 from shoal.startup_table import VARIABLE, StartupTable
@@ -304,7 +304,16 @@ class Draft:
 
     # The result
 
-    def finish(self, argv: tuple[bytes, ...], environ: Environ, job: JobPlace, *, terminal: int | None, dies_with_caller: bool) -> Plan:
+    def finish(
+        self,
+        argv: tuple[bytes, ...],
+        environ: Environ,
+        job: JobPlace,
+        *,
+        terminal: int | None,
+        dies_with_caller: bool,
+        confinement: Confinement,
+    ) -> Plan:
         """The plan. Raises for what can only be told when everything is known."""
         assert self._program is not None
         env = own_environment() if environ is None and self.flags & SpawnFlags.CLONE_ENVIRON else encode_environ(environ or ())
@@ -342,6 +351,7 @@ class Draft:
             terminal=terminal,
             listen_pid=listen_pid,
             dies_with_caller=dies_with_caller,
+            confinement=confinement,
         )
 
     def _network(self) -> Network:

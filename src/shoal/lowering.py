@@ -11,10 +11,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from shoal.confine import Confine
 from shoal.handles.keeper import MAKE_NETWORK, keeper_plan, open_null
 from shoal.handles.kept import wants_reopening
 from shoal.handles.made import map_ids
-from shoal.handles.mount import Bind
+from shoal.handles.mount import Bind, Devices, MountSource, NewMount
 from shoal.packing import (
     CLONE_NEWCGROUP,
     CLONE_NEWIPC,
@@ -110,8 +111,13 @@ def can_wait(plan: Plan) -> bool:
         and not plan.dies_with_caller
         and plan.job == JobPlace(plan.job.label)
         and all(isinstance(item.source, int) for item in plan.descriptors)
-        and all(isinstance(mount.source, Bind) and mount.source.fd < 0 for mount in plan.mounts)
+        and all(_lasts(mount.source) for mount in plan.mounts)
     )
+
+
+def _lasts(source: MountSource) -> bool:
+    """Whether it can be mounted any time and any number of times: it holds no descriptor."""
+    return isinstance(source, NewMount | Devices) or (isinstance(source, Bind) and source.fd < 0 and source.follow_fd < 0)
 
 
 def lower_waiting(plan: Plan, no_mounts: NoMounts) -> Waiting:
@@ -131,12 +137,20 @@ def lower_waiting(plan: Plan, no_mounts: NoMounts) -> Waiting:
     packer.op("CHDIR", ENTERING, text=plan.cwd)
     packer.op("UMASK", "setting the file mode mask", a=UMASK)
     packer.op("SETSID", "making a session")
-    _drop_privileges(packer)
+    confine = Confine(packer, plan.confinement)
+    confine.as_process()
+    _drop_privileges(packer, confine, world)
     packer.fd_map([(socket, WAITING_SOCKET), (base, WAITING_BASE)], null)
+    if plan.confinement.early:
+        confine.filter()
     packer.op("SIGNALS", "resetting signals")
     prepare = packer.packed(exec_fd=image, **_inside(plan, init))  # type: ignore[arg-type]
     packer = Packer()
     packer.fd_map([(packer.received(), item.target) for item in plan.descriptors], 0)  # where it waits, 0 is /dev/null
+    confine = Confine(packer, plan.confinement)
+    confine.limits()
+    if not plan.confinement.early:
+        confine.filter()
     finish = packer.packed(exec_fd=WAITING_BASE, exec_path=exec_path)
     sources = tuple(item.source for item in plan.descriptors if isinstance(item.source, int))
     return Waiting(keeper, tasks, prepare, finish.filled(()), sources, plan.name, comm(plan))
@@ -231,17 +245,22 @@ def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, em
         packer.op("SETSID", "making a session")
     if plan.terminal is not None:
         packer.op("CONTROLLING_TTY", "taking the controlling terminal", fd=plan.terminal)
+    confine = Confine(packer, plan.confinement)
+    confine.as_process()
     if in_cell:
-        _drop_privileges(packer)
-    elif filter_program is not None:
+        _drop_privileges(packer, confine, world)
+    elif filter_program is not None or plan.confinement.filter or plan.confinement.landlock is not None:
         packer.op("NO_NEW_PRIVS", "setting no_new_privs")
+        confine.files(world)
     if plan.program.fd is not None and memory_fd is not None:
         pairs.append((plan.program.fd, memory_fd | TARGET_CLOEXEC))
     packer.fd_map(pairs, null)
     if plan.listen_pid is not None:
         packer.op("ENV_PID", "setting LISTEN_PID", a=plan.listen_pid, b=len("LISTEN_PID="))
+    confine.limits()
     if filter_program is not None:
         packer.seccomp(filter_program, "installing the filter of the job")
+    confine.filter()
     packer.op("SIGNALS", "resetting signals")
     return packer.packed(clone_flags=clone_flags, exec_fd=exec_fd, exec_path=exec_path, **where)  # type: ignore[arg-type]
 
@@ -264,8 +283,10 @@ def _enter_network(packer: Packer, keeper: int, control: int) -> None:
     packer.op("SETNS", "entering the cell's network", fd=keeper, a=CLONE_NEWNET)
 
 
-def _drop_privileges(packer: Packer) -> None:
+def _drop_privileges(packer: Packer, confine: Confine, world: World) -> None:
     packer.op("NO_NEW_PRIVS", "setting no_new_privs")
+    confine.files(world)
+    confine.ids()
     packer.op("DROP_CAPS", "dropping capabilities")
 
 

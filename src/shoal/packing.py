@@ -19,6 +19,7 @@ NO_FD = -1
 SLOTS = 1024
 OPS_MAX = 4096
 TARGET_CLOEXEC = 0x40000000
+RESOLVE_IN_ROOT = 0x10
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
@@ -128,13 +129,14 @@ class Packer:
         text2: str | bytes | None = None,
         a: int = 0,
         b: int = 0,
+        flags: int = 0,
     ) -> int:
         """Add an op that makes a descriptor; returns the slot it will be in, usable as `fd` afterwards."""
         if self._slots == SLOTS:
             raise failure(Status.OUT_OF_RANGE, Stage.NAMESPACE, f"a child's world takes more than {SLOTS} mounts to make")
         self._slots += 1
         slot = -1000 - (self._slots - 1)
-        self.op(name, label, fd=fd, out=slot, text=text, text2=text2, a=a, b=b)
+        self.op(name, label, fd=fd, out=slot, text=text, text2=text2, a=a, b=b, flags=flags)
         return slot
 
     def hole(self) -> int:
@@ -166,6 +168,13 @@ class Packer:
     def seccomp(self, program: bytes, label: str) -> None:
         """Install a filter: packed struct sock_filter."""
         self.op("SECCOMP", label, text=self._aligned(program), a=len(program) // 8)
+
+    def affinity(self, processors: Sequence[int], label: str) -> None:
+        """Run on these processors only."""
+        mask = bytearray(8 * (max(processors) // 64 + 1))
+        for number in processors:
+            mask[number // 8] |= 1 << number % 8
+        self.op("AFFINITY", label, text=self._aligned(bytes(mask)), a=len(mask))
 
     def packed(
         self,

@@ -99,6 +99,77 @@ Network = Literal["caller", "loopback", "host", "handed over"]
 
 
 @dataclass(frozen=True, slots=True)
+class Rlimit:
+    """One resource limit of a process: setrlimit(2). `name` is the word for it in messages."""
+
+    name: str
+    resource: int
+    soft: int
+    hard: int
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.soft}" if self.soft == self.hard else f"{self.name} {self.soft} to {self.hard}"
+
+
+@dataclass(frozen=True, slots=True)
+class Landlock:
+    """What a child may do with files, whatever its mounts allow: landlock(7).
+
+    Attributes:
+        files: accesses that are denied where no rule allows them; network: the same; scopes: what of others it cannot reach.
+        rules: paths in the child's world, and what is allowed there and below.
+        program: what is allowed with the file that is executed.
+    """
+
+    files: int
+    network: int
+    scopes: int
+    rules: tuple[tuple[str, int], ...]
+    program: int
+
+
+@dataclass(frozen=True, slots=True)
+class Confinement:
+    """What is taken away from a child besides its world.
+
+    Attributes:
+        filter: a seccomp filter, as packed struct sock_filter; filter_label: what it is.
+        early: the filter lets pass what a waiting process still has to do, so that it can be installed before.
+        processors: the only ones it may run on; empty: any.
+        ids: user and group it runs as, without other groups; None: the caller's.
+    """
+
+    filter: bytes = b""
+    filter_label: str = ""
+    early: bool = False
+    rlimits: tuple[Rlimit, ...] = ()
+    processors: tuple[int, ...] = ()
+    nice: int | None = None
+    ids: tuple[int, int] | None = None
+    landlock: Landlock | None = None
+
+    def listed(self) -> list[str]:
+        """In words, for a listing of the plan."""
+        found = []
+        if self.ids is not None:
+            found.append(f"user {self.ids[0]}, group {self.ids[1]}, no other groups")
+        if self.filter:
+            found.append(f"seccomp: {self.filter_label}")
+        if self.landlock is not None:
+            found.append(f"landlock: {len(self.landlock.rules)} rules")
+        if self.rlimits:
+            found.append("limits of each process: " + ", ".join(str(limit) for limit in self.rlimits))
+        if self.processors:
+            found.append("processors " + " ".join(str(number) for number in self.processors))
+        if self.nice is not None:
+            found.append(f"nice {self.nice}")
+        return found
+
+
+NOTHING_MORE = Confinement()
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What a child will be. `str(plan)` is a listing for people, `to_dict()` the same for programs.
 
@@ -117,6 +188,7 @@ class Plan:
         session: starts a session of its own; terminal: descriptor of its controlling terminal, or None.
         listen_pid: index of the environment variable that gets the child's pid, or None.
         dies_with_caller: a cell that ends when the caller does.
+        confinement: what is taken away besides.
     """
 
     program: Program
@@ -137,6 +209,7 @@ class Plan:
     terminal: int | None
     listen_pid: int | None
     dies_with_caller: bool
+    confinement: Confinement = NOTHING_MORE
 
     @property
     def protections(self) -> tuple[str, ...]:
@@ -154,7 +227,7 @@ class Plan:
             found.append("namespaces: mount" + ("" if self.privileged else " user"))
         if self.job.deny_new_process:
             found.append("seccomp: no new process")
-        return tuple(found)
+        return (*found, *self.confinement.listed())
 
     def to_dict(self) -> dict[str, Any]:
         """The plan in the types of JSON; bytes that are no UTF-8 are escaped as Python's surrogateescape does."""

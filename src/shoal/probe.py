@@ -72,6 +72,16 @@ def is_privileged() -> bool:
 
 
 @functools.cache
+def is_initial_user_namespace() -> bool:
+    """Whether every user id exists here as it is, which is so in the user namespace the machine started with only."""
+    try:
+        with open("/proc/self/uid_map", encoding="ascii") as file:
+            return file.read().split() == ["0", "0", "4294967295"]
+    except OSError:
+        return False
+
+
+@functools.cache
 def has_kcmp() -> bool:
     """Whether the kernel tells if two descriptors are the same open file."""
     try:

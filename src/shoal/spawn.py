@@ -27,7 +27,7 @@ from shoal.launcher import run
 from shoal.lowering import ENTERING, Lowered, lower
 from shoal.naming import name_it
 from shoal.packing import count_strings
-from shoal.plan import JobPlace, Plan
+from shoal.plan import NOTHING_MORE, Confinement, JobPlace, Plan
 from shoal.repeat import remember, repeat
 from shoal.status import AccessDeniedError, SpawnError, Stage, Status, failure
 
@@ -159,6 +159,7 @@ def _plan(
     job: Job | None,
     terminal: Fd | None,
     die_with_caller: bool,
+    confinement: Confinement = NOTHING_MORE,
 ) -> Plan:
     """The steps of spec 2.1 in their order: the first that fails decides what is reported."""
     if not isinstance(program, Handle):
@@ -179,7 +180,7 @@ def _plan(
     terminal_fd = None if terminal is None else terminal if isinstance(terminal, int) else terminal.fileno()
     if die_with_caller and draft.whole_world:
         raise failure(Status.NOT_SUPPORTED, Stage.ARGUMENTS, "die_with_caller is for a cell, that is without CLONE_NAMESPACE")
-    return draft.finish(argv, environ, place, terminal=terminal_fd, dies_with_caller=die_with_caller)
+    return draft.finish(argv, environ, place, terminal=terminal_fd, dies_with_caller=die_with_caller, confinement=confinement)
 
 
 def _checked_job(job: object) -> Job | None:
@@ -210,23 +211,33 @@ def _start(
     draft = Draft(bits, checked, consume=True)
     try:
         plan = _plan(draft, program, args, env, job, terminal, die_with_caller)
-        try:
-            process, lowered = execute(plan, draft.enter_job)
-        except SpawnError as error:
-            if draft.placement is None or not draft.placement.is_revoked():
-                raise
-            # However the kernel put it: there was nothing left to start in.
-            raise failure(Status.BAD_STATE, Stage.JOB, "the job was killed meanwhile", error.errno) from error
+        process, lowered = start(plan, draft)
         if repeatable is not None:
             remember(repeatable, args, bits, checked, plan, lowered, draft.closure_check())
-        if draft.placement is not None and draft.placement.is_revoked():
-            _undo(process)
-            raise failure(Status.BAD_STATE, Stage.JOB, "the job was killed meanwhile, and the new process with it")
         return process
     finally:
         draft.close()
         if isinstance(program, Handle):
             program.close()
+
+
+def start(plan: Plan, draft: Draft) -> tuple[Process, Lowered]:
+    """Carry out the plan of a draft, and see to it that its job has not been killed meanwhile.
+
+    Raises:
+        SpawnError: nothing was started, or it was killed and reaped.
+    """
+    try:
+        process, lowered = execute(plan, draft.enter_job)
+    except SpawnError as error:
+        if draft.placement is None or not draft.placement.is_revoked():
+            raise
+        # However the kernel put it: there was nothing left to start in.
+        raise failure(Status.BAD_STATE, Stage.JOB, "the job was killed meanwhile", error.errno) from error
+    if draft.placement is not None and draft.placement.is_revoked():
+        _undo(process)
+        raise failure(Status.BAD_STATE, Stage.JOB, "the job was killed meanwhile, and the new process with it")
+    return process, lowered
 
 
 def _undo(process: Process) -> None:

@@ -19,6 +19,7 @@ from shoal.handles.directory import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_A
 from shoal.handles.mount import Bind, Contents, Devices, NewMount, Tree
 from shoal.packing import CLONE_NEWNS, CWD_FD, NO_FD, Packer
 from shoal.plan import Mount, Plan
+from shoal.probe import is_initial_user_namespace
 
 AT_RECURSIVE = 0x8000
 OPEN_TREE_CLONE = 1
@@ -42,8 +43,15 @@ def comm(plan: Plan) -> str:
 
 
 def begins_empty(plan: Plan) -> bool:
-    """Whether the cell of this plan can be made in a mount namespace in which nothing is."""
-    return plan.privileged and len(plan.mounts) <= MANY_MOUNTS
+    """Whether the cell of this plan can be made in a mount namespace in which nothing is.
+
+    In a user namespace a new /proc can only be mounted where another one is to be seen: user_namespaces(7).
+    """
+    if not plan.privileged or len(plan.mounts) > MANY_MOUNTS:
+        return False
+    return is_initial_user_namespace() or not any(
+        isinstance(mount.source, NewMount) and mount.source.fstype in ("proc", "sysfs") for mount in plan.mounts
+    )
 
 
 class World:
@@ -62,6 +70,8 @@ class World:
         self._cloned: dict[Bind, list[int]] = {}
         self._links = NO_FD
         self._made: set[str] = set()
+        self.base = self.root = CWD_FD
+        """Once it is made: what the program is executed from, and the root directory."""
 
     def clone(self) -> None:
         """Clone what cannot be cloned later."""
@@ -106,6 +116,7 @@ class World:
         if not any(mount.where == "/" for mount in plan.mounts):
             packer.op("MOUNT_SETATTR", "making the root directory read-only", fd=root, a=MOUNT_ATTR_RDONLY)
         packer.op("PIVOT", "changing the root", fd=NO_FD if self._empty else base, fd2=root)
+        self.base, self.root = base, root
         return base, exec_path
 
     def mount_on_top(self, *, private: bool) -> None:

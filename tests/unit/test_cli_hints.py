@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from shoal.cli.grants import View, lay_out, parse_bind, working_directory
 from shoal.cli.hints import HINTS_MAX, Run, hints_for
-from shoal.cli.program import find_program
+from shoal.sandbox.grants import View, lay_out, parse_bind, working_directory
+from shoal.sandbox.program import find_program
 
 PATH = "/usr/local/bin:/usr/bin:/bin"
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import shoal
 from shoal.cli.output import Outcome, printable
-from shoal.cli.program import why_not_executable
 from shoal.handles.hierarchy import DELEGATE, NoHome, availability, find_home, v1_controllers
 from shoal.probe import Feature, features
+from shoal.sandbox.program import why_not_executable
 
 _CONTROLLERS = ("memory", "pids", "cpu")
 _TRIVIAL = ("/usr/bin/true", "/bin/true", "/run/current-system/sw/bin/true")

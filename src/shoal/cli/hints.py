@@ -13,8 +13,8 @@ import stat
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from shoal.cli.grants import View, is_inside
-from shoal.cli.program import Program
+from shoal.sandbox.grants import View, is_inside
+from shoal.sandbox.program import Program
 
 HINTS_MAX = 5
 

@@ -11,13 +11,11 @@ import select
 import sys
 from typing import Literal, NamedTuple
 
+from shoal.sandbox.errors import NOT_EXECUTABLE, NOT_FOUND, SHOAL_FAILED, RequestError
 from shoal.status import SpawnError, Stage, Status
 
-SHOAL_FAILED = 125
-NOT_EXECUTABLE = 126
-NOT_FOUND = 127
 TIMED_OUT = 124
-"""Exit codes that are shoal's own. They are docker's and timeout(1)'s; everything else is the program's."""
+"""Exit code that is shoal's own, as timeout(1) has it. See sandbox/errors.py for the others; everything else is the program's."""
 
 
 class Outcome(NamedTuple):
@@ -30,12 +28,8 @@ class Outcome(NamedTuple):
     """Where `data` goes: the program of `shoal run` owns stdout."""
 
 
-class CommandError(Exception):
-    """A verb cannot do what it was asked; `code` is the exit code, `hints` are printed after the message."""
-
-    def __init__(self, message: str, code: int = SHOAL_FAILED, hints: tuple[str, ...] = ()) -> None:
-        super().__init__(message)
-        self.message, self.code, self.hints = message, code, hints
+CommandError = RequestError
+"""A verb cannot do what it was asked; `code` is the exit code, `hints` are printed after the message."""
 
 
 def printable(text: str) -> str:

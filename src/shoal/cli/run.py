@@ -13,10 +13,10 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 import shoal
-from shoal.cli.grants import Grant, Kind, View, lay_out, parse_bind, parse_tmpfs, working_directory
 from shoal.cli.output import TIMED_OUT, CommandError, Outcome, complain, hint, report_failure
-from shoal.cli.program import Program, find_program
 from shoal.handles.directory import DEVICES
+from shoal.sandbox.grants import Grant, Kind, View, lay_out, parse_bind, parse_tmpfs, working_directory
+from shoal.sandbox.program import Program, find_program
 
 if TYPE_CHECKING:  # loaded when a program is really started, and the terminal's code only when there is a terminal
     from shoal.cli.session import Ended

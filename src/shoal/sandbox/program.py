@@ -6,8 +6,8 @@ import os
 import stat
 from typing import NamedTuple
 
-from shoal.cli.output import NOT_EXECUTABLE, NOT_FOUND, CommandError
 from shoal.loader.interpreter import WINDOW_BYTES, InterpreterDirective, is_directive, parse_directive
+from shoal.sandbox.errors import NOT_EXECUTABLE, NOT_FOUND, RequestError
 
 _DIRECTIVES_SHOWN = 8
 """How far #! lines are followed here, where it is only for the sake of hints; the loader has the real limit."""
@@ -49,17 +49,17 @@ def find_program(name: str, search: str, cwd: str) -> Program:
     Args:
         search: directories separated by ":", as in PATH; an empty one is `cwd`.
     Raises:
-        CommandError: with exit code 127 when there is no such file, 126 when there is one that cannot be executed.
+        RequestError: with exit code 127 when there is no such file, 126 when there is one that cannot be executed.
     """
     if not name:
-        raise CommandError("the program's name is empty", NOT_FOUND)
+        raise RequestError("the program's name is empty", NOT_FOUND)
     if "/" in name:
         path = os.path.join(cwd, name)
         reason = why_not_executable(path)
         if reason is None:
             return Program(name, _tidy(path), directives_of(path))
         code = NOT_FOUND if reason == "not found" else NOT_EXECUTABLE
-        raise CommandError(f"{name}: {reason}", code)
+        raise RequestError(f"{name}: {reason}", code)
     refused: tuple[str, str] | None = None
     for directory in search.split(":"):
         path = os.path.join(cwd, directory, name)
@@ -69,10 +69,10 @@ def find_program(name: str, search: str, cwd: str) -> Program:
         if reason != "not found" and refused is None:
             refused = (path, reason)
     if refused:
-        raise CommandError(f"{refused[0]}: {refused[1]}", NOT_EXECUTABLE)
+        raise RequestError(f"{refused[0]}: {refused[1]}", NOT_EXECUTABLE)
     here = os.path.join(cwd, name)
     nearby = f"; it is in the current directory: write ./{name}" if why_not_executable(here) is None else ""
-    raise CommandError(f"{name}: not found in PATH{nearby}", NOT_FOUND)
+    raise RequestError(f"{name}: not found in PATH{nearby}", NOT_FOUND)
 
 
 def why_not_executable(path: str) -> str | None:

@@ -1,6 +1,6 @@
-"""Grants: what a program is handed, as the command line writes it, and the view of the files that results.
+"""Grants: what a program is handed, and the view of the files that results.
 
-Everything here is a decision about names. Nothing is opened or mounted: run.py turns each Grant into one AddNsEntry.
+Everything here is a decision about names. Nothing is opened or mounted: each Grant becomes one AddNsEntry.
 Looks at the host only to tell directories from files and to follow symbolic links.
 """
 
@@ -12,8 +12,8 @@ import stat
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from shoal.cli.output import CommandError
 from shoal.handles.directory import DEVICES
+from shoal.sandbox.errors import RequestError
 
 TMP_SIZE = "1G"
 """Most that the private /tmp, or a --tmpfs without a size, can hold. A bound, not a reservation: pages are taken when written."""
@@ -64,19 +64,19 @@ def parse_bind(text: str, *, writable: bool, cwd: str) -> list[Grant]:
     where it is on the host; when symbolic links lead there, under its real path as well, because programs ask for both.
 
     Raises:
-        CommandError: no such file, or a DEST that is no usable place.
+        RequestError: no such file, or a DEST that is no usable place.
     """
     option = "--rw" if writable else "--ro"
     source, dest = split_dest(text)
     if not source:
-        raise CommandError(f"{option} {text}: SRC is empty")
+        raise RequestError(f"{option} {text}: SRC is empty")
     path = os.path.join(cwd, source)
     try:
         os.stat(path)
     except OSError as error:
         relative = ":" in source and os.path.lexists(os.path.join(cwd, source.rpartition(":")[0]))
         advice = "; DEST has to be an absolute path" if relative else ""
-        raise CommandError(f"{option} {text}: {source}: {error.strerror}{advice}") from None
+        raise RequestError(f"{option} {text}: {source}: {error.strerror}{advice}") from None
     real = os.path.realpath(path)
     if dest is not None:
         return [Grant(Kind.PATH, check_dest(dest, option), real, writable)]
@@ -95,7 +95,7 @@ def parse_tmpfs(text: str) -> Grant:
         try:
             parse_size(size)
         except ValueError as error:
-            raise CommandError(f"--tmpfs {text}: {error}") from None
+            raise RequestError(f"--tmpfs {text}: {error}") from None
     else:
         dest, size = text, TMP_SIZE
     return Grant(Kind.TMPFS, check_dest(dest.replace("\\:", ":"), "--tmpfs"), writable=True, size=size)
@@ -114,13 +114,13 @@ def check_dest(dest: str, option: str) -> str:
     """`dest` without doubled and trailing slashes.
 
     Raises:
-        CommandError: it is not absolute, or climbs with `..`.
+        RequestError: it is not absolute, or climbs with `..`.
     """
     if not dest.startswith("/"):
-        raise CommandError(f"{option}: the place in the program's world has to be an absolute path, not {dest!r}")
+        raise RequestError(f"{option}: the place in the program's world has to be an absolute path, not {dest!r}")
     parts = [part for part in dest.split("/") if part not in ("", ".")]
     if ".." in parts:
-        raise CommandError(f"{option}: {dest!r} has a '..' in it; write the path it means")
+        raise RequestError(f"{option}: {dest!r} has a '..' in it; write the path it means")
     return "/" + "/".join(parts)
 
 
@@ -134,13 +134,13 @@ def lay_out(asked: Iterable[Grant], *, program: str, network: bool) -> tuple[Gra
     network the files of NETWORK_FILES, and /bin, /lib... where the host has them as links into a directory that is granted.
 
     Raises:
-        CommandError: one place is asked for twice with different contents.
+        RequestError: one place is asked for twice with different contents.
     """
     places: dict[str, Grant] = {}
     for grant in asked:
         other = places.get(grant.dest)
         if other is not None and other != grant:
-            raise CommandError(f"{grant.dest} is granted twice: {_words(other)} and {_words(grant)}")
+            raise RequestError(f"{grant.dest} is granted twice: {_words(other)} and {_words(grant)}")
         places[grant.dest] = grant
     wanted = set(places)
     for grant in _defaults():
@@ -181,7 +181,7 @@ def _check_place(grant: Grant, places: dict[str, Grant]) -> None:
     """Inside a directory of the host there has to be something to mount on: shoal makes nothing there.
 
     Raises:
-        CommandError: there is nothing, or a file where a directory is needed.
+        RequestError: there is nothing, or a file where a directory is needed.
     """
     place = _place(grant, places)
     if place is None:
@@ -192,7 +192,7 @@ def _check_place(grant: Grant, places: dict[str, Grant]) -> None:
     what = "directory" if is_directory else "file"
     advice = f"{'mkdir -p' if is_directory else 'touch'} {place}"
     problem = f"{grant.dest}: there is no {what} {place} to put it on, and shoal makes nothing in your directories"
-    raise CommandError(problem, hints=(advice,))
+    raise RequestError(problem, hints=(advice,))
 
 
 def _depth(grant: Grant) -> tuple[int, str]:
@@ -324,7 +324,7 @@ def working_directory(asked: str | None, view: View, host_cwd: str) -> str:
     """Where the program starts: `asked`, else the caller's directory where the program can see it, else "/".
 
     Raises:
-        CommandError: the directory asked for is not one that the program can see; the hint says what to grant.
+        RequestError: the directory asked for is not one that the program can see; the hint says what to grant.
     """
     if asked is None:
         return host_cwd if view.is_directory(host_cwd) else "/"
@@ -332,8 +332,8 @@ def working_directory(asked: str | None, view: View, host_cwd: str) -> str:
     if view.is_directory(path):
         return path
     if view.missing(path) is None:
-        raise CommandError(f"--cwd {asked}: {path} is not a directory")
+        raise RequestError(f"--cwd {asked}: {path} is not a directory")
     if os.path.isdir(path):
         advice = f"add --ro {path}, or --rw {path} when it is to write there"
-        raise CommandError(f"--cwd {asked}: the program cannot see {path}", hints=(advice,))
-    raise CommandError(f"--cwd {asked}: there is no {path} in the program's world")
+        raise RequestError(f"--cwd {asked}: the program cannot see {path}", hints=(advice,))
+    raise RequestError(f"--cwd {asked}: there is no {path} in the program's world")

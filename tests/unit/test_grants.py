@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from shoal.cli.grants import Grant, Kind, View, lay_out, parse_bind, parse_tmpfs, split_dest, working_directory
 from shoal.cli.output import CommandError
+from shoal.sandbox.grants import Grant, Kind, View, lay_out, parse_bind, parse_tmpfs, split_dest, working_directory
 
 
 def places(grants: tuple[Grant, ...]) -> dict[str, Grant]:

@@ -1,0 +1,54 @@
+"""Confine: the ops that take away from a child what its Confinement says."""
+
+from __future__ import annotations
+
+import os
+
+from shoal.packing import CWD_FD, RESOLVE_IN_ROOT, Packer
+from shoal.plan import Confinement
+from shoal.world import World
+
+
+class Confine:
+    """Adds the ops to a packer. Each method where its place in the order is."""
+
+    def __init__(self, packer: Packer, what: Confinement) -> None:
+        self._packer = packer
+        self._what = what
+
+    def as_process(self) -> None:
+        """What takes no privilege away, but may need one."""
+        if self._what.processors:
+            self._packer.affinity(self._what.processors, "binding it to processors")
+        if self._what.nice is not None:
+            self._packer.op("NICE", "setting the nice value", a=self._what.nice & 0xFFFFFFFF)
+
+    def files(self, world: World) -> None:
+        """Landlock. While the world's descriptors are still open, and after no_new_privs."""
+        landlock, packer = self._what.landlock, self._packer
+        if landlock is None:
+            return
+        label = "restricting access to files"
+        rules = packer.made("LANDLOCK_RULES", label, a=landlock.files, b=landlock.network, flags=landlock.scopes)
+        if landlock.program:
+            packer.op("LANDLOCK_ALLOW", label, fd=rules, fd2=world.base, a=landlock.program)
+        for path, allowed in landlock.rules:
+            beneath = 0 if world.root == CWD_FD else RESOLVE_IN_ROOT
+            place = packer.made("OPEN", f"{label}: {path}", fd=world.root, text=path, a=os.O_PATH, b=beneath)
+            packer.op("LANDLOCK_ALLOW", f"{label}: {path}", fd=rules, fd2=place, a=allowed)
+        packer.op("LANDLOCK_ENTER", label, fd=rules)
+
+    def ids(self) -> None:
+        """The user and group. Takes CAP_SETUID and CAP_SETGID, and leaves no capability."""
+        if self._what.ids is not None:
+            self._packer.op("IDS", "changing the user", a=self._what.ids[0], b=self._what.ids[1])
+
+    def limits(self) -> None:
+        """Resource limits. After the descriptors were placed: copies of them may lie above the new limit meanwhile."""
+        for limit in self._what.rlimits:
+            self._packer.op("RLIMIT", f"setting the limit {limit}", flags=limit.resource, a=limit.soft, b=limit.hard)
+
+    def filter(self) -> None:
+        """The filter. Last: it may forbid what the others need."""
+        if self._what.filter:
+            self._packer.seccomp(self._what.filter, f"installing the filter {self._what.filter_label}")
