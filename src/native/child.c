@@ -18,7 +18,7 @@ static op_fn *const run_op[OP_COUNT] = { OPS(X) };
 #endif
 
 /* A filter that the plan installed may forbid any of these; the trap it cannot forbid. The parent waits for the end. */
-static void leave(int code)
+_Noreturn void leave(int code)
 {
     sys1(__NR_exit_group, code);
     sys1(__NR_exit, code);

@@ -11,7 +11,7 @@
 int hand_over(int sock, int pidfd, const struct request *request, const struct parts *parts, struct report *report)
 {
     *report = (struct report){ .stage = STAGE_NONE, .index = -1 };
-    if (request->fds > REQUEST_FDS || request->argc + request->envc > REQUEST_STRINGS ||
+    if (request->fds > REQUEST_FDS || (uint64_t)request->argc + request->envc > REQUEST_STRINGS ||
         sizeof *request + (size_t)request->plan_size + request->argv_size + request->envp_size > REQUEST_BYTES)
         return E2BIG;
     struct iovec pieces[] = {

@@ -95,8 +95,10 @@ size_t inherited(char *buffer, size_t size)
     unsigned long cpus[16] = { 0 };
     sys3(__NR_sched_getaffinity, 0, sizeof cpus, cpus);
     put(&to, cpus, sizeof cpus);
-    put_number(&to, sys2(__NR_getpriority, 0, 0));
-    put_number(&to, sys1(__NR_sched_getscheduler, 0));
+    uint32_t scheduling[16] = { 0 }; /* struct sched_attr: policy, nice value, priority in real time... */
+    sys4(__NR_sched_getattr, 0, scheduling, sizeof scheduling, 0);
+    put(&to, scheduling, sizeof scheduling);
+    put_number(&to, sys2(__NR_ioprio_get, 1 /* IOPRIO_WHO_PROCESS */, 0));
     put_number(&to, sys1(__NR_personality, 0xffffffff));
     put_number(&to, sys5(__NR_prctl, PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0));
     put_number(&to, sys5(__NR_prctl, PR_GET_SECUREBITS, 0, 0, 0, 0));

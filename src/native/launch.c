@@ -221,12 +221,12 @@ void launch(struct plan *plan, struct outcome *out)
     if (birth.pid > 0 && (ended || plan->head->flags & PLAN_COLLECT)) {
         reap(P_PIDFD, plan->pidfd, 0);
         sys1(__NR_close, plan->pidfd);
-        if (ended && plan->head->flags & PLAN_COLLECT)
-            close_slots(plan); /* made on our own table; the slots of any other child were numbers of its own */
     } else if (birth.pid > 0) { /* after a clone that failed late the kernel has written a pidfd, but closed it */
         out->pid = birth.pid;
         out->pidfd = plan->pidfd;
     }
+    if (ended && plan->head->flags & PLAN_COLLECT)
+        close_slots(plan); /* made on our own table; the slots of any other child were numbers of its own */
     out->report.stage = plan->report.stage;
     out->report.index = plan->report.index;
     out->report.err = plan->report.err;

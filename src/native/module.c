@@ -198,10 +198,20 @@ static PyObject *native_inherited(PyObject *self, PyObject *args)
     return PyBytes_FromStringAndSize(buffer, (Py_ssize_t)inherited(buffer, sizeof buffer));
 }
 
+PyDoc_STRVAR(landlock_abi_doc, "landlock_abi(/)\n--\n\nThe version of Landlock that the kernel offers, 0 for none: landlock(7).");
+
+static PyObject *native_landlock_abi(PyObject *self, PyObject *args)
+{
+    (void)self, (void)args;
+    long abi = sys3(__NR_landlock_create_ruleset, 0, 0, 1 /* LANDLOCK_CREATE_RULESET_VERSION */);
+    return PyLong_FromLong(abi > 0 ? abi : 0);
+}
+
 static PyMethodDef methods[] = {
     { "find_duplicate", native_find_duplicate, METH_VARARGS, find_duplicate_doc },
     { "hand_over", native_hand_over, METH_VARARGS, hand_over_doc },
     { "inherited", native_inherited, METH_NOARGS, inherited_doc },
+    { "landlock_abi", native_landlock_abi, METH_NOARGS, landlock_abi_doc },
     { "launch", native_launch, METH_VARARGS, launch_doc },
     { "wait", native_wait, METH_VARARGS, wait_doc },
     { NULL, NULL, 0, NULL },

@@ -61,9 +61,9 @@ enum { FD = 1, FD2 = 2, OUT = 4, STR = 8, STR2 = 16 };
     X(RLIMIT, op_rlimit, 0)                          /* flags: resource, a: soft, b: hard */                                     \
     X(AFFINITY, op_affinity, STR)                    /* str: mask of processors, a: its size in bytes */                         \
     X(NICE, op_nice, 0)                              /* a: nice value */                                                         \
-    X(IDS, op_ids, 0)                                /* a: user, b: group; no other groups */                                    \
+    X(IDS, op_ids, FD | FD2)                         /* fd: user, fd2: group (numbers, no descriptors); no other groups */       \
     X(LANDLOCK_RULES, op_landlock_rules, OUT)        /* flags: scopes, a: file accesses, b: network accesses, all handled */     \
-    X(LANDLOCK_ALLOW, op_landlock_allow, FD | FD2)   /* fd: rules, fd2: a file or directory, a: accesses */                      \
+    X(LANDLOCK_ALLOW, op_landlock_allow, FD | FD2)   /* fd: rules, fd2: what, a: accesses, b: 1: fine where it is in no directory */ \
     X(LANDLOCK_ENTER, op_landlock_enter, FD)         /* fd: rules */                                                             \
     X(SECCOMP, op_seccomp, STR)                      /* str: struct sock_filter array, a: how many */                            \
     X(ENV_PID, op_env_pid, 0)                        /* a: index of a variable, b: where in it its digits go */                  \
@@ -147,6 +147,7 @@ int verify_plan(struct plan *plan, size_t size);
 int run_ops(struct plan *plan);         /* 0, or the errno of the op that failed; plan->report tells which */
 void exec_program(struct plan *plan);   /* returns only when it failed; plan->report has the errno */
 void child_main(void *plan);
+_Noreturn void leave(int code);         /* whatever a filter forbids */
 
 /* launch.c */
 struct outcome {

@@ -30,11 +30,13 @@ int op_nice(struct plan *plan, const struct op *op)
 int op_ids(struct plan *plan, const struct op *op)
 {
     (void)plan;
+    if (op->fd <= 0 || op->fd2 <= 0)
+        return EINVAL; /* a slot or root: not what anybody means */
     long ret = sys2(__NR_setgroups, 0, 0);
     if (ret == 0)
-        ret = sys3(__NR_setresgid, op->b, op->b, op->b);
+        ret = sys3(__NR_setresgid, op->fd2, op->fd2, op->fd2);
     if (ret == 0)
-        ret = sys3(__NR_setresuid, op->a, op->a, op->a);
+        ret = sys3(__NR_setresuid, op->fd, op->fd, op->fd);
     return (int)-ret;
 }
 
@@ -59,7 +61,8 @@ int op_landlock_rules(struct plan *plan, const struct op *op)
 int op_landlock_allow(struct plan *plan, const struct op *op)
 {
     struct landlock_path path = { op->a, plan_fd(plan, op->fd2) };
-    return (int)-sys4(__NR_landlock_add_rule, plan_fd(plan, op->fd), LANDLOCK_RULE_PATH_BENEATH, &path, 0);
+    long ret = sys4(__NR_landlock_add_rule, plan_fd(plan, op->fd), LANDLOCK_RULE_PATH_BENEATH, &path, 0);
+    return ret == -EBADFD && op->b ? 0 : (int)-ret; /* a pipe or socket: no rule concerns those */
 }
 
 int op_landlock_enter(struct plan *plan, const struct op *op)

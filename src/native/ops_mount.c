@@ -246,12 +246,12 @@ static long change_root(int new)
 }
 
 /* Makes `fd` the root mount, lets go of everything that was there before (unless fd is NO_FD: there is nothing), and moves
- * into `fd2`, which is the topmost mount by then. What lies in `fd` itself cannot be reached by any path from fd2, but its mounts stay alive: the program is executed
- * from there. A process whose root is the topmost mount on "/" does not count as chrooted (user_namespaces(7)), so programs
- * inside may still make namespaces of their own. */
+ * into `fd2`, which is the topmost mount by then. What lies in `fd` itself cannot be reached by any path from fd2, but its
+ * mounts stay alive: the program is executed from there. A process whose root is the topmost mount on "/" does not count as
+ * chrooted (user_namespaces(7)), so programs inside may still make namespaces of their own. */
 int op_pivot(struct plan *plan, const struct op *op)
 {
-    long ret = plan_fd(plan, op->fd) < 0 ? 0 : change_root(plan_fd(plan, op->fd));
+    long ret = op->fd == NO_FD ? 0 : change_root(plan_fd(plan, op->fd)); /* a slot that nothing filled is not "nothing" */
     if (ret == 0)
         ret = sys1(__NR_fchdir, plan_fd(plan, op->fd2));
     if (ret == 0)

@@ -3,12 +3,16 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -58,15 +62,9 @@ void skip(const char *format, ...)
 
 int fds_open(uint8_t *open_fds, int limit)
 {
-    static struct pollfd fds[FD_LIMIT];
     int count = 0;
-    for (int i = 0; i < limit; i++)
-        fds[i] = (struct pollfd){ .fd = i };
-    /* poll() refuses more descriptors than the soft limit allows; none above it can be open unless it was lowered. */
-    while (poll(fds, (nfds_t)limit, 0) < 0 && errno == EINVAL)
-        limit /= 2;
-    for (int i = 0; i < limit; i++) {
-        int is_open = !(fds[i].revents & POLLNVAL);
+    for (int i = 0; i < limit; i++) { /* not poll(): it takes those that only name a place for closed */
+        int is_open = fcntl(i, F_GETFD) >= 0;
         count += is_open;
         if (open_fds)
             open_fds[i] = (uint8_t)is_open;
@@ -131,6 +129,27 @@ int next_fd(void)
 }
 
 const char *peer_path(void) { return getenv("PEER") ? getenv("PEER") : "build/peer"; }
+const char *init_path(void) { return getenv("SHOAL_INIT") ? getenv("SHOAL_INIT") : "build/shoal-init"; }
+
+int open_file(const char *path)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    CHECK(fd >= 0, "%s: errno %d", path, errno);
+    return fd;
+}
+
+int peer_folder(void)
+{
+    char folder[4096];
+    snprintf(folder, sizeof folder, "%s", peer_path());
+    char *slash = strrchr(folder, '/');
+    CHECK(slash, "%s is in no folder", folder);
+    *slash = '\0';
+    return open_file(folder);
+}
+
+void make_pipe(int fds[2]) { CHECK(pipe2(fds, O_CLOEXEC) == 0, "errno %d", errno); }
+void make_sockets(int type, int fds[2]) { CHECK(socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, fds) == 0, "errno %d", errno); }
 
 int wait_for(struct outcome out)
 {
@@ -143,6 +162,13 @@ int wait_for(struct outcome out)
     return info.si_code == CLD_EXITED ? info.si_status : -info.si_status;
 }
 
+int ended(struct outcome out)
+{
+    struct pollfd watch = { .fd = out.pidfd, .events = POLLIN };
+    CHECK(poll(&watch, 1, PATIENCE_MS) == 1, "pid %d is still running", out.pid);
+    return wait_for(out);
+}
+
 size_t read_all(int fd, char *buffer, size_t size)
 {
     size_t used = 0;
@@ -151,6 +177,60 @@ size_t read_all(int fd, char *buffer, size_t size)
     buffer[used] = '\0';
     close(fd);
     return used;
+}
+
+struct seen seen_at(int fd)
+{
+    struct stat st;
+    CHECK(fstat(fd, &st) == 0, "descriptor %d: errno %d", fd, errno);
+    return (struct seen){ st.st_dev, st.st_ino, 1 };
+}
+
+void file_at(int fd)
+{
+    int made = (int)syscall(SYS_memfd_create, "map", 1u);
+    CHECK(made >= 0, "memfd_create: errno %d", errno);
+    if (made != fd) {
+        CHECK(dup3(made, fd, O_CLOEXEC) == fd, "dup3 to %d: errno %d", fd, errno);
+        close(made);
+    }
+}
+
+void check_seen(int from, const struct seen *wanted)
+{
+    static struct seen seen[SEEN_MAX];
+    static char text[1 << 17];
+    memset(seen, 0, sizeof seen);
+    read_all(from, text, sizeof text);
+    for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
+        int fd = 0, cloexec = 0;
+        struct seen one = { .open = 1 };
+        CHECK(sscanf(line, "%d %llu %llu %d", &fd, &one.dev, &one.ino, &cloexec) == 4, "%s", line);
+        CHECK(fd < SEEN_MAX, "descriptor %d is open in the program", fd);
+        CHECK(cloexec == 0, "descriptor %d would be closed by another exec", fd);
+        seen[fd] = one;
+    }
+    for (int fd = 0; fd < SEEN_MAX; fd++) {
+        CHECK(seen[fd].open == wanted[fd].open, "descriptor %d: open %d, expected %d", fd, seen[fd].open, wanted[fd].open);
+        CHECK(!seen[fd].open || (seen[fd].dev == wanted[fd].dev && seen[fd].ino == wanted[fd].ino), "descriptor %d is another file", fd);
+    }
+}
+
+void limit_fds(int limit)
+{
+    struct rlimit both = { (rlim_t)limit, (rlim_t)limit };
+    if (setrlimit(RLIMIT_NOFILE, &both))
+        skip("the limit of descriptors cannot be %d here: errno %d", limit, errno);
+}
+
+void become_ordinary(void)
+{
+    if (getuid())
+        return;
+    if (setgroups(0, NULL) || setresgid(65534, 65534, 65534) || setresuid(65534, 65534, 65534))
+        skip("root cannot become an ordinary user here: errno %d", errno);
+    prctl(PR_SET_DUMPABLE, 1); /* or /proc/self would still be root's */
+    prctl(PR_SET_PDEATHSIG, SIGKILL); /* which the change took back */
 }
 
 static int world_works(uint64_t world)
@@ -187,4 +267,27 @@ void pack_id_maps(struct pack *pack, uint64_t world)
         op->str = path;
         op->str2 = text;
     }
+}
+
+int cgroup_new(char *path, size_t size)
+{
+    char line[4096], own[1024] = "", mount[1024] = "";
+    FILE *file = fopen("/proc/self/cgroup", "re");
+    while (file && fgets(line, sizeof line, file))
+        if (sscanf(line, "0::%1023[^\n]", own) == 1)
+            break;
+    if (file)
+        fclose(file);
+    file = fopen("/proc/self/mounts", "re");
+    while (file && fgets(line, sizeof line, file))
+        if (sscanf(line, "%*s %1023s cgroup2 ", mount) == 1 && strstr(line, " cgroup2 "))
+            break;
+        else
+            mount[0] = '\0';
+    if (file)
+        fclose(file);
+    if (!own[0] || !mount[0])
+        return -1;
+    snprintf(path, size, "%s%s/shoal-native-%d", mount, strcmp(own, "/") ? own : "", getpid());
+    return mkdir(path, 0700) == 0 ? open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
 }

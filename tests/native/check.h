@@ -35,12 +35,40 @@ extern volatile int sanitizer_complained;
 
 /* Descriptor numbers are given out from the lowest: what the next call will get. */
 int next_fd(void);
-/* The program that tests start, and its file descriptor. */
+/* The program that tests start, the folder it is in, and shoal-init. */
 const char *peer_path(void);
+int peer_folder(void);
+const char *init_path(void);
+int open_file(const char *path);
 /* Waits for a started program and closes its pidfd. Returns its exit status, or -signal. */
 int wait_for(struct outcome out);
+/* The same, but fails the test when it takes too long. */
+int ended(struct outcome out);
+#define PATIENCE_MS 5000
+/* Close-on-exec. */
+void make_pipe(int fds[2]);
+void make_sockets(int type, int fds[2]);
 /* Reads all until end of file, at most size - 1 bytes, and adds a NUL. Closes fd. */
 size_t read_all(int fd, char *buffer, size_t size);
+
+/* What is behind a descriptor. */
+#define SEEN_MAX 1200
+struct seen {
+    unsigned long long dev, ino;
+    int open;
+};
+struct seen seen_at(int fd);
+/* A file that no other descriptor of ours refers to, at exactly this number. */
+void file_at(int fd);
+/* What "peer fds" wrote to `from`: these and no others are open, and each would survive another exec. Closes `from`. */
+void check_seen(int from, const struct seen *wanted);
+void limit_fds(int limit);
+
+/* Root becomes an ordinary user, for good. Skips the test where it cannot. */
+void become_ordinary(void);
+
+/* A new child "shoal-native-PID" of our cgroup in the v2 hierarchy, to be removed by its path. Returns a descriptor, or -1. */
+int cgroup_new(char *path, size_t size);
 
 /* CLONE_NEWUSER | CLONE_NEWNS, or CLONE_NEWNS where only that is to be had. Skips the test where neither is. */
 uint64_t mount_world(void);

@@ -1,6 +1,10 @@
 /* See pack.h. */
 #include "pack.h"
 
+#include "request.h"
+
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <sanitizer/asan_interface.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -95,6 +99,18 @@ void pack_seccomp(struct pack *pack, const void *filter, unsigned count)
     op->a = count;
 }
 
+void pack_answer(struct pack *pack, long nr, uint32_t action)
+{
+    struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)nr, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, action),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    op_add(pack, OP_NO_NEW_PRIVS);
+    pack_seccomp(pack, filter, sizeof filter / sizeof *filter);
+}
+
 void pack_fd_map(struct pack *pack, const int32_t (*pairs)[2], unsigned count, int null_fd)
 {
     uint32_t at = pack_bytes(pack, pairs, count * sizeof *pairs);
@@ -133,10 +149,42 @@ static void free_strings(char **strings)
     free(strings);
 }
 
-struct result run_baked(const void *baked, size_t size, const char *const *argv, const char *const *envp, char ***envp_after)
+/* Appends strings, each with its NUL; counts them and their bytes. */
+static void append_strings(char **end, const char *const *strings, uint32_t *count, uint32_t *size)
 {
-    struct result result = { .out = { .pid = -1, .pidfd = -1 } };
-    char *memory = malloc(size); /* an op may split strings in place; the caller's copy stays as it is */
+    char *begin = *end;
+    for (*count = 0; strings && strings[*count]; ++*count)
+        *end = stpcpy(*end, strings[*count]) + 1;
+    *size = (uint32_t)(*end - begin);
+}
+
+static size_t size_of(const char *const *strings)
+{
+    size_t size = 0;
+    for (; strings && *strings; strings++)
+        size += strlen(*strings) + 1;
+    return size;
+}
+
+void *pack_request(const struct pack *pack, const char *const *argv, const char *const *envp, uint32_t fds, size_t *size)
+{
+    size_t plan_size;
+    char *baked = pack_bake(pack, &plan_size);
+    *size = sizeof(struct request) + plan_size + size_of(argv) + size_of(envp);
+    char *message = malloc(*size), *end = message + sizeof(struct request) + plan_size;
+    struct request *request = (struct request *)message;
+    *request = (struct request){ .plan_size = (uint32_t)plan_size, .fds = fds };
+    memcpy(request + 1, baked, plan_size);
+    append_strings(&end, argv, &request->argc, &request->argv_size);
+    append_strings(&end, envp, &request->envc, &request->envp_size);
+    free(baked);
+    return message;
+}
+
+/* Pieces of memory of exactly their sizes: an op may split strings in place, and the caller's copy stays as it is. */
+struct plan *plan_new(const void *baked, size_t size, const char *const *argv, const char *const *envp)
+{
+    char *memory = malloc(size);
     memcpy(memory, baked, size);
     struct plan *plan = malloc(sizeof *plan); /* on the heap, for its red zones */
     struct plan_head *head = (struct plan_head *)memory;
@@ -144,19 +192,30 @@ struct result run_baked(const void *baked, size_t size, const char *const *argv,
     plan->blob = (char *)(head + 1) + (size >= sizeof *head ? head->count * sizeof(struct op) : 0);
     plan->argv = copy_strings(argv, &plan->argc);
     plan->envp = copy_strings(envp, &plan->envc);
+    for (int i = 0; i < SLOTS; i++)
+        plan->slots[i] = NO_FD;
+    return plan;
+}
+
+void plan_free(struct plan *plan)
+{
+    free_strings(plan->argv);
+    free_strings(plan->envp);
+    free((void *)(uintptr_t)plan->head);
+    free(plan);
+}
+
+struct result run_baked(const void *baked, size_t size, const char *const *argv, const char *const *envp)
+{
+    struct result result = { .out = { .pid = -1, .pidfd = -1 } };
+    struct plan *plan = plan_new(baked, size, argv, envp);
     result.refused = verify_plan(plan, size);
     if (result.refused == 0) {
         wipe_stacks();
         launch(plan, &result.out);
-        memcpy(result.slots, plan->slots, sizeof result.slots);
     }
-    free_strings(plan->argv);
-    if (envp_after)
-        *envp_after = plan->envp;
-    else
-        free_strings(plan->envp);
-    free(plan);
-    free(memory);
+    memcpy(result.slots, plan->slots, sizeof result.slots);
+    plan_free(plan);
     return result;
 }
 
@@ -165,7 +224,7 @@ struct result run_pack(const struct pack *pack, const char *const *argv, const c
     static const char *const nobody[] = { "peer", NULL };
     size_t size;
     void *baked = pack_bake(pack, &size);
-    struct result result = run_baked(baked, size, argv ? argv : nobody, envp, NULL);
+    struct result result = run_baked(baked, size, argv ? argv : nobody, envp);
     free(baked);
     return result;
 }

@@ -31,14 +31,22 @@ uint32_t pack_bytes(struct pack *pack, const void *bytes, size_t size);
 /* The head and ops most plans want. */
 void pack_exec_path(struct pack *pack, const char *path);
 void pack_seccomp(struct pack *pack, const void *filter, unsigned count);
+/* From here on, this is what comes of system call `nr`: SECCOMP_RET_*. */
+void pack_answer(struct pack *pack, long nr, uint32_t action);
 void pack_fd_map(struct pack *pack, const int32_t (*pairs)[2], unsigned count, int null_fd);
 
 /* The packed form: malloc'ed, `*size` bytes. */
 void *pack_bake(const struct pack *pack, size_t *size);
 
-/* verify_plan on `size` bytes, then launch if it is accepted. argv and envp may be NULL; `envp` strings are copied, and handed
- * back in `envp_after` (malloc'ed vector of malloc'ed strings) when that is not NULL. */
-struct result run_baked(const void *baked, size_t size, const char *const *argv, const char *const *envp, char ***envp_after);
+/* A message for a process that waits (request.h): malloc'ed, `*size` bytes. argv and envp may be NULL. */
+void *pack_request(const struct pack *pack, const char *const *argv, const char *const *envp, uint32_t fds, size_t *size);
+
+/* The plan as the core wants it, not verified: copies of all of it. argv and envp may be NULL. */
+struct plan *plan_new(const void *baked, size_t size, const char *const *argv, const char *const *envp);
+void plan_free(struct plan *plan);
+
+/* verify_plan on `size` bytes, then launch if it is accepted. */
+struct result run_baked(const void *baked, size_t size, const char *const *argv, const char *const *envp);
 struct result run_pack(const struct pack *pack, const char *const *argv, const char *const *envp);
 
 #endif

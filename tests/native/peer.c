@@ -7,10 +7,13 @@
  *   peer orphan OUT       leaves behind a grandchild that writes "left", reads descriptor 0 to its end, writes "over", ends
  *   peer hold OUT         writes its pid, reads descriptor 0 to its end, ends
  *   peer loopback OUT     writes the errno of sending itself a datagram through 127.0.0.1
+ *   peer vectors OUT      writes its arguments and its environment, each string with its NUL
+ *   peer caps OUT         writes how many capabilities are permitted, effective, inheritable, bounding, ambient
  *   peer look OUT PATH    writes the errno of opening PATH for reading */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <netinet/in.h>
 #include <signal.h>
 #include <stdio.h>
@@ -19,6 +22,7 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -102,6 +106,34 @@ static int loopback(int out)
     return 0;
 }
 
+static int write_all(int out, char **strings)
+{
+    for (; *strings; strings++)
+        for (size_t left = strlen(*strings) + 1; left > 0;) {
+            ssize_t put = write(out, *strings + strlen(*strings) + 1 - left, left);
+            if (put < 0)
+                return 1;
+            left -= (size_t)put;
+        }
+    return 0;
+}
+
+static int caps(int out)
+{
+    struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
+    struct __user_cap_data_struct data[2] = { { 0 }, { 0 } };
+    int bounding = 0, ambient = 0;
+    if (syscall(SYS_capget, &head, data))
+        return 1;
+    for (int cap = 0; cap < 64; cap++) {
+        bounding += prctl(PR_CAPBSET_READ, cap) == 1;
+        ambient += prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET, cap, 0, 0) == 1;
+    }
+#define COUNT(set) (__builtin_popcount(data[0].set) + __builtin_popcount(data[1].set))
+    dprintf(out, "%d %d %d %d %d", COUNT(permitted), COUNT(effective), COUNT(inheritable), bounding, ambient);
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 3)
@@ -117,6 +149,10 @@ int main(int argc, char **argv)
         return orphan(out);
     if (!strcmp(argv[1], "loopback"))
         return loopback(out);
+    if (!strcmp(argv[1], "vectors"))
+        return write_all(out, argv) || write_all(out, environ);
+    if (!strcmp(argv[1], "caps"))
+        return caps(out);
     if (!strcmp(argv[1], "hold")) {
         dprintf(out, "%d\n", getpid());
         drain();

@@ -4,42 +4,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
-
-#define SEEN_MAX 1200
-
-struct seen {
-    unsigned long long dev, ino;
-    int open, cloexec;
-};
-
-static struct stat stat_of(int fd)
-{
-    struct stat st;
-    CHECK(fstat(fd, &st) == 0, "descriptor %d: errno %d", fd, errno);
-    return st;
-}
-
-/* A file that no other descriptor of ours refers to, at exactly this number. */
-static void file_at(int fd)
-{
-    int made = (int)syscall(SYS_memfd_create, "map", 1u);
-    CHECK(made >= 0, "memfd_create: errno %d", errno);
-    if (made != fd) {
-        CHECK(dup3(made, fd, O_CLOEXEC) == fd, "dup3 to %d: errno %d", fd, errno);
-        close(made);
-    }
-}
-
-static void all_open_up_to(rlim_t limit)
-{
-    struct rlimit both = { limit, limit };
-    if (setrlimit(RLIMIT_NOFILE, &both))
-        skip("the limit of descriptors cannot be %d here: errno %d", (int)limit, errno);
-}
 
 static int out_of_the_way(int fd)
 {
@@ -54,12 +20,11 @@ enum program { BY_PATH, BY_FD };
 /* Starts the peer with these pairs plus one for its output, and checks that the child has these and no others. */
 static void map_and_look(const int32_t (*pairs)[2], unsigned count, int report_at, enum program program, int exec_at)
 {
-    static struct seen seen[SEEN_MAX], wanted[SEEN_MAX];
+    static struct seen wanted[SEEN_MAX];
     static int32_t all[TARGETS][2];
     int pipe_fds[2];
-    memset(seen, 0, sizeof seen);
     memset(wanted, 0, sizeof wanted);
-    CHECK(pipe2(pipe_fds, O_CLOEXEC) == 0, "errno %d", errno);
+    make_pipe(pipe_fds);
     int null = out_of_the_way(open("/dev/null", O_RDWR | O_CLOEXEC));
     pipe_fds[0] = out_of_the_way(pipe_fds[0]);
     pipe_fds[1] = out_of_the_way(pipe_fds[1]);
@@ -67,14 +32,12 @@ static void map_and_look(const int32_t (*pairs)[2], unsigned count, int report_a
         memcpy(all[i], pairs[i], sizeof all[i]);
     all[count][0] = pipe_fds[1];
     all[count][1] = report_at;
-    for (unsigned i = 0; i <= count; i++) {
-        struct stat st = stat_of(all[i][0]);
-        wanted[all[i][1] & ~TARGET_CLOEXEC] = (struct seen){ st.st_dev, st.st_ino, !(all[i][1] & TARGET_CLOEXEC), 0 };
-    }
-    struct stat at_null = stat_of(null);
+    for (unsigned i = 0; i <= count; i++)
+        if (!(all[i][1] & TARGET_CLOEXEC))
+            wanted[all[i][1]] = seen_at(all[i][0]);
     for (int i = 0; i < 3; i++)
-        if (!wanted[i].ino)
-            wanted[i] = (struct seen){ at_null.st_dev, at_null.st_ino, 1, 0 };
+        if (!wanted[i].open)
+            wanted[i] = seen_at(null);
 
     struct pack *pack = pack_new(PLAN_SHARE_FDS);
     pack->ops[0].a = 2048;
@@ -82,8 +45,7 @@ static void map_and_look(const int32_t (*pairs)[2], unsigned count, int report_a
     if (program == BY_PATH) {
         pack_exec_path(pack, peer_path());
     } else {
-        int made = open(peer_path(), O_RDONLY | O_CLOEXEC);
-        CHECK(made >= 0, "%s: errno %d", peer_path(), errno);
+        int made = open_file(peer_path());
         if (made != exec_at) {
             CHECK(dup3(made, exec_at, O_CLOEXEC) == exec_at, "errno %d", errno);
             close(made);
@@ -98,21 +60,8 @@ static void map_and_look(const int32_t (*pairs)[2], unsigned count, int report_a
     close(null);
     if (program == BY_FD)
         close(exec_at);
-    static char text[1 << 17];
-    read_all(pipe_fds[0], text, sizeof text);
+    check_seen(pipe_fds[0], wanted);
     CHECK(wait_for(result.out) == 0, "the program failed");
-    for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
-        int fd = 0, cloexec = 0;
-        struct seen one = { .open = 1 };
-        CHECK(sscanf(line, "%d %llu %llu %d", &fd, &one.dev, &one.ino, &cloexec) == 4, "%s", line);
-        CHECK(fd < SEEN_MAX, "descriptor %d is open in the program", fd);
-        CHECK(cloexec == 0, "descriptor %d would be closed by another exec", fd);
-        seen[fd] = one;
-    }
-    for (int fd = 0; fd < SEEN_MAX; fd++) {
-        CHECK(seen[fd].open == wanted[fd].open, "descriptor %d: open %d, expected %d", fd, seen[fd].open, wanted[fd].open);
-        CHECK(!seen[fd].open || (seen[fd].dev == wanted[fd].dev && seen[fd].ino == wanted[fd].ino), "descriptor %d is another file", fd);
-    }
 }
 
 static void nothing_granted(void) { map_and_look(NULL, 0, 5, BY_PATH, 0); }
@@ -170,7 +119,7 @@ static void one_source_many_targets(void)
 
 static void targets_up_to_the_last(void)
 {
-    all_open_up_to(2048);
+    limit_fds(2048);
     file_at(1023);
     file_at(1500);
     map_and_look((const int32_t[][2]){ { 1023, 1022 }, { 1500, 1023 } }, 2, 1021, BY_FD, 1022);
@@ -182,7 +131,7 @@ static void targets_up_to_the_last(void)
 static void a_thousand_targets(void)
 {
     static int32_t pairs[1000][2];
-    all_open_up_to(4096);
+    limit_fds(4096);
     for (int i = 0; i < 1000; i++) {
         file_at(3 + i);
         pairs[i][0] = 3 + i;
@@ -209,7 +158,7 @@ static void program_at_a_target(void)
     file_at(11);
     map_and_look((const int32_t[][2]){ { 11, 12 } }, 1, 3, BY_FD, 12);
     map_and_look((const int32_t[][2]){ { 11, 3 }, { 11, 4 }, { 11, 5 } }, 3, 6, BY_FD, 4);
-    int program = open(peer_path(), O_RDONLY | O_CLOEXEC);
+    int program = open_file(peer_path());
     dup3(program, 12, O_CLOEXEC);
     close(program);
     map_and_look((const int32_t[][2]){ { 12, 13 }, { 11, 12 } }, 2, 3, BY_FD, 12);
@@ -253,7 +202,7 @@ static void a_closed_source_is_noticed_when_a_copy_lands_on_it(void)
         CHECK_OUTCOME(map_only((const int32_t[][2]){ { 0, 100 }, { 1, 101 }, { 2, 102 } }, 3, closed), STAGE_OPS, 1, EBADF);
         struct pack *pack = pack_new(PLAN_SHARE_FDS);
         pack_fd_map(pack, (const int32_t[][2]){ { closed == lowest ? 300 : closed, 100 } }, 1, 0);
-        int program = open(peer_path(), O_RDONLY | O_CLOEXEC);
+        int program = open_file(peer_path());
         pack->head.exec_fd = program;
         CHECK_OUTCOME(run_pack(pack, NULL, NULL), STAGE_OPS, 1, EBADF);
         close(program);
@@ -266,7 +215,7 @@ static void low_limits(void)
 {
     int32_t pairs[64][2];
     file_at(63);
-    all_open_up_to(64);
+    limit_fds(64);
     for (int i = 0; i < 61; i++) {
         pairs[i][0] = 63;
         pairs[i][1] = 3 + i;
@@ -305,7 +254,7 @@ static void low_limits(void)
 /* What lies above the number that UNSHARE_FDS names is not even copied. */
 static void what_is_left_behind(void)
 {
-    all_open_up_to(4096);
+    limit_fds(4096);
     file_at(3000);
     struct pack *pack = pack_new(PLAN_SHARE_FDS);
     pack->ops[0].a = 3000;
@@ -317,6 +266,72 @@ static void what_is_left_behind(void)
     CHECK(fcntl(3000, F_GETFD) == FD_CLOEXEC, "the caller's own descriptor changed");
     close(3000);
     pack_free(pack);
+}
+
+#define LAST 14
+
+/* In a process of its own, whose table is as full as can be up to LAST: the op alone, and what it keeps for later. */
+static void map_and_keep(const int32_t (*pairs)[2], unsigned count, int exec_at, int report_at)
+{
+    static struct seen before[LAST + 1], wanted[SEEN_MAX];
+    static uint8_t is_open[SEEN_MAX];
+    for (int fd = 3; fd <= LAST; fd++)
+        file_at(fd);
+    for (int fd = 0; fd <= LAST; fd++)
+        before[fd] = seen_at(fd);
+    for (int fd = 0; fd < 3; fd++)
+        wanted[fd] = before[3];
+    for (unsigned i = 0; i < count; i++)
+        wanted[pairs[i][1] & ~TARGET_CLOEXEC] = before[pairs[i][0]];
+    struct pack *pack = pack_new(0);
+    size_t size;
+    pack_fd_map(pack, pairs, count, 3);
+    void *baked = pack_bake(pack, &size);
+    struct plan *plan = plan_new(baked, size, NULL, NULL);
+    CHECK(verify_plan(plan, size) == 0, "refused");
+    plan->exec_fd = exec_at;
+    plan->report_fd = report_at;
+    int err = run_ops(plan);
+    CHECK(err == 0, "errno %d", err);
+    const int kept[2] = { plan->exec_fd, plan->report_fd }, was[2] = { exec_at, report_at };
+    for (int i = 0; i < 2; i++) {
+        CHECK((was[i] >= 0) == (kept[i] >= 0), "descriptor %d became %d", was[i], kept[i]);
+        if (was[i] < 0)
+            continue;
+        CHECK(kept[i] < SEEN_MAX && !wanted[kept[i]].open, "%d was moved to %d, where something else is to be", was[i], kept[i]);
+        CHECK(fcntl(kept[i], F_GETFD) == FD_CLOEXEC, "descriptor %d, kept as %d, would be inherited", was[i], kept[i]);
+        wanted[kept[i]] = before[was[i]];
+    }
+    fds_open(is_open, SEEN_MAX);
+    for (int fd = 0; fd < SEEN_MAX; fd++) {
+        CHECK(is_open[fd] == wanted[fd].open, "descriptor %d: open %d, expected %d", fd, is_open[fd], wanted[fd].open);
+        struct seen seen = is_open[fd] ? seen_at(fd) : wanted[fd];
+        CHECK(seen.ino == wanted[fd].ino && seen.dev == wanted[fd].dev, "descriptor %d is another file", fd);
+    }
+    for (unsigned i = 0; i < count; i++)
+        CHECK(fcntl(pairs[i][1] & ~TARGET_CLOEXEC, F_GETFD) == !!(pairs[i][1] & TARGET_CLOEXEC), "descriptor %d", pairs[i][1]);
+    CHECK(!sanitizer_complained, "a sanitizer complained");
+    plan_free(plan);
+    free(baked);
+    pack_free(pack);
+}
+
+/* Both wherever they may be: below the targets, between them, above; where a target goes, where a source is, in one place. */
+static void what_is_needed_later_is_kept(void)
+{
+    static const int32_t pairs[][2] = { { 5, 9 }, { 9, 5 }, { 7, 7 }, { 5, 11 }, { 6, 13 | TARGET_CLOEXEC }, { 8, 0 }, { 14, 40 } };
+    for (int exec_at = 1; exec_at <= LAST; exec_at++)
+        for (int report_at = 2; report_at <= LAST; report_at++) {
+            int status, exec_fd = exec_at == 1 ? CWD_FD : exec_at == 2 ? NO_FD : exec_at, report_fd = report_at == 2 ? NO_FD : report_at;
+            for (unsigned count = 0; count <= sizeof pairs / sizeof *pairs; count += sizeof pairs / sizeof *pairs) {
+                pid_t pid = fork();
+                if (pid == 0) {
+                    map_and_keep(pairs, count, exec_fd, report_fd);
+                    _exit(0);
+                }
+                CHECK(waitpid(pid, &status, 0) == pid && status == 0, "%u pairs, the program at %d, the report at %d", count, exec_fd, report_fd);
+            }
+        }
 }
 
 int main(int argc, char **argv)
@@ -331,6 +346,7 @@ int main(int argc, char **argv)
         { "a thousand descriptors in a row can be rotated", a_thousand_targets },
         { "close-on-exec targets are gone after exec", close_on_exec_targets_are_gone },
         { "the program's descriptor can be in the way of a target", program_at_a_target },
+        { "the program and a socket for reports are kept wherever they are", what_is_needed_later_is_kept },
         { "a closed source is EBADF", closed_sources },
         { "a closed source is EBADF also where a copy landed on its number", a_closed_source_is_noticed_when_a_copy_lands_on_it },
         { "a low limit is EMFILE, not a wrong descriptor", low_limits },

@@ -17,7 +17,6 @@
 #include <unistd.h>
 
 #define WORLD (CLONE_NEWUSER | CLONE_NEWPID)
-#define PATIENCE_MS 5000
 #define PRIVATE_KIB_MAX 100
 
 struct cell {
@@ -33,22 +32,14 @@ struct guest {
 
 static int init_fd, peer_fd;
 
-static void become_ordinary(void)
-{
-    const char *init = getenv("SHOAL_INIT") ? getenv("SHOAL_INIT") : "build/shoal-init";
-    init_fd = open(init, O_RDONLY | O_CLOEXEC);
-    peer_fd = open(peer_path(), O_RDONLY | O_CLOEXEC);
-    CHECK(init_fd >= 0 && peer_fd >= 0, "%s, %s: errno %d", init, peer_path(), errno);
-    if (getuid() == 0 && setresgid(65534, 65534, 65534) == 0 && setresuid(65534, 65534, 65534) == 0)
-        prctl(PR_SET_DUMPABLE, 1); /* or /proc/self would still be root's */
-}
-
 static struct cell cell_new(const char *tasks)
 {
     struct cell cell;
     int pair[2];
+    init_fd = open_file(init_path());
+    peer_fd = open_file(peer_path());
     become_ordinary();
-    CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0, "errno %d", errno);
+    make_sockets(SOCK_STREAM, pair);
     struct pack *pack = pack_new(PLAN_SHARE_FDS);
     pack->head.clone_flags = WORLD;
     pack_id_maps(pack, WORLD);
@@ -75,14 +66,17 @@ static struct guest enter_with(struct cell cell, uint64_t also, const char *verb
 {
     struct guest guest;
     int in[2], out[2];
-    CHECK(pipe2(in, O_CLOEXEC) == 0 && pipe2(out, O_CLOEXEC) == 0, "errno %d", errno);
+    make_pipe(in);
+    make_pipe(out);
     struct pack *pack = pack_new(PLAN_SHARE_FDS);
     pack->head.enter_fd = cell.init.pidfd;
     pack->head.enter_flags = WORLD | also;
     pack_fd_map(pack, (const int32_t[][2]){ { in[0], 0 }, { out[1], 3 } }, 2, 0);
     op_add(pack, OP_SIGNALS);
-    if (drop_caps)
+    if (drop_caps) {
+        op_add(pack, OP_DROP_BOUNDING);
         op_add(pack, OP_DROP_CAPS);
+    }
     pack->head.exec_fd = peer_fd;
     guest.out = run_pack(pack, (const char *const[]){ "peer", verb, "3", path, NULL }, NULL).out;
     pack_free(pack);
@@ -128,13 +122,6 @@ static int is_running(struct outcome out)
 {
     struct pollfd watch = { .fd = out.pidfd, .events = POLLIN };
     return poll(&watch, 1, 0) == 0;
-}
-
-static int ended(struct outcome out)
-{
-    struct pollfd watch = { .fd = out.pidfd, .events = POLLIN };
-    CHECK(poll(&watch, 1, PATIENCE_MS) == 1, "pid %d is still running", out.pid);
-    return wait_for(out);
 }
 
 static void over(struct cell cell, struct guest guest)

@@ -96,8 +96,7 @@ static void clones_that_fail(void)
     CHECK_OUTCOME(run_pack(pack, NULL, NULL), STAGE_CLONE, -1, EBADF);
     pack_free(pack);
     close(null);
-    if (getuid() == 0 && (setresgid(65534, 65534, 65534) || setresuid(65534, 65534, 65534)))
-        skip("the rest takes an ordinary user, and root cannot become one here");
+    become_ordinary(); /* the rest takes one */
     struct rlimit none = { 0, 0 };
     pack = plain();
     pack->head.clone_flags = CLONE_NEWNS; /* takes a privilege */
@@ -154,7 +153,8 @@ static struct holder hold_namespaces(uint64_t flags)
     int in[2], out[2];
     char text[64];
     struct holder holder;
-    CHECK(pipe2(in, O_CLOEXEC) == 0 && pipe2(out, O_CLOEXEC) == 0, "errno %d", errno);
+    make_pipe(in);
+    make_pipe(out);
     struct pack *pack = pack_new(PLAN_SHARE_FDS);
     pack->head.clone_flags = flags;
     pack_id_maps(pack, flags);
@@ -182,7 +182,7 @@ static int pid_inside(struct pack *pack, int *wait_status, int nested)
 {
     int out[2], pid = 0;
     char text[128];
-    CHECK(pipe2(out, O_CLOEXEC) == 0, "errno %d", errno);
+    make_pipe(out);
     struct outcome outcome = start_peer(pack, "self", 0, out[1]);
     close(out[1]);
     read_all(out[0], text, sizeof text);
@@ -272,30 +272,6 @@ static void entering_what_is_not_there(void)
     close(null);
 }
 
-/* Our cgroup's directory in the v2 hierarchy, with a new child "shoal-native-PID". Returns a descriptor of it, or -1. */
-static int cgroup_new(char *path, size_t size)
-{
-    char line[4096], own[1024] = "", mount[1024] = "";
-    FILE *file = fopen("/proc/self/cgroup", "re");
-    while (file && fgets(line, sizeof line, file))
-        if (sscanf(line, "0::%1023[^\n]", own) == 1)
-            break;
-    if (file)
-        fclose(file);
-    file = fopen("/proc/self/mounts", "re");
-    while (file && fgets(line, sizeof line, file))
-        if (sscanf(line, "%*s %1023s cgroup2 ", mount) == 1 && strstr(line, " cgroup2 "))
-            break;
-        else
-            mount[0] = '\0';
-    if (file)
-        fclose(file);
-    if (!own[0] || !mount[0])
-        return -1;
-    snprintf(path, size, "%s%s/shoal-native-%d", mount, strcmp(own, "/") ? own : "", getpid());
-    return mkdir(path, 0700) == 0 ? open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
-}
-
 static void in_a_cgroup(void)
 {
     char path[4096], text[8192], wanted[64];
@@ -303,7 +279,8 @@ static void in_a_cgroup(void)
     if (fd < 0)
         skip("no cgroup can be made here (errno %d)", errno);
     int in[2], out[2];
-    CHECK(pipe2(in, O_CLOEXEC) == 0 && pipe2(out, O_CLOEXEC) == 0, "errno %d", errno);
+    make_pipe(in);
+    make_pipe(out);
     struct pack *pack = pack_new(PLAN_SHARE_FDS);
     pack->head.cgroup_fd = fd;
     struct outcome outcome = start_peer(pack, "hold", in[0], out[1]);
@@ -362,25 +339,31 @@ static void on_signal(int sig)
     handled++;
 }
 
-/* A child held in its setup by WAIT_READY. `told` gets a byte when it is there. */
+/* A child held in its setup by WAIT_READY. `told` gets a byte when it is there. The launcher's children are, in the order in
+ * which they were made: those it had before, those in between where namespaces are entered, the one that is held. */
 struct held {
     int told[2], ready[2];
     pid_t launcher;
-    int signal;
-    pid_t child;
+    int signal, collect;
+    int first, count; /* which of its children get the signal */
+    uint64_t enter_flags, clone_flags;
+    int enter_fd;
+    int found; /* how many of them there were */
 };
 
 static void *signal_child(void *arg)
 {
     struct held *held = arg;
-    char byte, path[64], text[64];
+    char byte, path[64], text[64], *next = text;
     if (read(held->told[0], &byte, 1) != 1)
         return NULL;
     snprintf(path, sizeof path, "/proc/self/task/%d/children", held->launcher);
     read_all(open(path, O_RDONLY | O_CLOEXEC), text, sizeof text);
-    held->child = atoi(text);
-    if (held->child > 0)
-        kill(held->child, held->signal);
+    for (int i = 0; i < held->first + held->count; i++) {
+        pid_t pid = (pid_t)strtol(next, &next, 10);
+        if (pid > 0 && i >= held->first)
+            held->found += kill(pid, held->signal) == 0;
+    }
     if (held->signal != SIGKILL) {
         int zero = 0;
         CHECK(write(held->ready[1], &zero, sizeof zero) == sizeof zero, "errno %d", errno);
@@ -391,59 +374,92 @@ static void *signal_child(void *arg)
 static struct result held_launch(struct held *held)
 {
     pthread_t thread;
-    CHECK(pipe2(held->told, O_CLOEXEC) == 0 && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, held->ready) == 0, "errno %d", errno);
+    make_pipe(held->told);
+    make_sockets(SOCK_STREAM, held->ready);
     held->launcher = (pid_t)syscall(SYS_gettid);
-    struct pack *pack = pack_new(PLAN_SHARE_FDS);
+    struct pack *pack = pack_new(PLAN_SHARE_FDS | (held->collect ? PLAN_COLLECT : 0));
     char path[64];
     snprintf(path, sizeof path, "/proc/self/fd/%d", held->told[1]);
-    uint32_t where = pack_text(pack, path), what = pack_text(pack, "!");
-    struct op *op = op_add(pack, OP_WRITE);
+    uint32_t where = pack_text(pack, path), what = pack_text(pack, "!"), root = pack_text(pack, "/");
+    pack->head.clone_flags = held->clone_flags;
+    if (held->enter_flags) {
+        pack->head.enter_fd = held->enter_fd;
+        pack->head.enter_flags = held->enter_flags;
+    }
+    struct op *op = op_add(pack, OP_OPEN);
+    op->fd = CWD_FD;
+    op->str = root;
+    op->a = O_PATH;
+    op->out = 0;
+    op = op_add(pack, OP_WRITE);
     op->str = where;
     op->str2 = what;
     op_add(pack, OP_WAIT_READY)->fd = held->ready[0];
-    op_add(pack, OP_SIGNALS);
+    if (!held->collect)
+        op_add(pack, OP_SIGNALS);
     pack_exec_path(pack, peer_path());
     pthread_create(&thread, NULL, signal_child, held);
     struct result result = run_once(pack);
+    close(held->told[1]); /* should the child never have come that far */
     pthread_join(thread, NULL);
-    for (int i = 0; i < 2; i++) {
-        close(held->told[i]);
-        close(held->ready[i]);
-    }
-    if (held->child <= 0)
+    close(held->told[0]);
+    close(held->ready[0]);
+    close(held->ready[1]);
+    if (held->found != held->count)
         skip("/proc/PID/task/TID/children is not there");
     return result;
 }
 
 static void killed_in_setup(void)
 {
-    struct held held = { .signal = SIGKILL };
-    CHECK_OUTCOME(held_launch(&held), STAGE_OPS, 2, 0);
+    struct held held = { .signal = SIGKILL, .count = 1 };
+    struct outcome out = held_launch(&held).out;
+    CHECK(out.report.stage == STAGE_OPS && out.report.index >= 2 && out.report.err == 0 && out.pid == -1 && out.pidfd == -1,
+          "stage %d, index %d, errno %d", out.report.stage, out.report.index, out.report.err);
 }
 
 static void signalled_in_setup(void)
 {
-    struct held held = { .signal = SIGUSR1 };
+    struct held held = { .signal = SIGUSR1, .count = 1 };
     struct sigaction action = { .sa_handler = on_signal };
     sigaction(SIGUSR1, &action, NULL);
     struct result result = held_launch(&held);
     CHECK(handled == 0, "our handler ran %d times for a signal that was the child's", handled);
-    CHECK_OUTCOME(result, STAGE_OPS, 3, 0); /* it ends the child once its disposition is the default again */
+    CHECK_OUTCOME(result, STAGE_OPS, 4, 0); /* it ends the child once its disposition is the default again */
     CHECK(raise(SIGUSR1) == 0 && handled == 1, "our own handler is gone");
+}
+
+/* Killing a job takes those in between first, as it may happen: what they had made by then is not lost. */
+static void killed_in_between(void)
+{
+    uint64_t flags = pid_world();
+    static const struct {
+        uint64_t nested;
+        int first, count, collect;
+    } rows[] = { { 0, 1, 1, 0 }, { 0, 1, 1, 1 }, { CLONE_NEWPID, 2, 1, 0 }, { CLONE_NEWPID, 1, 2, 0 }, { CLONE_NEWPID, 1, 2, 1 } };
+    struct holder holder = hold_namespaces(flags);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct held held = {
+            .signal = SIGKILL, .first = rows[i].first, .count = rows[i].count, .collect = rows[i].collect,
+            .enter_fd = holder.out.pidfd, .enter_flags = flags, .clone_flags = rows[i].nested,
+        };
+        int before = fds_open(NULL, 64);
+        struct result result = held_launch(&held);
+        CHECK(result.out.report.stage == STAGE_ENTER && result.out.report.err == ESRCH && result.out.pid == -1 && result.out.pidfd == -1,
+              "row %zu: stage %d, errno %d, pid %d", i, result.out.report.stage, result.out.report.err, result.out.pid);
+        int after = fds_open(NULL, 64);
+        CHECK(before == after, "row %zu: %d descriptors before, %d after", i, before, after);
+        siginfo_t info = { 0 };
+        CHECK(waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT | __WALL) == 0 && info.si_pid == 0, "row %zu: %d is left", i, info.si_pid);
+    }
+    let_go(holder);
 }
 
 static void killed_by_its_filter(void)
 {
     prctl(PR_SET_DUMPABLE, 0); /* until Linux 5.16 a core dump took along all who share the memory */
-    struct sock_filter filter[] = {
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_umask, 0, 1),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-    };
     struct pack *pack = plain();
-    op_add(pack, OP_NO_NEW_PRIVS);
-    pack_seccomp(pack, filter, 4);
+    pack_answer(pack, SYS_umask, SECCOMP_RET_KILL_PROCESS);
     op_add(pack, OP_UMASK);
     CHECK_OUTCOME(run_once(pack), STAGE_OPS, 4, 0);
 }
@@ -451,6 +467,9 @@ static void killed_by_its_filter(void)
 /* A filter may answer anything to anything. A child under it may fail as it likes, but launch() has to return. */
 static void ends_under_any_filter(void)
 {
+#define X(name, fn, operands) operands,
+    static const int needs[] = { OPS(X) };
+#undef X
     struct sock_filter nothing[] = { BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO) };                /* every call: 0, and not done */
     struct sock_filter interrupted[] = { BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EINTR) };
     prctl(PR_SET_DUMPABLE, 0); /* as above */
@@ -464,8 +483,8 @@ static void ends_under_any_filter(void)
             struct op *op = op_add(pack, (enum op_code)code);
             op->fd = op->fd2 = null;
             op->str = op->str2 = text;
-            op->out = code == OP_OPEN || code == OP_FSMOUNT || code == OP_OPEN_TREE ? 0 : -1;
-            op->a = code == OP_SECCOMP;
+            op->out = needs[code] & OUT ? 0 : -1;
+            op->a = code == OP_SECCOMP || code == OP_AFFINITY;
             if (code == OP_ENV_PID)
                 op->code = OP_UMASK;
             pack_exec_path(pack, peer_path());
@@ -567,7 +586,7 @@ static void *launch_many(void *arg)
             close(result.slots[0]);
         } else {
             int out[2], unwanted = 0;
-            CHECK(pipe2(out, O_CLOEXEC) == 0, "errno %d", errno);
+            make_pipe(out);
             struct outcome outcome = start_peer(pack_new(PLAN_SHARE_FDS), "fds", 0, out[1]);
             close(out[1]);
             char text[1024];
@@ -605,6 +624,7 @@ int main(int argc, char **argv)
         { "failures of exec are reported without clone3", programs_without_clone3 },
         { "a cgroup that cannot be joined is reported without clone3", bad_cgroups_without_clone3 },
         { "a child killed in setup is reported without an errno", killed_in_setup },
+        { "a child is ended when those between it and us were killed", killed_in_between },
         { "no handler of ours runs in the child", signalled_in_setup },
         { "a child killed by its own filter is reported without an errno", killed_by_its_filter },
         { "a child that may not even exit ends all the same", ends_under_any_filter },

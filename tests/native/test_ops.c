@@ -14,6 +14,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -221,6 +222,14 @@ static void b_pivot(struct pack *pack, int op)
     o->fd2 = SLOT(1);
 }
 
+/* As in a mount namespace where nothing lies below. */
+static void b_pivot_into(struct pack *pack, int op)
+{
+    if (!op)
+        return rooted(pack);
+    op_add(pack, OP_PIVOT)->fd2 = SLOT(1);
+}
+
 static void b_unshare(struct pack *pack, int op)
 {
     OP_ONLY;
@@ -275,6 +284,12 @@ static void b_wait_ready(struct pack *pack, int op)
     op_add(pack, OP_WAIT_READY)->fd = ours; /* a socket */
 }
 
+static void b_drop_bounding(struct pack *pack, int op)
+{
+    OP_ONLY;
+    op_add(pack, OP_DROP_BOUNDING);
+}
+
 static void b_drop_caps(struct pack *pack, int op)
 {
     OP_ONLY;
@@ -301,6 +316,61 @@ static void b_name(struct pack *pack, int op)
     text_op(pack, OP_NAME, "renamed", NULL);
 }
 
+static void b_rlimit(struct pack *pack, int op)
+{
+    OP_ONLY;
+    op_add(pack, OP_RLIMIT)->flags = RLIMIT_CORE; /* none at all */
+}
+
+static void b_affinity(struct pack *pack, int op)
+{
+    OP_ONLY;
+    cpu_set_t all;
+    CHECK(sched_getaffinity(0, sizeof all, &all) == 0, "errno %d", errno);
+    uint32_t mask = pack_bytes(pack, &all, sizeof all);
+    struct op *o = op_add(pack, OP_AFFINITY);
+    o->str = mask;
+    o->a = sizeof all;
+}
+
+static void b_nice(struct pack *pack, int op)
+{
+    OP_ONLY;
+    op_add(pack, OP_NICE)->a = 19;
+}
+
+static void b_ids(struct pack *pack, int op)
+{
+    OP_ONLY;
+    struct op *o = op_add(pack, OP_IDS);
+    o->fd = o->fd2 = 65534;
+}
+
+static void b_landlock_rules(struct pack *pack, int op)
+{
+    OP_ONLY;
+    struct op *o = op_add(pack, OP_LANDLOCK_RULES);
+    o->out = 4;
+    o->a = 1; /* executing files */
+}
+
+static void b_landlock_allow(struct pack *pack, int op)
+{
+    if (!op)
+        return b_landlock_rules(pack, 1);
+    struct op *o = op_add(pack, OP_LANDLOCK_ALLOW);
+    o->fd = SLOT(4);
+    o->fd2 = ours;
+    o->a = 1;
+}
+
+static void b_landlock_enter(struct pack *pack, int op)
+{
+    if (!op)
+        return b_landlock_allow(pack, 0);
+    op_add(pack, OP_LANDLOCK_ENTER)->fd = SLOT(4);
+}
+
 static void b_seccomp(struct pack *pack, int op)
 {
     static const struct sock_filter allow = { .code = BPF_RET | BPF_K, .k = SECCOMP_RET_ALLOW };
@@ -308,7 +378,13 @@ static void b_seccomp(struct pack *pack, int op)
     pack_seccomp(pack, &allow, 1);
 }
 
-/* What `ours` has to be. */
+/* What `ours` has to be; -1 where the row cannot be shown. */
+static int as_root(void) { return geteuid() == 0 ? open("/", O_PATH | O_CLOEXEC) : -1; }
+static int with_landlock(void)
+{
+    int version = (int)syscall(SYS_landlock_create_ruleset, NULL, 0, 1u /* LANDLOCK_CREATE_RULESET_VERSION */);
+    return version > 0 ? open("/", O_PATH | O_CLOEXEC) : -1;
+}
 static int a_file(void)
 {
     int fd = (int)syscall(SYS_memfd_create, "ours", 1u);
@@ -327,8 +403,8 @@ static int a_terminal(void)
 static int a_ready_socket(void)
 {
     int pair[2], zero = 0;
-    CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0 && write(pair[1], &zero, sizeof zero) == sizeof zero,
-          "errno %d", errno);
+    make_sockets(SOCK_STREAM, pair);
+    CHECK(write(pair[1], &zero, sizeof zero) == sizeof zero, "errno %d", errno);
     close(pair[1]);
     return pair[0];
 }
@@ -389,6 +465,8 @@ static const struct injection {
     { OP_PIVOT, b_pivot, WORLD, NULL, 0, WHEN(fchdir, 0, NEXT(4)) },
     { OP_PIVOT, b_pivot, WORLD, NULL, 0, ALWAYS(umount2) },
     { OP_PIVOT, b_pivot, WORLD, NULL, 0, ALWAYS(chroot) },
+    { OP_PIVOT, b_pivot_into, WORLD, NULL, 0, WHEN(fchdir, 0, NEXT(4)) },
+    { OP_PIVOT, b_pivot_into, WORLD, NULL, 0, ALWAYS(chroot) },
     { OP_UNSHARE, b_unshare, WORLD, NULL, 0, ALWAYS(unshare) },
     { OP_SETNS, b_setns, WORLD, a_uts_namespace, EPERM, ALWAYS(setns) },
     { OP_WRITE, b_write, HERE, NULL, 0, ALWAYS(openat) },
@@ -401,13 +479,22 @@ static const struct injection {
     { OP_KEEP_CAPS, b_keep_caps, WORLD, NULL, 0, ALWAYS(capset) },
     { OP_KEEP_CAPS, b_keep_caps, WORLD, NULL, 0, WHEN(prctl, 2, 21) },
     { OP_WAIT_READY, b_wait_ready, HERE, a_ready_socket, 0, ALWAYS(read) },
-    { OP_DROP_CAPS, b_drop_caps, WORLD, NULL, 0, WHEN(prctl, 0, PR_CAPBSET_DROP) },
-    { OP_DROP_CAPS, b_drop_caps, WORLD, NULL, 0, WHEN(prctl, 1, 7) },
+    { OP_DROP_BOUNDING, b_drop_bounding, WORLD, NULL, 0, WHEN(prctl, 0, PR_CAPBSET_DROP) },
+    { OP_DROP_BOUNDING, b_drop_bounding, WORLD, NULL, 0, WHEN(prctl, 1, 7) },
     { OP_DROP_CAPS, b_drop_caps, WORLD, NULL, 0, WHEN(prctl, 0, PR_CAP_AMBIENT) },
     { OP_DROP_CAPS, b_drop_caps, WORLD, NULL, 0, ALWAYS(capset) },
     { OP_SETSID, b_setsid, HERE, NULL, 0, ALWAYS(setsid) },
     { OP_CONTROLLING_TTY, b_controlling_tty, HERE, a_terminal, 0, ALWAYS(ioctl) },
     { OP_NAME, b_name, HERE, NULL, 0, WHEN(prctl, 0, PR_SET_NAME) },
+    { OP_RLIMIT, b_rlimit, HERE, NULL, 0, ALWAYS(prlimit64) },
+    { OP_AFFINITY, b_affinity, HERE, NULL, 0, ALWAYS(sched_setaffinity) },
+    { OP_NICE, b_nice, HERE, NULL, 0, ALWAYS(setpriority) },
+    { OP_IDS, b_ids, HERE, as_root, 0, ALWAYS(setgroups) },
+    { OP_IDS, b_ids, HERE, as_root, 0, ALWAYS(setresgid) },
+    { OP_IDS, b_ids, HERE, as_root, 0, ALWAYS(setresuid) },
+    { OP_LANDLOCK_RULES, b_landlock_rules, HERE, with_landlock, 0, ALWAYS(landlock_create_ruleset) },
+    { OP_LANDLOCK_ALLOW, b_landlock_allow, HERE, with_landlock, 0, ALWAYS(landlock_add_rule) },
+    { OP_LANDLOCK_ENTER, b_landlock_enter, HERE, with_landlock, 0, ALWAYS(landlock_restrict_self) },
     { OP_SECCOMP, b_seccomp, HERE, NULL, 0, ALWAYS(seccomp) },
 };
 #define INJECTIONS (sizeof injections / sizeof *injections)
@@ -450,11 +537,19 @@ static struct result inject(const struct injection *it, uint64_t world, int err,
     return result;
 }
 
+static int can_be_shown(const struct injection *it)
+{
+    int fd = it->need ? it->need() : next_fd();
+    if (fd >= 0 && it->need)
+        close(fd);
+    return fd >= 0;
+}
+
 static void faults(enum where where, uint64_t world)
 {
     for (size_t i = 0; i < INJECTIONS; i++) {
         const struct injection *it = &injections[i];
-        if (it->where != where)
+        if (it->where != where || !can_be_shown(it))
             continue;
         int index;
         struct result result = inject(it, world, 0, &index);
@@ -491,7 +586,7 @@ static void every_op_is_faulted(void)
 /* A plan that executes: what the ops open is the child's own. */
 static void faults_in_placing_descriptors(void)
 {
-    int program = open(peer_path(), O_RDONLY | O_CLOEXEC), source = fcntl(0, F_DUPFD_CLOEXEC, 20), null = open("/dev/null", O_RDWR);
+    int program = open_file(peer_path()), source = fcntl(0, F_DUPFD_CLOEXEC, 20), null = open("/dev/null", O_RDWR);
     const int32_t pairs[][2] = { { source, 9 }, { source, 15 }, { source, source } };
     const struct fault rows[] = {
         WHEN(fcntl, 0, program),
@@ -737,12 +832,99 @@ static void strings_can_be_used_twice(void)
     }
 }
 
+/* "Nothing lies below" is said by NO_FD and by nothing else: a root that could not be made would stay reachable. */
+static void a_root_that_is_not_there_is_an_error(void)
+{
+    static const int32_t missing[] = { SLOT(9), CWD_FD };
+    uint64_t world = mount_world();
+    for (int i = 0; i < 2; i++) {
+        struct pack *pack = in_tmpfs(world);
+        struct op *op = op_add(pack, OP_PIVOT);
+        op->fd = missing[i];
+        op->fd2 = SLOT(0);
+        int err = outcome_of(pack);
+        CHECK(err == EBADF, "fd %d: errno %d", missing[i], err);
+    }
+}
+
+static void a_root_with_nothing_below_is_only_entered(void)
+{
+    struct pack *pack = pack_new(PLAN_SHARE_FDS | PLAN_COLLECT);
+    pack->head.clone_flags = mount_world();
+    pack_id_maps(pack, pack->head.clone_flags);
+    b_pivot_into(pack, 0);
+    pack_answer(pack, __NR_pivot_root, SECCOMP_RET_ERRNO | E);
+    pack_answer(pack, __NR_umount2, SECCOMP_RET_ERRNO | E);
+    b_pivot_into(pack, 1);
+    b_open(pack, 1);
+    struct result result = run_pack(pack, NULL, NULL);
+    pack_free(pack);
+    CHECK(result.out.report.stage == STAGE_EXEC, "index %d, errno %d", result.out.report.index, result.out.report.err);
+    struct seen root = seen_at(result.slots[4]), entered = seen_at(result.slots[1]);
+    CHECK(root.dev == entered.dev && root.ino == entered.ino, "the root is another directory");
+    close_slots(&result);
+}
+
+/* The bounding set can be emptied while the rest is still needed, but not afterwards. */
+static void capabilities_go_in_two_steps(void)
+{
+    static const struct {
+        enum op_code first, second;
+        int err;
+    } rows[] = {
+        { OP_DROP_BOUNDING, OP_HOSTNAME, 0 },
+        { OP_DROP_BOUNDING, OP_DROP_CAPS, 0 },
+        { OP_DROP_CAPS, OP_HOSTNAME, EPERM },
+        { OP_DROP_CAPS, OP_DROP_BOUNDING, EPERM },
+    };
+    uint64_t world = mount_world();
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct pack *pack = pack_new(PLAN_SHARE_FDS | PLAN_COLLECT);
+        pack->head.clone_flags = world | CLONE_NEWUTS;
+        pack_id_maps(pack, world);
+        op_add(pack, rows[i].first);
+        text_op(pack, rows[i].second, "host", NULL);
+        int err = outcome_of(pack);
+        CHECK(err == rows[i].err, "row %zu: errno %d, expected %d", i, err, rows[i].err);
+    }
+}
+
+/* What uid 0 has after exec, when some had been made ambient before. */
+static void with_both_steps_not_even_root_has_a_capability(void)
+{
+    uint64_t world = mount_world();
+    for (int steps = 0; steps < 4; steps++) {
+        int from[2], permitted, effective, inheritable, bounding, ambient;
+        char text[64];
+        make_pipe(from);
+        struct pack *pack = pack_new(PLAN_SHARE_FDS);
+        pack->head.clone_flags = world;
+        pack_id_maps(pack, world);
+        b_keep_caps(pack, 1);
+        if (steps & 1)
+            op_add(pack, OP_DROP_BOUNDING);
+        if (steps & 2)
+            op_add(pack, OP_DROP_CAPS);
+        pack_fd_map(pack, (const int32_t[][2]){ { from[1], 3 } }, 1, 0);
+        pack_exec_path(pack, peer_path());
+        struct result result = run_pack(pack, (const char *const[]){ "peer", "caps", "3", NULL }, NULL);
+        pack_free(pack);
+        close(from[1]);
+        read_all(from[0], text, sizeof text);
+        CHECK(wait_for(result.out) == 0, "the program failed");
+        CHECK(sscanf(text, "%d %d %d %d %d", &permitted, &effective, &inheritable, &bounding, &ambient) == 5, "%s", text);
+        CHECK((bounding > 0) == !(steps & 1), "steps %d: %s", steps, text);
+        CHECK((inheritable > 0) == !(steps & 2) && (ambient > 0) == !(steps & 2), "steps %d: %s", steps, text);
+        CHECK((permitted > 0) == (steps != 3) && (effective > 0) == (steps != 3), "steps %d: %s", steps, text);
+    }
+}
+
 static void what_init_reports_is_reported(void)
 {
     static const int said[] = { 0, EPERM, ENOSPC };
     for (int i = 0; i < 3; i++) {
         int pair[2];
-        CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0, "errno %d", errno);
+        make_sockets(SOCK_STREAM, pair);
         CHECK(write(pair[1], &said[i], sizeof said[i]) == sizeof said[i], "errno %d", errno);
         ours = pair[0];
         struct pack *pack = pack_new(PLAN_SHARE_FDS | PLAN_COLLECT);
@@ -760,7 +942,7 @@ static void the_program_sees_what_was_asked_for(void)
     int pipe_fds[2];
     signal(SIGPIPE, SIG_IGN);
     signal(SIGUSR1, SIG_IGN);
-    CHECK(pipe2(pipe_fds, O_CLOEXEC) == 0, "errno %d", errno);
+    make_pipe(pipe_fds);
     struct pack *pack = pack_new(PLAN_SHARE_FDS);
     op_add(pack, OP_SETSID);
     op_add(pack, OP_UMASK)->a = 027;
@@ -799,6 +981,10 @@ int main(int argc, char **argv)
         { "no path leads out of its directory", bad_operands_in_worlds },
         { "something else under a bound name is ESTALE", a_bind_of_something_else_is_stale },
         { "an op leaves its strings as they were", strings_can_be_used_twice },
+        { "a root that is not there is an error", a_root_that_is_not_there_is_an_error },
+        { "a root with nothing below it is only entered", a_root_with_nothing_below_is_only_entered },
+        { "the bounding set goes first, and nothing else with it", capabilities_go_in_two_steps },
+        { "without either not even root has a capability after exec", with_both_steps_not_even_root_has_a_capability },
         { "what a cell's init reports is reported", what_init_reports_is_reported },
         { "the program sees the umask, directory, pid and signals asked for", the_program_sees_what_was_asked_for },
     };

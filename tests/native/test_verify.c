@@ -38,22 +38,21 @@ static struct pack *good(void)
     return pack;
 }
 
-/* Verifies without launching: exact memory, so that a look beyond it is caught. Consumes the plan. */
+/* Verifies without launching: exact memory, so that a look beyond it is caught. */
+static int verdict_on(const void *baked, size_t size)
+{
+    struct plan *plan = plan_new(baked, size, NULL, env);
+    int said = verify_plan(plan, size);
+    plan_free(plan);
+    return said;
+}
+
+/* The same; consumes the plan. */
 static int verdict(struct pack *pack)
 {
     size_t size;
-    char *baked = pack_bake(pack, &size);
-    char *copies[3] = { strdup(env[0]), strdup(env[1]), NULL };
-    struct plan *plan = calloc(1, sizeof *plan);
-    plan->head = (struct plan_head *)baked;
-    plan->ops = (struct op *)(plan->head + 1);
-    plan->blob = (char *)(plan->ops + pack->head.count);
-    plan->envp = copies;
-    plan->envc = 2;
-    int said = verify_plan(plan, size);
-    free(plan);
-    free(copies[0]);
-    free(copies[1]);
+    void *baked = pack_bake(pack, &size);
+    int said = verdict_on(baked, size);
     free(baked);
     pack_free(pack);
     return said;
@@ -141,18 +140,8 @@ static void refuses_wrong_sizes(void)
     struct pack *pack = good();
     size_t size;
     char *baked = pack_bake(pack, &size);
-    for (size_t cut = 0; cut < size; cut++) { /* each prefix, in memory of exactly that size; the head is always readable */
-        size_t room = cut < sizeof(struct plan_head) ? sizeof(struct plan_head) : cut;
-        char *memory = malloc(room);
-        memcpy(memory, baked, room);
-        struct plan *plan = calloc(1, sizeof *plan);
-        plan->head = (struct plan_head *)memory;
-        plan->ops = (struct op *)(plan->head + 1);
-        plan->blob = (char *)(plan->ops + plan->head->count);
-        CHECK(verify_plan(plan, cut) == -1, "the first %zu of %zu bytes were accepted", cut, size);
-        free(plan);
-        free(memory);
-    }
+    for (size_t cut = 0; cut < size; cut++)
+        CHECK(verdict_on(baked, cut) == -1, "the first %zu of %zu bytes were accepted", cut, size);
     free(baked);
     static const uint32_t counts[] = { 0, 1, 10, 4096, 4097, 0x06666667, 0x66666667, 0x7fffffff, 0xffffffff };
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
@@ -246,7 +235,7 @@ static void refuses_each_op_without_what_it_needs(void)
             o->out = has & OUT ? 0 : -1;
             o->str = has & STR ? at : NO_STR;
             o->str2 = has & STR2 ? at : NO_STR;
-            o->a = code == OP_SECCOMP || code == OP_ENV_PID;
+            o->a = code == OP_SECCOMP || code == OP_ENV_PID || code == OP_AFFINITY;
             o->b = code == OP_ENV_PID ? 11 : 0;
             int said = verdict(p);
             CHECK(said == (missing < 0 ? 0 : 2), "%s, operand %d missing: verify_plan said %d", all[code].name, missing, said);

@@ -18,6 +18,7 @@
  *
  * No libc, no allocation, no writable global: one such process costs a few pages. */
 #include "wait.h"
+#include "../op.h"
 #include "../sys.h"
 
 #include <errno.h>
@@ -33,12 +34,6 @@
 #define WNOHANG_ 1
 #define WEXITED_ 4
 #define WALL 0x40000000
-
-_Noreturn static void leave(void)
-{
-    for (;;)
-        sys1(__NR_exit_group, 0);
-}
 
 /* Reaps whatever has ended; true when no child is left at all. */
 static int reap(void)
@@ -111,7 +106,7 @@ _Noreturn static void run(char **argv)
     if (argv[0] && argv[1] && argv[1][0] == 'w') {
         sys5(__NR_prctl, PR_SET_NAME, argv[0], 0, 0, 0); /* what the program will be called, so that nobody sees another name */
         wait_for_plan();
-        leave();
+        leave(0);
     }
     sys5(__NR_prctl, PR_SET_NAME, "shoal-init", 0, 0, 0);
     int err = prepare(argv[0] ? argv[1] : 0);
@@ -125,17 +120,17 @@ _Noreturn static void run(char **argv)
     while ((got = sys3(__NR_read, CONTROL, &mode, 1)) == -EINTR)
         ;
     if (signals < 0 || got != 1)
-        leave();
+        leave(0);
     long program = mode == 'j' ? -1 : sys2(__NR_pidfd_open, PROGRAM, 0);
     if (mode != 'j' && program == -EMFILE)
-        leave();
+        leave(0);
     if (mode == 'g') {
         sys1(__NR_close, CONTROL);
     }
     for (;;) {
         int empty = reap();
         if (mode != 'j' && program < 0 && empty)
-            leave(); /* pid 2 has ended, and nothing it left behind lives */
+            leave(0); /* pid 2 has ended, and nothing it left behind lives */
         struct pollfd watch[3] = {
             { .fd = (int)signals, .events = POLLIN },
             { .fd = (int)program, .events = POLLIN },
@@ -144,7 +139,7 @@ _Noreturn static void run(char **argv)
         if (sys5(__NR_ppoll, watch, 3, 0, 0, 8) < 0)
             continue;
         if (watch[2].revents)
-            leave();
+            leave(0);
         if (watch[0].revents)
             take_signals(signals, program >= 0);
         if (watch[1].revents) {

@@ -10,17 +10,18 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 
-static struct {
+static _Alignas(struct plan_head) struct {
     struct request head;
     char rest[REQUEST_BYTES - sizeof(struct request)];
 } received;
 static char *strings[REQUEST_STRINGS + 2];
 static struct plan plan;
 
-static void answer(void)
+/* Whether it could be given: a filter of the plan may forbid it, and the one who asked may be gone. */
+static int answer(void)
 {
     struct report report = { plan.report.stage, plan.report.index, plan.report.err };
-    sys6(__NR_sendto, plan.report_fd, (long)&report, sizeof report, MSG_NOSIGNAL, 0, 0);
+    return sys6(__NR_sendto, plan.report_fd, (long)&report, sizeof report, MSG_NOSIGNAL, 0, 0) == sizeof report;
 }
 
 /* Points `out` at `count` strings that fill `size` bytes exactly. */
@@ -50,6 +51,9 @@ static int take(long size)
     const struct plan_head *head = (const struct plan_head *)received.rest;
     if (head->count > PLAN_OPS_MAX || request->plan_size - sizeof *head < head->count * sizeof(struct op))
         return EINVAL;
+    /* What takes a clone was not done, and must not be missing; what collects has no table of a caller's to do it on. */
+    if (head->flags || head->clone_flags || head->enter_flags || head->cgroup_fd != NO_FD || head->enter_fd != NO_FD)
+        return EINVAL;
     plan.head = head;
     plan.ops = (const struct op *)(head + 1);
     plan.blob = (char *)(uintptr_t)(plan.ops + head->count);
@@ -65,6 +69,8 @@ static int take(long size)
     int fds = plan.slots_used;
     if (err || (err = verify_plan(&plan, request->plan_size) ? EINVAL : 0))
         return err;
+    if (request->fds != (uint32_t)fds)
+        return EMFILE;
     plan.slots_used = plan.slots_used > fds ? plan.slots_used : fds;
     return 0;
 }
@@ -94,14 +100,11 @@ void wait_for_plan(void)
         plan.slots[i] = ((const int *)(const void *)CMSG_DATA(head))[i];
     /* The kernel drops the descriptors that do not fit below the limit, and says so. */
     int err = message.msg_flags & MSG_CTRUNC ? EMFILE : message.msg_flags & MSG_TRUNC ? EMSGSIZE : take(size);
-    if (!err && received.head.fds != (uint32_t)plan.slots_used)
-        err = EMFILE;
     plan.report.err = err;
     if (!err)
         run_ops(&plan);
-    answer();
-    if (plan.report.err)
-        return;
+    if (!answer() || plan.report.err)
+        return; /* who hears nothing takes it that nothing was run */
     exec_program(&plan);
     answer();
 }
