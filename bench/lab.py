@@ -81,6 +81,10 @@ class Worker(_Conversation):
         """One value: launches per second."""
         return lambda: self._values({"peer": peer, "program": program, "threads": threads, "seconds": seconds})
 
+    def idle_kib(self, peer: str, program: str) -> Take:
+        """One value: the memory of a cell that waits, in KiB."""
+        return lambda: self._values({"peer": peer, "program": program, "idle": True})
+
     def _values(self, request: dict[str, Any]) -> list[float]:
         reply = json.loads(self.ask(json.dumps(request)))
         if "failed" in reply:

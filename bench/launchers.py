@@ -85,6 +85,25 @@ def shoal_cold_cell(program: str, directory: Path) -> Launch:
     return shoal_cell(program, directory)
 
 
+def shoal_run(program: str, directory: Path) -> Launch:
+    import shoal
+
+    box = shoal.Sandbox()
+
+    def launch() -> None:
+        _check("shoal.run", shoal.run([program], sandbox=box).returncode)
+
+    return launch
+
+
+def shoal_cold_run(program: str, directory: Path) -> Launch:
+    """As `shoal.run`, with every cell made when it is needed. For a worker of its own: the setting is the process's."""
+    import shoal
+
+    shoal.cells.limit(0)
+    return shoal_run(program, directory)
+
+
 def settle() -> None:
     """Wait until nothing is made in the background, so that the next peer has the machine for itself."""
     import sys
@@ -99,6 +118,35 @@ def _bwrap_argv(program: str) -> list[str]:
         raise CaseFailed("bwrap is not installed")
     binds = [part for path in [*programs.closure(program), program] for part in ("--ro-bind", path, path)]
     return [bwrap, "--unshare-all", "--clearenv", *binds, "--", program]
+
+
+def bwrap_sandbox(program: str, directory: Path) -> Launch:
+    """What `shoal.Sandbox()` gives, as far as bwrap's options go."""
+    plain = _bwrap_argv(program)
+    argv = [
+        *plain[:-2],
+        *(
+            "--tmpfs",
+            "/tmp",
+            "--proc",
+            "/proc",
+            "--dev",
+            "/dev",
+            "--die-with-parent",
+            "--new-session",
+            "--hostname",
+            "box",
+            "--cap-drop",
+            "ALL",
+        ),
+        *(part for name, value in (("PATH", "/usr/bin:/bin"), ("HOME", "/tmp")) for part in ("--setenv", name, value)),
+        *plain[-2:],
+    ]
+
+    def launch() -> None:
+        _check("bwrap", subprocess.run(argv, check=False, env={}).returncode)
+
+    return launch
 
 
 def bwrap_run(program: str, directory: Path) -> Launch:
@@ -127,6 +175,23 @@ def sandlock(program: str, directory: Path) -> Launch:
         box = Sandbox(fs_readable=readable, clean_env=True)
         result = box.popen([program], stdin=inherit, stdout=inherit, stderr=inherit).wait()
         _check("sandlock", result.exit_code)
+
+    return launch
+
+
+def sandlock_sandbox(program: str, directory: Path) -> Launch:
+    """As above, with a directory to write to and the devices; what it has no means for (a private /tmp, /proc) is left out."""
+    try:
+        from sandlock import Sandbox, StdioMode  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    except ImportError as error:
+        raise CaseFailed(f"sandlock cannot be imported: {error}") from error
+    places = [*programs.closure(program), program, "/dev/null", "/dev/zero", "/dev/urandom"]
+    readable = sorted({os.path.realpath(path) for path in places})
+    inherit = StdioMode.INHERIT
+
+    def launch() -> None:
+        box = Sandbox(fs_readable=readable, clean_env=True)
+        _check("sandlock", box.popen([program], stdin=inherit, stdout=inherit, stderr=inherit).wait().exit_code)
 
     return launch
 
@@ -168,6 +233,10 @@ MAKERS: dict[str, Maker] = {
     "os.posix_spawn": posix_spawn,
     "shoal cell": shoal_cell,
     "shoal cell, none ahead": shoal_cold_cell,
+    "shoal.run": shoal_run,
+    "shoal.run, none ahead": shoal_cold_run,
+    "bwrap sandbox (subprocess.run)": bwrap_sandbox,
+    "sandlock sandbox": sandlock_sandbox,
     "bwrap (subprocess.run)": bwrap_run,
     "bwrap (os.posix_spawn)": bwrap_posix_spawn,
     "sandlock": sandlock,

@@ -77,10 +77,31 @@ def per_second(launch: Callable[[], None], threads: int, seconds: float) -> floa
     return sum(counts) / (max(ended_at) - started)
 
 
+def idle_kib(launch: Callable[[], None]) -> float:
+    """What one cell that waits takes of the machine's memory, its share of the kernel's included."""
+    import machine
+
+    import shoal
+
+    shoal.cells.drain()
+    for _ in range(2):
+        launch()  # what is opened once and kept
+    shoal.cells.drain()
+    before = machine.memory_available_bytes()
+    while shoal.cells.wait_ready() < shoal.cells.KEPT // 2:
+        launch()
+    ready = shoal.cells.wait_ready()
+    taken = before - machine.memory_available_bytes()
+    shoal.cells.drain()
+    return taken / 1024 / ready
+
+
 def answer(request: dict[str, Any], made: dict[tuple[str, str], Callable[[], None]], directory: Path) -> list[float]:
     key = (request["peer"], request["program"])
     if key not in made:
         made[key] = launchers.make(*key, directory)
+    if "idle" in request:
+        return [idle_kib(made[key])]
     try:
         if "threads" in request:
             return [per_second(made[key], request["threads"], request["seconds"])]

@@ -26,7 +26,17 @@ Every public name of `shoal`, from its docstring. Made by `make doc`; edit the d
 Sizes are bytes, or text such as `"512M"`; durations are seconds, or text such as `"1m30s"`. *Ownership* says who closes what.
 """
 
-FIRST = ("shoal.spawn", "shoal.flags", "shoal.actions", "shoal.handles", "shoal.plan", "shoal.status", "shoal.loader")
+FIRST = (
+    "shoal.sandbox.run",
+    "shoal.sandbox.box",
+    "shoal.spawn",
+    "shoal.flags",
+    "shoal.actions",
+    "shoal.handles",
+    "shoal.plan",
+    "shoal.status",
+    "shoal.loader",
+)
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.Assign | ast.AnnAssign
 _SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Fails with|Ownership|Source|Open question):(.*)")

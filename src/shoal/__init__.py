@@ -68,14 +68,32 @@ from shoal.status import WrongTypeError as WrongTypeError
 
 if TYPE_CHECKING:
     from shoal.loader import OciLayoutResolver as OciLayoutResolver
+    from shoal.sandbox.box import Sandbox as Sandbox
+    from shoal.sandbox.result import Result as Result
+    from shoal.sandbox.result import RunError as RunError
+    from shoal.sandbox.result import RunUsage as RunUsage
+    from shoal.sandbox.run import run as run
+    from shoal.sandbox.seccomp import Seccomp as Seccomp
 
 __version__ = "0.1.0"
 
+_ON_FIRST_USE = {
+    "OciLayoutResolver": "shoal.loader",
+    "Sandbox": "shoal.sandbox.box",
+    "Result": "shoal.sandbox.result",
+    "RunError": "shoal.sandbox.result",
+    "RunUsage": "shoal.sandbox.result",
+    "run": "shoal.sandbox.run",
+    "Seccomp": "shoal.sandbox.seccomp",
+}
+"""What imports so much that every program that only spawns would take twice as long to start."""
+
 
 def __getattr__(name: str) -> object:
-    """OciLayoutResolver, on first use: what it imports would double the time that every other start takes."""
-    if name == "OciLayoutResolver":
-        from shoal import loader
+    if name in _ON_FIRST_USE:
+        import importlib
 
-        return loader.OciLayoutResolver
+        value: object = getattr(importlib.import_module(_ON_FIRST_USE[name]), name)
+        globals()[name] = value
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

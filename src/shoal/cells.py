@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 
 from shoal import _native
 from shoal.handles import reaper
+from shoal.handles.deadline import Deadline
 from shoal.handles.keeper import Strings
 from shoal.handles.process import Process
 from shoal.launcher import WaitingProcess, prepare
@@ -43,6 +44,8 @@ SOON_S = 2.0
 """A launch seen again within this time will be seen once more."""
 FDS_FOR_ONE = 64
 """A cell that waits takes three descriptors: no more of them than one for so many that the limit allows."""
+QUIET_S = 0.003
+"""How long the making of cells waits for the end of a program that has just been launched."""
 PATIENCE_S = 0.1
 """How long a launch waits for a cell that is being made; it would make one itself in less."""
 
@@ -59,6 +62,7 @@ class _Shelf:
 
     Attributes:
         wanted: how many should be ready or in the making.
+        quiet_for: the program launched last, which is not to be disturbed.
         awaited: launches that wait for one in the making.
     """
 
@@ -68,6 +72,7 @@ class _Shelf:
     ready: deque[_Cell] = field(default_factory=deque)
     making: int = 0
     awaited: int = 0
+    quiet_for: reaper.OwnedFd | None = None
 
 
 class _Pool:
@@ -118,9 +123,12 @@ class _Pool:
             cell.process.give_up()
         return None if found is None else found.process
 
-    def refill(self) -> None:
-        """Make what is wanted."""
+    def refill(self, recipe: Waiting | None, launched: Process | None) -> None:
+        """Make what is wanted: while `launched` runs only where little is left, since most programs are over soon."""
         with self._lock:
+            shelf = None if recipe is None else self._shelves.get(recipe)
+            if shelf is not None:
+                shelf.quiet_for = None if launched is None or 2 * len(shelf.ready) < shelf.wanted else launched.pidfd
             self._ask()
 
     def wait_ready(self) -> int:
@@ -230,7 +238,7 @@ class _Pool:
                     self._threads.discard(me)
                     return
                 if shelf is not None:
-                    epoch = self._epoch
+                    epoch, quiet_for = self._epoch, shelf.quiet_for
                     shelf.making += 1
                     self._making += 1
             if shelf is None:
@@ -238,6 +246,8 @@ class _Pool:
                     cell.process.give_up()
                 reaper.sweep()
                 continue
+            if quiet_for is not None:
+                Deadline(QUIET_S).wait_ready(quiet_for.fd, select.POLLIN)
             made = _make(shelf.recipe)
             with self._lock:
                 shelf.making -= 1
@@ -270,18 +280,25 @@ def _make(recipe: Waiting) -> _Cell | None:
     return _Cell(process, before)
 
 
-def launch_warm(recipe: Waiting, fds: Sequence[int], argv: Strings, environ: Strings) -> Process | None:
+def launch_warm(recipe: Waiting, fds: Sequence[int], argv: Strings, environ: Strings, *, refilled: bool = True) -> Process | None:
     """Launch into a cell made ahead. None where there is none, or it did not work out: to be done the cold way then.
 
     Args:
         fds: the descriptors to hand over, as many as `recipe.sources`; borrowed.
+        refilled: see to it that another is made; else the caller calls `refill()` when the program has ended.
     """
     waiting = _pool.take(recipe)
     if waiting is None:
         return None
     process = waiting.become(recipe.finish, array.array("i", fds).tobytes(), argv, environ)
-    _pool.refill()  # only now: until exec the making of another would compete with this one
+    if refilled:
+        _pool.refill(recipe, process)  # only now: the making of another would compete with this one
     return process
+
+
+def refill() -> None:
+    """Make the cells that are wanted by now."""
+    _pool.refill(None, None)
 
 
 def limit(cells: int) -> None:

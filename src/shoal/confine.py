@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from shoal.packing import CWD_FD, RESOLVE_IN_ROOT, Packer
 from shoal.plan import Confinement
@@ -23,11 +24,11 @@ class Confine:
         if self._what.nice is not None:
             self._packer.op("NICE", "setting the nice value", a=self._what.nice & 0xFFFFFFFF)
 
-    def files(self, world: World) -> None:
-        """Landlock. While the world's descriptors are still open, and after no_new_privs."""
+    def rules(self, world: World) -> int | None:
+        """The rules of Landlock. While the world's descriptors are still open. Returns their slot, if there are any."""
         landlock, packer = self._what.landlock, self._packer
         if landlock is None:
-            return
+            return None
         label = "restricting access to files"
         rules = packer.made("LANDLOCK_RULES", label, a=landlock.files, b=landlock.network, flags=landlock.scopes)
         if landlock.program:
@@ -36,12 +37,29 @@ class Confine:
             beneath = 0 if world.root == CWD_FD else RESOLVE_IN_ROOT
             place = packer.made("OPEN", f"{label}: {path}", fd=world.root, text=path, a=os.O_PATH, b=beneath)
             packer.op("LANDLOCK_ALLOW", f"{label}: {path}", fd=rules, fd2=place, a=allowed)
-        packer.op("LANDLOCK_ENTER", label, fd=rules)
+        return rules
 
-    def ids(self) -> None:
-        """The user and group. Takes CAP_SETUID and CAP_SETGID, and leaves no capability."""
-        if self._what.ids is not None:
-            self._packer.op("IDS", "changing the user", a=self._what.ids[0], b=self._what.ids[1])
+    def enter_rules(self, rules: int | None, given: Sequence[int]) -> None:
+        """Live by the rules. After no_new_privs, and before the descriptors of `given` are placed.
+
+        Args:
+            given: what is handed over, which may be opened anew.
+        """
+        landlock, packer = self._what.landlock, self._packer
+        if landlock is None or rules is None:
+            return
+        for fd in given:
+            packer.op("LANDLOCK_ALLOW", "allowing what was handed over", fd=rules, fd2=fd, a=landlock.given, b=1)
+        packer.op("LANDLOCK_ENTER", "restricting access to files", fd=rules)
+
+    def user(self, hole: int) -> None:
+        """The user and group. Takes CAP_SETUID and CAP_SETGID, and leaves no capability.
+
+        Args:
+            hole: for the number of both.
+        """
+        if self._what.own_user:
+            self._packer.op("IDS", "changing the user", fd=hole, fd2=hole)
 
     def limits(self) -> None:
         """Resource limits. After the descriptors were placed: copies of them may lie above the new limit meanwhile."""

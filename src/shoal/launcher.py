@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from shoal import _native
 from shoal.handles import reaper
+from shoal.handles.idmap import make_id_map
 from shoal.handles.images import init_image
 from shoal.handles.keeper import DIE_WITH_US, STAY, Strings, launch, start_keeper
 from shoal.handles.process import Process
@@ -16,6 +17,8 @@ from shoal.handles.reaper import Keeper, OwnedFd
 from shoal.lowering import Lowered, Waiting
 from shoal.packing import count_strings
 
+FIRST_USER = 0x70000000
+"""Above what people, distributions and containers use: login.defs(5), subuid(5). The pid of the cell is added to it."""
 END_S = 2.0
 """How long a failed launch waits for the cell to be gone; a kernel that takes longer is left to the reaper."""
 
@@ -43,24 +46,43 @@ def run(lowered: Lowered, sources: Sequence[int], argv: Strings, environ: String
         return Process._started(pidfd, pid, lowered.name)
     keeper, control = start_keeper(lowered.keeper, "the cell", lowered.tasks)
     try:
-        pid, pidfd = launch(lowered.program, (keeper.fileno(), control, *sources), argv, environ, lowered.label)
+        user, id_map = _user(keeper, lowered)
+        if user and lowered.terminal is not None:
+            os.fchown(lowered.terminal, user[0], -1)
+        pid, pidfd = launch(lowered.program, (keeper.fileno(), control, *user, *sources), argv, environ, lowered.label)
+        del id_map  # open until now
     except BaseException:
         os.close(control)
         _end(keeper)
         raise
-    _keep(control, DIE_WITH_US if lowered.dies_with_caller else STAY)
-    if lowered.dies_with_caller:
-        keeper.control = control
-    else:
-        os.close(control)
+    _keep(keeper, control, lowered.dies_with_caller)
     return Process._started(pidfd, pid, lowered.name, keeper)
 
 
-def _keep(control: int, mode: bytes) -> None:
+def _user(keeper: Keeper, lowered: Lowered | Waiting) -> tuple[tuple[int, ...], OwnedFd | None]:
+    """The number of the cell's own user and the descriptor of its id map, for the holes; and what keeps that open.
+
+    Nobody else has the number: no two living processes have the same pid, and the cell's first one lives as long as the cell.
+    """
+    if not lowered.own_user:
+        return (), None
+    user = FIRST_USER + keeper.pid
+    if not lowered.maps_ids:
+        return (user,), None
+    id_map = make_id_map(user)
+    return (user, id_map.fd), id_map
+
+
+def _keep(keeper: Keeper, control: int, dies_with_caller: bool) -> None:
+    """Tell the cell's first process that it has something to keep, and how long. Takes over our end of its socket."""
     try:
-        os.write(control, mode)
+        os.write(control, DIE_WITH_US if dies_with_caller else STAY)
     except OSError:
         pass  # somebody has killed the cell already; the process will tell
+    if dies_with_caller:
+        keeper.control = control
+    else:
+        os.close(control)
 
 
 class WaitingProcess:
@@ -117,18 +139,22 @@ def prepare(recipe: Waiting) -> WaitingProcess:
         OSError: no socket can be made.
     """
     keeper, control = start_keeper(recipe.keeper, "a cell made ahead", recipe.tasks)
-    fds = [control]
+    theirs = -1
     try:
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours, theirs = OwnedFd(near.detach()), far.detach()
-        fds.append(theirs)
-        holes = (keeper.fileno(), control, init_image(), theirs)
-        pid, pidfd = launch(recipe.prepare, holes, count_strings((os.fsencode(recipe.comm), b"w")), (b"", 0), "a process waiting in a cell")
-        _keep(control, STAY)
+        user, id_map = _user(keeper, recipe)
+        holes = (keeper.fileno(), control, *user, init_image(), theirs)
+        wait = count_strings((os.fsencode(recipe.comm), b"w"))
+        pid, pidfd = launch(recipe.prepare, holes, wait, (b"", 0), "a process waiting in a cell")
+        del id_map  # open until now
     except BaseException:
+        os.close(control)
         _end(keeper)
         raise
     finally:
-        for fd in fds:
-            os.close(fd)
+        if theirs >= 0:
+            os.close(theirs)
+    _keep(keeper, control, recipe.dies_with_caller)
+    keeper.look_ahead()
     return WaitingProcess(Process._started(pidfd, pid, recipe.name, keeper), ours)

@@ -31,7 +31,7 @@ from shoal.packing import (
     Packer,
 )
 from shoal.plan import JobPlace, Plan
-from shoal.world import COMM_BYTES, World, begins_empty, comm
+from shoal.world import COMM_BYTES, World, begins_empty, comm, needs_id_map
 
 CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
 HOSTNAME = "shoal"
@@ -50,8 +50,10 @@ class Lowered:
     Attributes:
         keeper: of the cell's pid 1, or None in the caller's world; its holes are `keeper_plan`'s.
         tasks: what the keeper does first.
-        program: holes for the keeper's pidfd and its socket (in a cell only), then one for each of `sources`.
+        program: holes for the keeper's pidfd and its socket (in a cell only), the number of the user and the id map (where it has
+            one of its own), then one for each of `sources`.
         sources: the caller's descriptors that are handed over, in the order of the plan's descriptors.
+        terminal: the controlling one, which a user of its own is to be able to open.
     """
 
     keeper: Packed | None
@@ -61,6 +63,9 @@ class Lowered:
     name: str
     label: str
     dies_with_caller: bool
+    own_user: bool
+    maps_ids: bool
+    terminal: int | None
 
 
 def lower(plan: Plan, *, filter_program: bytes | None, name_it: NameIt, no_mounts: NoMounts, nowhere_fd: int = NO_FD) -> Lowered:
@@ -75,7 +80,10 @@ def lower(plan: Plan, *, filter_program: bytes | None, name_it: NameIt, no_mount
     keeper, tasks = _lower_keeper(plan, empty_fd) if plan.world == "cell" else (None, "")
     program = _lower_program(plan, filter_program, name_it, empty_fd != NO_FD, nowhere_fd)
     sources = tuple(item.source for item in plan.descriptors if isinstance(item.source, int) and not item.reopened)
-    return Lowered(keeper, tasks, program, sources, plan.name, plan.program.label, plan.dies_with_caller)
+    user = plan.confinement.own_user and keeper is not None
+    return Lowered(
+        keeper, tasks, program, sources, plan.name, plan.program.label, plan.dies_with_caller, user, user and maps_ids(plan), plan.terminal
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,8 +92,8 @@ class Waiting:
 
     Attributes:
         keeper, tasks: of the cell's pid 1, as in `Lowered`.
-        prepare: the launch of the waiting process; holes: the keeper's pidfd, our end of its socket, shoal-init's image, the
-            socket to wait on.
+        prepare: the launch of the waiting process; holes: the keeper's pidfd, our end of its socket, user and id map as in
+            `Lowered`, shoal-init's image, the socket to wait on.
         finish: the plan that goes to the waiting process; its slots are the descriptors of `sources`.
         sources: the caller's descriptors, in the order of the plan's descriptors.
         comm: what the kernel calls the program.
@@ -98,6 +106,9 @@ class Waiting:
     sources: tuple[int, ...]
     name: str
     comm: str
+    own_user: bool
+    maps_ids: bool
+    dies_with_caller: bool
 
 
 def can_wait(plan: Plan) -> bool:
@@ -108,8 +119,8 @@ def can_wait(plan: Plan) -> bool:
         and plan.program.fd is None
         and plan.terminal is None
         and plan.listen_pid is None
-        and not plan.dies_with_caller
         and plan.job == JobPlace(plan.job.label)
+        and (plan.confinement.early or not plan.confinement.filter)  # what it still has to do must be allowed
         and all(isinstance(item.source, int) for item in plan.descriptors)
         and all(_lasts(mount.source) for mount in plan.mounts)
     )
@@ -126,9 +137,11 @@ def lower_waiting(plan: Plan, no_mounts: NoMounts) -> Waiting:
     keeper, tasks = _lower_keeper(plan, empty_fd)
     packer = Packer()
     packer.unshare_fds()
-    init, control, image, socket = (packer.hole() for _ in range(4))
+    init, control = packer.hole(), packer.hole()
+    user, id_map = _user_holes(packer, plan)
+    image, socket = packer.hole(), packer.hole()
     null = open_null(packer)
-    world = World(packer, plan, empty=empty_fd != NO_FD)
+    world = World(packer, plan, empty=empty_fd != NO_FD, id_map=id_map)
     world.clone()
     _enter_cell(packer, init)
     base, exec_path = world.make()
@@ -139,25 +152,42 @@ def lower_waiting(plan: Plan, no_mounts: NoMounts) -> Waiting:
     packer.op("SETSID", "making a session")
     confine = Confine(packer, plan.confinement)
     confine.as_process()
-    _drop_privileges(packer, confine, world)
-    packer.fd_map([(socket, WAITING_SOCKET), (base, WAITING_BASE)], null)
+    packer.op("NO_NEW_PRIVS", "setting no_new_privs")
+    rules = confine.rules(world)
+    confine.user(user)
+    packer.op("DROP_CAPS", "dropping capabilities")
+    kept = [(socket, WAITING_SOCKET), (base, WAITING_BASE)] + ([] if rules is None else [(rules, WAITING_RULES)])
+    packer.fd_map(kept, null)
     if plan.confinement.early:
         confine.filter()
     packer.op("SIGNALS", "resetting signals")
     prepare = packer.packed(exec_fd=image, **_inside(plan, init))  # type: ignore[arg-type]
     packer = Packer()
-    packer.fd_map([(packer.received(), item.target) for item in plan.descriptors], 0)  # where it waits, 0 is /dev/null
+    pairs = [(packer.received(), item.target) for item in plan.descriptors]
     confine = Confine(packer, plan.confinement)
+    confine.enter_rules(None if rules is None else WAITING_RULES, [fd for fd, _ in pairs])
+    packer.fd_map(pairs, 0)  # where it waits, 0 is /dev/null
     confine.limits()
     if not plan.confinement.early:
         confine.filter()
     finish = packer.packed(exec_fd=WAITING_BASE, exec_path=exec_path)
     sources = tuple(item.source for item in plan.descriptors if isinstance(item.source, int))
-    return Waiting(keeper, tasks, prepare, finish.filled(()), sources, plan.name, comm(plan))
+    return Waiting(
+        keeper,
+        tasks,
+        prepare,
+        finish.filled(()),
+        sources,
+        plan.name,
+        comm(plan),
+        plan.confinement.own_user,
+        maps_ids(plan),
+        plan.dies_with_caller,
+    )
 
 
-WAITING_SOCKET, WAITING_BASE = 3, 4
-"""A waiting process's descriptors: src/native/request.h."""
+WAITING_SOCKET, WAITING_BASE, WAITING_RULES = 3, 4, 5
+"""A waiting process's descriptors: src/native/request.h. The last one is there only with Landlock."""
 
 
 def _lower_keeper(plan: Plan, empty_fd: int) -> tuple[Packed, str]:
@@ -198,6 +228,7 @@ def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, em
     packer.unshare_fds()
     in_cell = plan.world == "cell"
     keeper, control = (packer.hole(), packer.hole()) if in_cell else (NO_FD, NO_FD)
+    user, id_map = _user_holes(packer, plan) if in_cell else (NO_FD, NO_FD)
     holes = [packer.hole() if isinstance(item.source, int) and not item.reopened else NO_FD for item in plan.descriptors]
     clone_flags = 0
     where = _placement(plan)
@@ -214,7 +245,7 @@ def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, em
     if not in_cell and plan.netns_fd is not None:
         packer.op("SETNS", "entering the network handed over", fd=plan.netns_fd, a=CLONE_NEWNET)
     memory_fd = _memory_target(plan) if plan.program.fd is not None else None
-    world = World(packer, plan, empty=empty, memory_fd=memory_fd)
+    world = World(packer, plan, empty=empty, memory_fd=memory_fd, id_map=id_map)
     world.clone()
     if in_cell:
         _enter_cell(packer, keeper)
@@ -247,11 +278,12 @@ def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, em
         packer.op("CONTROLLING_TTY", "taking the controlling terminal", fd=plan.terminal)
     confine = Confine(packer, plan.confinement)
     confine.as_process()
-    if in_cell:
-        _drop_privileges(packer, confine, world)
-    elif filter_program is not None or plan.confinement.filter or plan.confinement.landlock is not None:
+    if in_cell or filter_program is not None or plan.confinement.filter or plan.confinement.landlock is not None:
         packer.op("NO_NEW_PRIVS", "setting no_new_privs")
-        confine.files(world)
+    confine.enter_rules(confine.rules(world), [fd for fd, _ in pairs])
+    if in_cell:
+        confine.user(user)
+        packer.op("DROP_CAPS", "dropping capabilities")
     if plan.program.fd is not None and memory_fd is not None:
         pairs.append((plan.program.fd, memory_fd | TARGET_CLOEXEC))
     packer.fd_map(pairs, null)
@@ -283,11 +315,16 @@ def _enter_network(packer: Packer, keeper: int, control: int) -> None:
     packer.op("SETNS", "entering the cell's network", fd=keeper, a=CLONE_NEWNET)
 
 
-def _drop_privileges(packer: Packer, confine: Confine, world: World) -> None:
-    packer.op("NO_NEW_PRIVS", "setting no_new_privs")
-    confine.files(world)
-    confine.ids()
-    packer.op("DROP_CAPS", "dropping capabilities")
+def maps_ids(plan: Plan) -> bool:
+    """Whether something of the caller's is handed over writable to a user of the child's own."""
+    return plan.confinement.own_user and any(isinstance(mount.source, Bind) and needs_id_map(mount.source) for mount in plan.mounts)
+
+
+def _user_holes(packer: Packer, plan: Plan) -> tuple[int, int]:
+    if not plan.confinement.own_user:
+        return NO_FD, NO_FD
+    user = packer.value_hole()
+    return user, packer.hole() if maps_ids(plan) else NO_FD
 
 
 def _reopened(packer: Packer, fd: int, flags: int) -> int:

@@ -8,9 +8,9 @@ live in a tmpfs that is mounted nowhere: no file of the host is created. proc_pi
 from __future__ import annotations
 
 import os
-import threading
 from collections import OrderedDict
 
+from shoal.handles.forks import held_over_forks
 from shoal.handles.kept import KeptFd
 from shoal.handles.made import make_tmpfs
 from shoal.status import SpawnError
@@ -18,7 +18,7 @@ from shoal.status import SpawnError
 LINKS = 4096
 """Links kept for the next time; the one used longest ago goes first."""
 
-_lock = threading.Lock()
+_lock = held_over_forks()
 _links: OrderedDict[tuple[str, bytes], str] = OrderedDict()
 _count = 0
 

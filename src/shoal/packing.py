@@ -39,7 +39,7 @@ _FIRST_HOLE = -5000
 
 
 class Packed:
-    """A packed plan, perhaps with holes: places for descriptors whose numbers are known only when it is launched.
+    """A packed plan, perhaps with holes: places for descriptors and other numbers that are known only when it is launched.
 
     Attributes:
         labels: what each op is doing, for people.
@@ -47,12 +47,20 @@ class Packed:
         nested: it makes a pid namespace in one it enters, so that the pid the core tells is not as seen from here.
     """
 
-    __slots__ = ("_data", "_highest_fd", "_holes", "_last", "_unshare_at", "labels", "nested")
+    __slots__ = ("_data", "_highest_fd", "_holes", "_last", "_unshare_at", "_values", "labels", "nested")
 
     def __init__(
-        self, data: bytes, labels: list[str], holes: list[list[int]], highest_fd: int, unshare_at: int | None, nested: bool
+        self,
+        data: bytes,
+        labels: list[str],
+        holes: list[list[int]],
+        values: frozenset[int],
+        highest_fd: int,
+        unshare_at: int | None,
+        nested: bool,
     ) -> None:
         self._data = data
+        self._values = values
         self._holes = holes
         self._highest_fd = highest_fd
         self._unshare_at = unshare_at
@@ -71,8 +79,9 @@ class Packed:
             return last[1]
         data = bytearray(self._data)
         highest = self._highest_fd
-        for places, fd in zip(self._holes, fds, strict=True):
-            highest = max(highest, fd)
+        for index, (places, fd) in enumerate(zip(self._holes, fds, strict=True)):
+            if index not in self._values:
+                highest = max(highest, fd)
             for place in places:
                 _INT.pack_into(data, place, fd)
         if self._unshare_at is not None:
@@ -92,6 +101,7 @@ class Packer:
         self._strings: dict[bytes, int] = {b"": 0}
         self._slots = 0
         self._holes: list[list[int]] = []
+        self._values: set[int] = set()
         self._holes_in_blob: list[tuple[int, int]] = []
         self._highest_fd = 2
         self._unshare_at: int | None = None
@@ -143,6 +153,11 @@ class Packer:
         """A descriptor whose number is told at the launch."""
         self._holes.append([])
         return _FIRST_HOLE - (len(self._holes) - 1)
+
+    def value_hole(self) -> int:
+        """A number told at the launch that is no descriptor."""
+        self._values.add(len(self._holes))
+        return self.hole()
 
     def received(self) -> int:
         """A descriptor that comes with the plan, in a message: the next slot."""
@@ -202,7 +217,15 @@ class Packer:
         for hole, at in self._holes_in_blob:
             self._holes[hole].append(blob_at + at)
         nested = bool(clone_flags & enter_flags & CLONE_NEWPID)
-        return Packed(b"".join((head, *self._ops, self._blob)), self.labels, self._holes, self._highest_fd, self._unshare_at, nested)
+        return Packed(
+            b"".join((head, *self._ops, self._blob)),
+            self.labels,
+            self._holes,
+            frozenset(self._values),
+            self._highest_fd,
+            self._unshare_at,
+            nested,
+        )
 
     def _note(self, fd: int, at: int) -> None:
         if fd <= _FIRST_HOLE:

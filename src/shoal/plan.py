@@ -118,7 +118,8 @@ class Landlock:
     Attributes:
         files: accesses that are denied where no rule allows them; network: the same; scopes: what of others it cannot reach.
         rules: paths in the child's world, and what is allowed there and below.
-        program: what is allowed with the file that is executed.
+        program: what is allowed with the file that is executed; given: with files that are handed over as descriptors, when
+            they are opened anew by their links in /proc.
     """
 
     files: int
@@ -126,6 +127,7 @@ class Landlock:
     scopes: int
     rules: tuple[tuple[str, int], ...]
     program: int
+    given: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,8 @@ class Confinement:
         filter: a seccomp filter, as packed struct sock_filter; filter_label: what it is.
         early: the filter lets pass what a waiting process still has to do, so that it can be installed before.
         processors: the only ones it may run on; empty: any.
-        ids: user and group it runs as, without other groups; None: the caller's.
+        own_user: it runs as an unprivileged user that nobody else has while its cell lives, without groups. What it writes to
+            the caller's directories belongs to the caller there. Takes root.
     """
 
     filter: bytes = b""
@@ -145,14 +148,14 @@ class Confinement:
     rlimits: tuple[Rlimit, ...] = ()
     processors: tuple[int, ...] = ()
     nice: int | None = None
-    ids: tuple[int, int] | None = None
+    own_user: bool = False
     landlock: Landlock | None = None
 
     def listed(self) -> list[str]:
         """In words, for a listing of the plan."""
         found = []
-        if self.ids is not None:
-            found.append(f"user {self.ids[0]}, group {self.ids[1]}, no other groups")
+        if self.own_user:
+            found.append("a user of its own")
         if self.filter:
             found.append(f"seccomp: {self.filter_label}")
         if self.landlock is not None:

@@ -20,7 +20,7 @@ _MFD_EXEC = 0x10
 _MOUNT_ATTR_RDONLY = 1
 _OPEN_TREE_CLONE = 1
 _CLONING, _LEAVING, _OVERLAY = "making a process", "close_range", "mounting an overlay"
-_NUMBER_CLONE3, _NUMBER_LANDLOCK_CREATE_RULESET = 435, 444  # the same on every architecture
+_NUMBER_CLONE3 = 435  # the same on every architecture
 
 
 class Feature(NamedTuple):
@@ -187,7 +187,7 @@ def try_memory_program() -> Refusal | None:
 
 def landlock_abi() -> int:
     """The Landlock ABI the kernel offers, 0 for none: landlock_create_ruleset(2)."""
-    return max(0, _syscall(_NUMBER_LANDLOCK_CREATE_RULESET, 0, 0, 1))
+    return _native.landlock_abi()
 
 
 def _in_namespaces(flags: int) -> Packer:

@@ -118,7 +118,7 @@ def explain(
     arguments = _checked(argv, flags, environ, actions, job)
     draft = Draft(arguments[1], arguments[3], consume=False)
     try:
-        return _plan(draft, path, arguments[0], arguments[2], job, controlling_terminal, die_with_caller)
+        return make_plan(draft, path, arguments[0], arguments[2], job, controlling_terminal, die_with_caller=die_with_caller)
     finally:
         draft.close()
 
@@ -151,13 +151,14 @@ def _check_environ_type(environ: object) -> None:
         pass  # of the right type; refused in its turn
 
 
-def _plan(
+def make_plan(
     draft: Draft,
     program: StrOrBytesPath | Handle,
     argv: tuple[bytes, ...],
     environ: Environ,
     job: Job | None,
     terminal: Fd | None,
+    *,
     die_with_caller: bool,
     confinement: Confinement = NOTHING_MORE,
 ) -> Plan:
@@ -210,7 +211,7 @@ def _start(
             return process
     draft = Draft(bits, checked, consume=True)
     try:
-        plan = _plan(draft, program, args, env, job, terminal, die_with_caller)
+        plan = make_plan(draft, program, args, env, job, terminal, die_with_caller=die_with_caller)
         process, lowered = start(plan, draft)
         if repeatable is not None:
             remember(repeatable, args, bits, checked, plan, lowered, draft.closure_check())

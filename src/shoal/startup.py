@@ -17,7 +17,6 @@ import fcntl
 import functools
 import os
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -26,6 +25,7 @@ from typing import Final
 from shoal.handles.base import PA_HND_TYPE, Handle, HandleType, Rights
 from shoal.handles.clock import UtcClock, use_given_clock
 from shoal.handles.directory import Directory
+from shoal.handles.forks import held_over_forks
 from shoal.handles.job import Job, use_given_job
 from shoal.handles.netns import NetNs
 from shoal.handles.process import Process
@@ -61,7 +61,7 @@ class _Claimed:
         self.clock: UtcClock | None = None
 
 
-_lock = threading.Lock()
+_lock = held_over_forks()
 
 
 def handles() -> Mapping[int, Handle]:

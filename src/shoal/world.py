@@ -13,6 +13,7 @@ namespace and thrown out in the end. open_tree(2), move_mount(2), mount_namespac
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable
 
 from shoal.handles.directory import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
@@ -22,11 +23,13 @@ from shoal.plan import Mount, Plan
 from shoal.probe import is_initial_user_namespace
 
 AT_RECURSIVE = 0x8000
+MOUNT_ATTR_IDMAP = 0x00100000
 OPEN_TREE_CLONE = 1
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_NO_MAGICLINKS = 0x02
 COMM_BYTES = 15
 LINKS = "descriptors-of-this-process"  # longer than any name a program can have
+MAPPING = "its files as the child's own"
 MANY_MOUNTS = 256
 """With more than so many there would be too few slots to hold all of them at once."""
 
@@ -60,9 +63,11 @@ class World:
     Args:
         empty: what surrounds the world is a mount namespace with nothing in it, and nothing can be found there by its path.
         memory_fd: the number of a program in memory.
+        id_map: the user namespace that maps the caller's ids to the child's, or NO_FD.
     """
 
-    def __init__(self, packer: Packer, plan: Plan, *, empty: bool = False, memory_fd: int | None = None) -> None:
+    def __init__(self, packer: Packer, plan: Plan, *, empty: bool = False, memory_fd: int | None = None, id_map: int = NO_FD) -> None:
+        self._id_map = id_map
         self._packer = packer
         self._plan = plan
         self._empty = empty
@@ -150,7 +155,9 @@ class World:
 
     def _program(self) -> Bind:
         program = self._plan.program
-        return Bind(os.fsdecode(os.path.realpath(program.path or b"")), program.dev, program.ino, is_dir=False, writable=False)
+        path = os.path.realpath(program.path or b"")
+        private = self._id_map != NO_FD and not _others_execute(path)
+        return Bind(os.fsdecode(path), program.dev, program.ino, is_dir=False, writable=False, private=private)
 
     def _clone_links(self) -> int:
         packer = self._packer
@@ -169,11 +176,15 @@ class World:
         cloned = self._cloned.get(source)
         tree = cloned.pop() if cloned else self._found(source, label)
         chosen = _attributes(source) if attributes is None else attributes
-        self._packer.op("MOUNT_SETATTR", label, fd=tree, a=chosen, b=AT_RECURSIVE)
+        if self._id_map != NO_FD and needs_id_map(source):
+            label = f"{label}, {MAPPING}"
+            self._packer.op("MOUNT_SETATTR", label, fd=tree, fd2=self._id_map, a=chosen | MOUNT_ATTR_IDMAP, b=AT_RECURSIVE)
+        else:
+            self._packer.op("MOUNT_SETATTR", label, fd=tree, a=chosen, b=AT_RECURSIVE)
         return tree
 
     def _bind(self, source: Bind, label: str, root: int, where: str, attributes: int | None = None) -> None:
-        if self._cloned.get(source):
+        if self._cloned.get(source) or (self._id_map != NO_FD and needs_id_map(source)):
             self._packer.op("MOVE_MOUNT", label, fd=self._tree(source, label, attributes), fd2=root, text=where)
         else:
             chosen = _attributes(source) if attributes is None else attributes
@@ -245,6 +256,18 @@ class World:
             packer.op("SYMLINK", label, fd=root, text=f"{where}/{name}", text2=target)
         self._make_directories(f"{where}/shm", root, label)
         self._new("tmpfs", "size=64m,mode=1777", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, root, f"{where}/shm", label)
+
+
+def needs_id_map(source: Bind) -> bool:
+    """Whether a child with a user of its own is to be there as if it were the caller: to write, or to read what only the caller may."""
+    return (source.writable or source.private) and not source.devices
+
+
+def _others_execute(path: str | bytes) -> bool:
+    try:
+        return bool(os.stat(path).st_mode & stat.S_IXOTH)
+    except OSError:
+        return True  # it is gone, which the child will tell
 
 
 def _device(name: str) -> Bind:

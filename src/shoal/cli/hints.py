@@ -49,13 +49,13 @@ _DIRECTORY_WORKERS = re.compile(r"g?make|ninja|cmake|meson|git|npm|npx|yarn|carg
 
 
 class Hint(NamedTuple):
-    """What was not there, and the option that would put it there."""
+    """What was not there, and the option that would put it there; "" when none would."""
 
     problem: str
     option: str
 
     def __str__(self) -> str:
-        return f"{self.problem}; add {self.option}"
+        return f"{self.problem}; add {self.option}" if self.option else self.problem
 
 
 class Run(NamedTuple):
@@ -76,7 +76,7 @@ class Run(NamedTuple):
 def hints_for(run: Run) -> list[Hint]:
     """What would have helped, most likely cause first; at most HINTS_MAX, none that another one includes."""
     found: dict[str, Hint] = {}
-    for hint in _all(run):
+    for hint in _shim(run) or _all(run):
         path = _granted_by(hint)
         if path and any(path == other or is_inside(path, other) for other in map(_granted_by, found.values()) if other):
             continue
@@ -102,6 +102,15 @@ def _granted_by(hint: Hint) -> str | None:
 
 
 # --- the program itself -----------------------------------------------------------------------------
+
+
+def _shim(run: Run) -> list[Hint]:
+    """pyenv, nodenv, asdf and the like put scripts into PATH that look for the real program. Those need all that their manager needs."""
+    place = os.path.dirname(run.program.path)
+    if not run.program.is_script or os.path.basename(place) != "shims":
+        return []
+    name, manager = os.path.basename(run.program.path), os.path.basename(os.path.dirname(place)).lstrip(".")
+    return [Hint(f"{run.program.name} is a script that looks for the real program; name that one: $({manager} which {name})", "")]
 
 
 def _interpreter(run: Run) -> Iterator[Hint]:

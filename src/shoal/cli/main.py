@@ -25,6 +25,7 @@ class Verb(Protocol):
 
 VERBS = {
     "run": "start a program with only what it is handed",
+    "profile": "list, show and check profiles: sandboxes with a name",
     "doctor": "what this machine allows, what is missing, and the command that fixes it",
 }
 

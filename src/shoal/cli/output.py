@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import sys
+from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 from shoal.sandbox.errors import NOT_EXECUTABLE, NOT_FOUND, SHOAL_FAILED, RequestError
@@ -32,8 +33,35 @@ CommandError = RequestError
 """A verb cannot do what it was asked; `code` is the exit code, `hints` are printed after the message."""
 
 
+_secrets: list[str] = []
+SHORTEST_SECRET = 4
+"""A shorter one would be found in the middle of anything; where it is the value of a variable it is hidden all the same."""
+
+
+def never_show(values: Iterable[str]) -> None:
+    """From now on *** is written in place of these values, whatever they are part of."""
+    _secrets.extend(value for value in values if len(value) >= SHORTEST_SECRET)
+    _secrets.sort(key=len, reverse=True)
+
+
+def hidden(text: str) -> str:
+    """`text` without what is never to be shown."""
+    for secret in _secrets:
+        text = text.replace(secret, "***")
+    return text
+
+
+def _without_secrets(data: object) -> object:
+    if isinstance(data, str):
+        return hidden(data)
+    if isinstance(data, Mapping):
+        return {key: _without_secrets(value) for key, value in data.items()}
+    return [_without_secrets(item) for item in data] if isinstance(data, list | tuple) else data
+
+
 def printable(text: str) -> str:
-    """`text` on one line, with control characters and undecodable bytes spelled out."""
+    """`text` on one line, with control characters and undecodable bytes spelled out, and without secrets."""
+    text = hidden(text)
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
@@ -76,14 +104,14 @@ def present(outcome: Outcome, as_json: bool) -> None:
     if as_json and outcome.data is not None:
         import json  # here because a plain `shoal run` never needs it, and it takes 3 ms
 
-        line = json.dumps(outcome.data, ensure_ascii=True, default=str)
+        line = json.dumps(_without_secrets(outcome.data) if _secrets else outcome.data, ensure_ascii=True, default=str)
         if outcome.stream == "stderr":
             # The program may have left stderr in the middle of a line; the result has to be a line of its own.
             write_to(2, f"\n{line}\n")
             return
         _say(line)
     elif outcome.text:
-        _say(outcome.text.removesuffix("\n"))
+        _say(hidden(outcome.text.removesuffix("\n")))
 
 
 def _say(text: str) -> None:
@@ -100,13 +128,18 @@ def report_failure(error: Exception) -> int:
             hint(line)
         return error.code
     if isinstance(error, SpawnError):
-        complain(str(error))
+        complain(_as_options(str(error)))
         return _spawn_exit_code(error)
     if isinstance(error, OSError):
         complain(str(error))
         return SHOAL_FAILED
     complain(f"internal error: {type(error).__name__}: {error} (SHOAL_DEBUG=1 shows where)")
     return SHOAL_FAILED
+
+
+def _as_options(text: str) -> str:
+    """Advice for Python programs, as options."""
+    return text.replace('say limits="best-effort"', "add --limits best-effort").replace("seccomp='off'", "--seccomp off")
 
 
 def _spawn_exit_code(error: SpawnError) -> int:

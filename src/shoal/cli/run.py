@@ -1,28 +1,32 @@
 """shoal run: start a program with only what it is handed, and end with everything it started.
 
-Compiles to flags and actions of the public API, so that `--explain` prints all there is. There is no second mechanism here.
+Compiles to a Sandbox, so that `--explain` prints all there is. There is no second mechanism here.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import signal
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
 
-import shoal
-from shoal.cli.output import TIMED_OUT, CommandError, Outcome, complain, hint, report_failure
-from shoal.handles.directory import DEVICES
-from shoal.sandbox.grants import Grant, Kind, View, lay_out, parse_bind, parse_tmpfs, working_directory
-from shoal.sandbox.program import Program, find_program
+from shoal.cli.options import add_options, listed
+from shoal.cli.output import CommandError, Outcome, complain, hidden, report_failure
+from shoal.cli.report import MetaFile, Over, never_started, report
+from shoal.cli.request import Request, read_request
+from shoal.launcher import FIRST_USER
+from shoal.sandbox.box import PATH
+from shoal.sandbox.launch import Boxed
+from shoal.sandbox.limits import Budget
+from shoal.status import SpawnError
+from shoal.units import parse_duration
+from shoal.world import MAPPING
 
 if TYPE_CHECKING:  # loaded when a program is really started, and the terminal's code only when there is a terminal
-    from shoal.cli.session import Ended
     from shoal.cli.terminal import Terminal
-
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    from shoal.handles.process import Process
+    from shoal.plan import Plan
 
 _NOTES = f"""\
 The program gets: itself and its shared libraries, a private /tmp (at most 1 GiB), a minimal /dev, its own /proc, descriptors
@@ -38,17 +42,25 @@ environment     PATH={PATH}
 working dir     --cwd, else your current directory when the program can see it, else /.
 --network host  comes with /etc/resolv.conf, hosts, nsswitch.conf and the CA certificates, read-only, where they exist.
                 Without it there is only a loopback device.
+--profile NAME  what the options add to: see shoal profile list. What an option says wins; what may be repeated adds.
+limits          of memory, processes, processors and processor time hold for all that runs, together, and take cgroup v2: see
+                shoal doctor. What cannot be enforced is an error; with --limits best-effort each process is held to what it can be.
+--user          as root the program runs as a user that nobody else has. What it writes with --rw belongs to you outside.
+                Without root it is always yours.
 terminal        where 0, 1 or 2 is a terminal the program gets a private one instead; yours is restored whatever happens.
 signals         INT TERM HUP QUIT USR1 USR2 sent to shoal reach the program.
-the end         comes when the program exits: what it left running is killed. With --timeout, when the time is up.
+the end         comes when the program exits: what it left running is killed, or waited for, or kept, as --linger says. With
+                --timeout, when the time is up.
 --json          prints the result as the last line of stderr (stdout is the program's); with --explain, the plan on stdout.
+--meta FILE     has the result as isolate(1) writes it, also where nothing could be started.
 
 exit codes      the program's; 128+N when signal N ended it; 124 timed out; 125 shoal itself failed; 126 PROG cannot be executed;
-                127 PROG not found.
+                127 PROG not found; 137 and "reason: oom" on stderr when its memory was used up.
 
 examples:
   shoal run -- sh -c 'echo hello'
   shoal run --ro /usr --ro . -- python3 job.py
+  shoal run --profile python --ro . --memory 512M --timeout 30s -- python3 job.py
   shoal run --ro /usr --rw ./out:/out --timeout 30s -- make -C /src DESTDIR=/out
   shoal run --ro /usr --network host -- curl https://example.org
 """
@@ -66,162 +78,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--fd", action="append", default=[], metavar="N[=M]", help="hand over your descriptor N, as M")
     add("--cwd", metavar="DIR", help="start in DIR")
     add("--name", help="the process name that ps shows")
-    add("--network", choices=("none", "host"), default="none", help="hand over the host's network (none)")
+    add("--profile", metavar="NAME", help="begin with what a profile hands over and limits")
     add("--timeout", metavar="T", help="kill everything after T: 30s, 5m, 1h30m")
     add("--explain", action="store_true", help="print the plan and start nothing")
     add("--json", action="store_true", help="print the result, or the plan, as JSON")
+    add("--meta", metavar="FILE", help="write the result to FILE, as isolate does")
+    add_options(parser)
     add("command", nargs=argparse.REMAINDER, metavar="PROG ARGS", help=argparse.SUPPRESS)
 
 
-class Request(NamedTuple):
-    """One `shoal run`, checked and worked out; nothing is open yet."""
-
-    program: Program
-    args: Sequence[str]
-    grants: tuple[Grant, ...]
-    view: View
-    environ: Mapping[str, str]
-    cwd: str
-    host_cwd: str
-    descriptors: Sequence[tuple[int, int]]
-    name: str | None
-    network: bool
-    timeout_s: float | None
-
-
 def run(args: argparse.Namespace) -> Outcome:
+    meta = MetaFile(args.meta) if args.meta is not None and not args.explain else None
     try:
         request = read_request(args)
-        return _explain(request) if args.explain else _launch(request)
+        if args.explain:
+            return _explain(request)
+        over = _launch(request)
     except (CommandError, OSError) as error:
-        if not args.json:
+        if not args.json and meta is None:
             raise
         code = report_failure(error)
-        return Outcome(data=_failure_data(error, code), code=code, stream="stdout" if args.explain else "stderr")
-
-
-# --- the request ------------------------------------------------------------------------------------
-
-
-def read_request(args: argparse.Namespace) -> Request:
-    """What the options mean.
-
-    Raises:
-        CommandError: one of them cannot be meant.
-    """
-    command = args.command[1:] if args.command[:1] == ["--"] else args.command
-    if not command:
-        raise CommandError("which program? usage: shoal run [OPTIONS] [--] PROG [ARGS...]")
-    try:
-        host_cwd = os.getcwd()
-    except FileNotFoundError:
-        host_cwd = "/"
-    program = find_program(command[0], os.environ.get("PATH", PATH), host_cwd)
-    asked = [grant for text in args.ro for grant in parse_bind(text, writable=False, cwd=host_cwd)]
-    asked += [grant for text in args.rw for grant in parse_bind(text, writable=True, cwd=host_cwd)]
-    asked += [parse_tmpfs(text) for text in args.tmpfs]
-    network = args.network == "host"
-    grants = lay_out(asked, program=program.path, network=network)
-    view = View(grants)
-    environ = make_environ(args.env, os.environ if args.clone_env else None)
-    cwd = working_directory(args.cwd or environ.get("PWD"), view, host_cwd)
-    environ["PWD"] = cwd
-    return Request(
-        program=program,
-        args=command[1:],
-        grants=grants,
-        view=view,
-        environ=environ,
-        cwd=cwd,
-        host_cwd=host_cwd,
-        descriptors=[parse_fd(text) for text in args.fd],
-        name=args.name,
-        network=network,
-        timeout_s=_timeout(args.timeout),
-    )
-
-
-def make_environ(assignments: Sequence[str], cloned: Mapping[str, str] | None) -> dict[str, str]:
-    """The program's variables, except for PWD unless it is assigned here."""
-    if cloned is None:
-        term = os.environ.get("TERM", "dumb") if any(map(os.isatty, (0, 1, 2))) else "dumb"
-        environ = {"PATH": PATH, "HOME": "/tmp", "LANG": "C.UTF-8", "TERM": term}
-    else:
-        ours = ("SHOAL_STARTUP", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "PWD", "OLDPWD")
-        environ = {key: value for key, value in cloned.items() if key not in ours}
-    for text in assignments:
-        key, equals, value = text.partition("=")
-        if not key:
-            raise CommandError(f"--env {text}: write NAME=VALUE, or NAME for your own value")
-        if equals:
-            environ[key] = value
-        elif key in os.environ:
-            environ[key] = os.environ[key]
-    return environ
-
-
-def parse_fd(text: str) -> tuple[int, int]:
-    """The caller's and the program's number in `N[=M]`."""
-    local, equals, target = text.partition("=")
-    if not local.isdecimal() or (equals and not target.isdecimal()):
-        raise CommandError(f"--fd {text}: write N, or N=M to hand over your descriptor N as M")
-    return int(local), int(target if equals else local)
-
-
-def _timeout(text: str | None) -> float | None:
-    if text is None:
-        return None
-    from shoal.units import parse_duration
-
-    try:
-        seconds = parse_duration(text)
-    except ValueError as error:
-        raise CommandError(f"--timeout: {error}") from None
-    if seconds == 0:
-        raise CommandError("--timeout 0: a program needs some time; leave the option out for no limit")
-    return seconds
-
-
-# --- flags and actions ------------------------------------------------------------------------------
-
-
-def make_actions(request: Request, terminal: Terminal | None, stack: ExitStack) -> list[shoal.Action]:
-    """The actions of one spawn. What they hold is closed by `stack`, unless the spawn has consumed it by then."""
-    actions: list[shoal.Action] = []
-    for grant in request.grants:
-        if grant.kind is Kind.DEVICES and request.view.host_path(os.path.dirname(grant.dest)) is not None:
-            # Device nodes are placed one by one: not in the host's own /dev, which `--ro /` has brought along.
-            actions.append(shoal.AddNsEntry(grant.dest, stack.enter_context(shoal.Directory.tmpfs("64K")), nested=True))
-        actions.append(shoal.AddNsEntry(grant.dest, stack.enter_context(_handle(grant)), nested=True))
-    if request.network:
-        actions.append(shoal.AddNsEntry("/svc/net", stack.enter_context(shoal.NetNs.host())))
-    given = {target for _, target in request.descriptors}
-    for local, target in request.descriptors:
-        actions.append(shoal.CloneFd(terminal.slave if terminal and terminal.is_callers(local) else local, target))
-    if terminal:
-        actions += [shoal.CloneFd(terminal.slave, slot) for slot in terminal.slots if slot not in given]
-    if request.name is not None:
-        actions.append(shoal.SetName(request.name))
-    return actions
-
-
-def _handle(grant: Grant) -> shoal.Handle:
-    if grant.kind is Kind.TMPFS:
-        return shoal.Directory.tmpfs(grant.size, mode=0o1777 if grant.dest == "/tmp" else 0o755)
-    if grant.kind is Kind.PROC:
-        return shoal.Directory.proc()
-    if grant.kind is Kind.DEVICES:
-        return shoal.Directory.devices((*DEVICES, "pts"))
-    if os.path.isdir(grant.source):
-        return shoal.Directory.open(grant.source, writable=grant.writable)
-    return shoal.Directory.file(grant.source, writable=grant.writable)
-
-
-_FLAGS = shoal.SpawnFlags.DEFAULT_LDSVC | shoal.SpawnFlags.CLONE_STDIO
-
-
-def _argv(request: Request) -> list[str]:
-    return [request.program.argv0, *request.args]
+        data = never_started(args.command, error, code, meta)
+        return Outcome(data=data, code=code, stream="stdout" if args.explain else "stderr")
+    return report(request, over, as_json=args.json, meta=meta)
 
 
 def _explain(request: Request) -> Outcome:
@@ -229,16 +108,36 @@ def _explain(request: Request) -> Outcome:
         terminal = _terminal(request)
         if terminal:
             stack.enter_context(terminal)
-        plan = shoal.explain(
-            request.program.path,
-            _argv(request),
-            flags=_FLAGS,
-            environ=request.environ,
-            actions=make_actions(request, terminal, stack),
-            controlling_terminal=terminal.slave if terminal else None,
-            die_with_caller=True,
+        plan = without_secrets(
+            request.boxed.plan(
+                request.program,
+                request.args,
+                _descriptors(request, terminal),
+                request.host_cwd,
+                name=request.name,
+                terminal=terminal.slave if terminal else None,
+                grants=request.grants,
+                environ=request.environ,
+            ),
+            request.box.secrets,
         )
-        return Outcome(text=str(plan), data=plan.to_dict())
+    limits = listed(request.box)
+    text = str(plan)
+    if limits:
+        how = "" if request.box.limits == "require" else " (best effort)"
+        text += f"\nlimits       {', '.join(f'{name} {value}' for name, value in limits.items())}{how}"
+    return Outcome(text=text, data=plan.to_dict() | {"limits": limits})
+
+
+def without_secrets(plan: Plan, names: Sequence[str]) -> Plan:
+    """The plan for a listing: without the values of some variables, and without those values in its arguments."""
+    if not names:
+        return plan
+    from dataclasses import replace
+
+    starts = tuple(os.fsencode(name) + b"=" for name in names)
+    environ = tuple(item.partition(b"=")[0] + b"=***" if item.startswith(starts) else item for item in plan.environ)
+    return replace(plan, environ=environ, argv=tuple(os.fsencode(hidden(os.fsdecode(word))) for word in plan.argv))
 
 
 def _terminal(request: Request) -> Terminal | None:
@@ -250,101 +149,73 @@ def _terminal(request: Request) -> Terminal | None:
     return Terminal.needed()
 
 
-# --- the run ----------------------------------------------------------------------------------------
+def _descriptors(request: Request, terminal: Terminal | None) -> dict[int, int]:
+    """Ours by the program's number."""
+    fds = {slot: terminal.slave if terminal and slot in terminal.slots else slot for slot in (0, 1, 2)}
+    return fds | {target: terminal.slave if terminal and terminal.is_callers(local) else local for local, target in request.descriptors}
 
 
-def _launch(request: Request) -> Outcome:
-    from shoal.cli.session import Session
+def _open_to_all(fds: Iterable[int]) -> None:
+    """Let whoever was handed a pipe open it anew, as /dev/stdout: another user could not. Nobody else can reach it by any name."""
+    for fd in fds:
+        with suppress(OSError):  # not open, which the launch says better
+            if os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:"):
+                os.fchmod(fd, 0o666)
+
+
+def _launch(request: Request) -> Over:
+    """From the start to the end."""
+    from shoal.cli.session import Bounds, Session
     from shoal.cli.signals import Signals
 
+    box = request.box
+    wall_s = None if box.wall_time is None else parse_duration(box.wall_time)
     with ExitStack() as stack:
         signals = stack.enter_context(Signals())
+        budget = Budget.of(box)
+        stack.callback(budget.close)
+        if box.require:
+            from shoal.sandbox.run import _enforced
+
+            _enforced(box, budget)
         terminal = _terminal(request)
         if terminal:
             stack.enter_context(terminal)
-        process = stack.enter_context(
-            shoal.spawn(
-                request.program.path,
-                _argv(request),
-                flags=_FLAGS,
-                environ=request.environ,
-                actions=make_actions(request, terminal, stack),
-                controlling_terminal=terminal.slave if terminal else None,
-                die_with_caller=True,
-            )
+        boxed, process = _start(request, terminal, budget)
+        stack.enter_context(process)
+        user = None if not boxed.enforced["user"] or process._keeper is None else FIRST_USER + process._keeper.pid
+        ended = Session(process, signals, terminal, Bounds(request.timeout_s, wall_s, budget, box.linger)).follow()
+        over = Over(ended, process.info(), budget.spent(), boxed.enforced | budget.enforced, process.pid, user)
+        if box.linger == "keep" and ended.stopped is None and budget.job is not None:
+            stack.callback(budget.job.close)  # and what budget.close() would kill lives on
+    return over
+
+
+def _start(request: Request, terminal: Terminal | None, budget: Budget) -> tuple[Boxed, Process]:
+    fds = _descriptors(request, terminal)
+    if request.boxed.enforced["user"]:
+        _open_to_all(fds.values())
+
+    def launch(boxed: Boxed) -> tuple[Boxed, Process]:
+        process = boxed.launch(
+            request.program,
+            request.args,
+            fds,
+            request.host_cwd,
+            budget.job,
+            name=request.name,
+            terminal=terminal.slave if terminal else None,
+            grants=request.grants,
+            environ=request.environ,
         )
-        ended = Session(process, signals, terminal, request.timeout_s).follow()
-        info = process.info()
-    return _report(request, ended, info)
+        return boxed, process
 
-
-def _report(request: Request, ended: Ended, info: shoal.ProcessInfo) -> Outcome:
-    """Say what there is to say about the end; the terminal is the caller's again."""
-    advice: list[str] = []
-    if ended.timed_out:
-        code = TIMED_OUT
-        told = f"{request.program.name}: timed out after {request.timeout_s:g} s; it was killed with everything it started"
-        complain(told, patience_s=2.0)
-    elif ended.returncode < 0:
-        code = 128 - ended.returncode
-    else:
-        code = ended.returncode
-        if code:
-            advice = _advice(request, code)
-    for line in advice:
-        hint(line)
-    usage = info.usage
-    data = {
-        "exit_code": code,
-        "returncode": ended.returncode,
-        "reason": "wall_time" if ended.timed_out else "exited" if ended.returncode >= 0 else "signaled",
-        "signal": signal_name(-ended.returncode) if ended.returncode < 0 else None,
-        "wall_s": round(ended.wall_s, 6),
-        "usage": {"user_s": usage.user_s, "system_s": usage.system_s, "max_memory_bytes": usage.max_memory_bytes} if usage else None,
-        "hints": advice,
-        "error": None,
-    }
-    return Outcome(data=data, code=code, stream="stderr")
-
-
-def _advice(request: Request, code: int) -> list[str]:
-    from shoal.cli.hints import Run, hints_for
-
-    ended = Run(
-        program=request.program,
-        args=request.args,
-        view=request.view,
-        cwd=request.cwd,
-        host_cwd=request.host_cwd,
-        environ=request.environ,
-        search=os.environ.get("PATH", PATH),
-        network=request.network,
-        exit_code=code,
-    )
-    return [str(hint) for hint in hints_for(ended)]
-
-
-def signal_name(number: int) -> str:
-    """SIGTERM for 15; real-time signals have no name of their own."""
     try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"SIG{number}"
-
-
-def _failure_data(error: CommandError | OSError, code: int) -> dict[str, object]:
-    known = error if isinstance(error, shoal.SpawnError) else None
-    return {
-        "exit_code": code,
-        "returncode": None,
-        "reason": "setup_failed",
-        "signal": None,
-        "wall_s": None,
-        "usage": None,
-        "hints": list(getattr(error, "hints", ())),
-        "error": {
-            "message": error.message if isinstance(error, CommandError) else str(error),
-            "status": known.status.name if known else None,
-            "stage": known.stage.value if known else None,
-        },
-    }
+        return launch(request.boxed)
+    except SpawnError as error:
+        # Overlayfs, network and pseudo file systems cannot show their files as another user's; a container's root is such a one.
+        if request.insists or MAPPING not in error.detail:
+            raise
+        what = error.detail.partition("mounting ")[2].partition(" at ")[0] or "a file system"
+        complain(f"note: {what} cannot show its files as another user's, so the program runs as you, without privileges (--user caller)")
+        return launch(Boxed(request.box.replace(user="caller")))

@@ -1,7 +1,7 @@
 """Session: from the start of a program to its end. Forwards signals, serves the terminal, keeps the deadline.
 
 One poll loop over the pidfd, the signals and the terminal. When the program has ended, or its time is up, the keeper of its cell is
-killed: everything the program left behind goes with it, whatever it did to hide.
+killed: everything the program left behind goes with it, whatever it did to hide. What is to be waited for, or kept, is left alone.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import os
 import select
 import signal
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from shoal.cli.signals import FORWARDED, Signals
 from shoal.handles.process import Process
+from shoal.sandbox.limits import Budget
 
 if TYPE_CHECKING:  # loaded only when there is a terminal
     from shoal.cli.terminal import Terminal
@@ -22,49 +23,90 @@ _PATIENCE_S = 2.0
 _GIVE_UP = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT))
 
 
+Stopped = Literal["timeout", "wall_time", "cpu_time"]
+"""Which limit of time was reached."""
+
+
 class Ended(NamedTuple):
-    """How a run ended. `returncode` is the exit status, or the negative signal."""
+    """How a run ended. `returncode` is the exit status, or the negative signal; `stopped` is why shoal ended it, if it did."""
 
     returncode: int
-    timed_out: bool
+    stopped: Stopped | None
     wall_s: float
+
+
+class Bounds(NamedTuple):
+    """How long a program may take, and what becomes of what it leaves running. Either time may be None: no limit."""
+
+    timeout_s: float | None
+    wall_s: float | None
+    budget: Budget
+    linger: Literal["kill", "wait", "keep"]
+
+    @property
+    def nearest(self) -> tuple[float, Stopped] | None:
+        """The limit of time that comes first."""
+        both: list[tuple[float, Stopped]] = []
+        both += [(self.timeout_s, "timeout")] if self.timeout_s is not None else []
+        both += [(self.wall_s, "wall_time")] if self.wall_s is not None else []
+        return min(both, default=None)
 
 
 class Session:
     """One running program. `signals` and `terminal` are entered already and stay the caller's."""
 
-    def __init__(self, process: Process, signals: Signals, terminal: Terminal | None, timeout_s: float | None) -> None:
+    def __init__(self, process: Process, signals: Signals, terminal: Terminal | None, bounds: Bounds) -> None:
         self._process, self._signals, self._terminal = process, signals, terminal
         self._keeper = process._keeper
         self._began = time.monotonic()
-        self._timeout_s = timeout_s
+        self._limit = bounds.nearest
+        self._budget, self._linger = bounds.budget, bounds.linger
         self._told_of_hangup = False
 
     def follow(self) -> Ended:
-        """Return when the program has ended, nothing of it is left, and its last output has been written."""
+        """Return when the program has ended, nothing of it is left that is not to be kept, and its last output has been written."""
         if self._terminal:
             self._terminal.claim()
-        timed_out = False
+        stopped = self._until_ready(self._process.fileno())
+        if stopped is None and self._linger == "wait":
+            self._process.wait()  # a cell is not gone as long as its program has not been reaped
+            rest = self._process.cell_end()
+            stopped = None if rest is None else self._until_ready(rest.fd, lingers=True)
+        wall_s = time.monotonic() - self._began
+        keeps = stopped is None and self._linger == "keep"
+        if not keeps:
+            self._end_everything()
+        returncode = self._process.wait()
+        if self._terminal:
+            killed = stopped is not None or returncode < 0
+            self._drain(self._terminal, killed=killed, keeps=keeps, patience_s=_PATIENCE_S if stopped is not None else None)
+        elif self._keeper is not None and not keeps:
+            while not self._gone() and not _GIVE_UP.intersection(self._signals.take()):
+                self._poll(self._keeper.fileno(), None)
+        return Ended(returncode, stopped, wall_s)
+
+    def _until_ready(self, fd: int, *, lingers: bool = False) -> Stopped | None:
+        """Serve signals and the terminal until `fd` tells of an end, or a limit of time is reached.
+
+        Args:
+            lingers: the program itself has ended, so that nobody is there to be told of a signal.
+        """
         while True:
-            ready = self._poll(self._process.fileno(), self._left_s())
-            if self._process.fileno() in ready:
-                break
-            if self._left_s() == 0:
-                timed_out = True
-                break
+            look = self._budget.next_look_s()
+            if look == 0:
+                return "cpu_time"
+            left = self._left_s()
+            ready = self._poll(fd, left if look is None else look if left is None else min(look, left))
+            if fd in ready:
+                return None
+            if self._limit is not None and self._left_s() == 0:
+                return self._limit[1]
             for number in self._signals.take():
+                if lingers and number in _GIVE_UP:
+                    return None
                 self._on_signal(number)
             if self._terminal:
                 self._serve(self._terminal, ready)
-        wall_s = time.monotonic() - self._began
-        self._end_everything()
-        returncode = self._process.wait()
-        if self._terminal:
-            self._drain(self._terminal, killed=timed_out or returncode < 0, patience_s=_PATIENCE_S if timed_out else None)
-        elif self._keeper is not None:
-            while not self._gone() and not _GIVE_UP.intersection(self._signals.take()):
-                self._poll(self._keeper.fileno(), None)
-        return Ended(returncode, timed_out, wall_s)
 
     # --- while it runs ------------------------------------------------------------------------------
 
@@ -89,7 +131,7 @@ class Session:
         elif number == signal.SIGCONT and self._terminal:
             self._terminal.claim()
             self._terminal.resize()
-        elif number == signal.SIGCHLD and self._terminal and self._timeout_s is None and self._process.info().state == "stopped":
+        elif number == signal.SIGCHLD and self._terminal and self._limit is None and self._process.info().state == "stopped":
             # It stopped itself, so the shell gets its prompt back. Not with a time limit, which would not be kept meanwhile.
             self._suspend()
 
@@ -117,7 +159,7 @@ class Session:
             pass
 
     def _left_s(self) -> float | None:
-        return None if self._timeout_s is None else max(0.0, self._began + self._timeout_s - time.monotonic())
+        return None if self._limit is None else max(0.0, self._began + self._limit[0] - time.monotonic())
 
     # --- when it has ended --------------------------------------------------------------------------
 
@@ -127,16 +169,17 @@ class Session:
         else:
             self._process.kill()
 
-    def _drain(self, terminal: Terminal, killed: bool, patience_s: float | None) -> None:
+    def _drain(self, terminal: Terminal, killed: bool, keeps: bool, patience_s: float | None) -> None:
         """Write what the program wrote before it ended, until all is written or somebody insists on leaving.
 
-        A terminal that nobody reads holds us up like any other program, except when a time limit was to be kept.
+        A terminal that nobody reads holds us up like any other program, except when a time limit was to be kept. What is kept has
+        the private terminal still, so its output has no end: what is there now has to do.
         """
         terminal.finish()
         undone = False
         until = None if patience_s is None else time.monotonic() + patience_s
         while True:
-            if self._gone():
+            if keeps or self._gone():
                 terminal.read_rest()
             if terminal.is_drained:
                 if undone or not killed:
@@ -145,7 +188,7 @@ class Session:
                 undone = True
                 continue
             left_s = None if until is None else max(0.0, until - time.monotonic())
-            ready = self._poll(-1 if self._gone() or self._keeper is None else self._keeper.fileno(), left_s)
+            ready = self._poll(-1 if keeps or self._gone() or self._keeper is None else self._keeper.fileno(), left_s)
             if left_s == 0 or _GIVE_UP.intersection(self._signals.take()):
                 return
             terminal.serve(ready)

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from shoal.handles.deadline import Deadline
 from shoal.handles.hierarchy import availability
-from shoal.handles.job_backend import JobBackend, Limits, Placement
+from shoal.handles.job_backend import Counters, JobBackend, Limits, Placement
 from shoal.handles.process import Usage
 from shoal.status import SpawnError, Stage, Status, failure
 
@@ -74,6 +74,9 @@ class BareBackend:
         raise self._refused("be waited for: this process is in it")
 
     def usage(self) -> Usage:
+        raise self._refused("count what is used")
+
+    def counters(self) -> Counters:
         raise self._refused("count what is used")
 
     def set_limits(self, limits: Limits) -> None:

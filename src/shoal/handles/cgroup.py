@@ -31,6 +31,7 @@ from shoal.handles.cgroup_files import (
     open_below,
     open_parent,
     populated_in,
+    read_io,
     read_keyed,
     read_text,
     walk,
@@ -41,7 +42,7 @@ from shoal.handles.cgroup_marks import CREATOR, DENY_NEW_PROCESS, KILLED, Creato
 from shoal.handles.cgroup_members import entrance, members
 from shoal.handles.deadline import Deadline
 from shoal.handles.hierarchy import NoHome, availability, find_home, is_leaf
-from shoal.handles.job_backend import Limits, Placement
+from shoal.handles.job_backend import Counters, Limits, Placement
 from shoal.handles.process import Usage
 from shoal.handles.reaper import OwnedFd
 from shoal.status import Stage, Status, failure, failure_from_errno
@@ -207,6 +208,21 @@ class CgroupBackend:
         except OSError:
             peak = 0  # no memory controller here, or older than Linux 5.19
         return Usage(cpu.get("user_usec", 0) / 1e6, cpu.get("system_usec", 0) / 1e6, peak)
+
+    def counters(self) -> Counters:
+        io = read_io(self._directory.fd)
+        return Counters(
+            oom_kills=self._counted("memory.events", "oom_kill"),
+            max_pids=self._counted("pids.peak"),
+            io_read_bytes=None if io is None else io[0],
+            io_write_bytes=None if io is None else io[1],
+        )
+
+    def _counted(self, file: str, key: str | None = None) -> int | None:
+        try:
+            return read_keyed(self._directory.fd, file).get(key, 0) if key else int(read_text(self._directory.fd, file))
+        except (OSError, ValueError):
+            return None  # no such controller here, or an older kernel
 
     def set_limits(self, limits: Limits) -> None:
         cgroup_limits.apply(self._directory.fd, self._name, limits)

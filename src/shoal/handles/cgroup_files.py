@@ -27,6 +27,15 @@ def read_keyed(fd: int, name: str) -> dict[str, int]:
     return {key: int(value) for key, _, value in (line.partition(" ") for line in read_text(fd, name).splitlines())}
 
 
+def read_io(fd: int) -> tuple[int, int] | None:
+    """Bytes read from and written to all block devices, or None where that is not counted."""
+    try:
+        fields = [word.partition("=") for line in read_text(fd, "io.stat").splitlines() for word in line.split()[1:]]
+    except OSError:
+        return None
+    return sum(int(n) for key, _, n in fields if key == "rbytes"), sum(int(n) for key, _, n in fields if key == "wbytes")
+
+
 def write_text(fd: int, name: str, text: str) -> None:
     """Write to a file of the directory `fd`, in one call as the kernel wants it. Raises OSError."""
     file = os.open(name, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=fd)

@@ -40,23 +40,30 @@ def apply(fd: int, name: str, limits: Limits) -> None:
         NotSupportedError: a controller is missing; says which, why, and how to get it.
     """
     wanted = _files(limits)
-    missing = sorted({file.partition(".")[0] for file in wanted if not exists(fd, file)})
+    missing = sorted({key.partition(".")[0] for key in wanted if not exists(fd, _file(key))})
     if missing:
         _enable_above(fd, name, missing)
     before: dict[str, str] = {}
-    file = ""
+    key = file = ""
     try:
-        for file, value in wanted.items():
+        for key, value in wanted.items():
+            file = _file(key)
             old = read_text(fd, file).strip()
             write_text(fd, file, value)
             before[file] = old
     except OSError as error:
         for done, old in before.items():
-            write_text(fd, done, old)
+            if done != "io.max":  # only limits that were not there before
+                write_text(fd, done, old)
         if error.errno == errno.ENOENT:
             what = f"this kernel has no {file}, so it cannot limit that for job {name}"
             raise failure(Status.NOT_SUPPORTED, Stage.JOB, what, error.errno) from error
-        raise failure_from_errno(error.errno or 0, Stage.JOB, f"cannot write {wanted[file]!r} to {file} of job {name}") from error
+        raise failure_from_errno(error.errno or 0, Stage.JOB, f"cannot write {wanted[key]!r} to {file} of job {name}") from error
+
+
+def _file(key: str) -> str:
+    """A file that takes one line for each device comes once for each."""
+    return key.partition(" ")[0]
 
 
 def _files(limits: Limits) -> dict[str, str]:
@@ -69,6 +76,10 @@ def _files(limits: Limits) -> dict[str, str]:
         wanted["pids.max"] = str(limits.pids)
     if limits.cpus is not None:
         wanted["cpu.max"] = f"{max(_SHORTEST_QUOTA_US, round(limits.cpus * _PERIOD_US))} {_PERIOD_US}"
+    if limits.dies_whole:
+        wanted["memory.oom.group"] = "1"
+    for device, rate in limits.io:
+        wanted[f"io.max {device}"] = f"{device} rbps={rate} wbps={rate}"
     return wanted
 
 

@@ -87,6 +87,21 @@ class Directory(Handle):
         return self
 
     @classmethod
+    def scratch(cls, size: int | str, *, mode: int = 0o755) -> Self:
+        """A recipe: an empty, writable file system in memory, which each child makes for itself.
+
+        Args:
+            size: bytes, or text such as "64M": what can be stored in it.
+            mode: permissions of its root directory.
+        Raises:
+            ValueError: not a size.
+        """
+        size_bytes = parse_size(size)
+        if size_bytes <= 0:
+            raise failure(Status.INVALID_ARGS, Stage.HANDLE, "a tmpfs needs a size above 0")
+        return cls._from_recipe(NewMount("tmpfs", f"size={size_bytes},mode={mode:o}", True, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV))
+
+    @classmethod
     def proc(cls) -> Self:
         """A recipe: the child's own /proc, read-only, showing nothing but its cell's processes. Usable as an entry of a cell."""
         return cls._from_recipe(NewMount("proc", "", False, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC))
@@ -179,4 +194,11 @@ def bind_source(fd: int, writable: bool, *, devices: bool = False, keep: bool = 
     path = os.readlink(f"/proc/self/fd/{fd}")
     # A device that is named itself is meant to be used; those in a directory that is handed over are not.
     devices = devices or stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)
-    return Bind(path, status.st_dev, status.st_ino, stat.S_ISDIR(status.st_mode), writable, devices, fd if keep else -1)
+    is_dir = stat.S_ISDIR(status.st_mode)
+    return Bind(path, status.st_dev, status.st_ino, is_dir, writable, devices, fd if keep else -1, private=is_private(status.st_mode))
+
+
+def is_private(mode: int) -> bool:
+    """Whether others may not even read it, or enter it."""
+    needed = stat.S_IROTH | stat.S_IXOTH if stat.S_ISDIR(mode) else stat.S_IROTH
+    return mode & needed != needed

@@ -9,14 +9,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import threading
 
+from shoal.handles.forks import held_over_forks
 from shoal.handles.kept import KeptFd
 from shoal.status import Stage, Status, failure, failure_from_errno
 
 _MFD_EXEC = 0x10
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-_lock = threading.Lock()
+_lock = held_over_forks()
 
 
 def init_image() -> int:

@@ -19,8 +19,8 @@ from shoal.handles.base import Handle, Rights
 from shoal.handles.cgroup import CgroupBackend
 from shoal.handles.deadline import Deadline
 from shoal.handles.hierarchy import availability, is_cgroup
-from shoal.handles.job_arguments import ENFORCED, check_count, check_cpus, check_name, check_policy, parse_limit
-from shoal.handles.job_backend import JobBackend, Limits, Placement
+from shoal.handles.job_arguments import ENFORCED, check_count, check_cpus, check_io, check_name, check_policy, parse_limit
+from shoal.handles.job_backend import Counters, JobBackend, Limits, Placement
 from shoal.handles.process import Usage
 from shoal.status import AccessDeniedError, NotSupportedError, Stage, Status, failure, failure_from_errno
 
@@ -173,19 +173,25 @@ class Job(Handle):
         swap: int | str | None = None,
         pids: int | None = None,
         cpus: float | None = None,
+        io: Mapping[str, int | str] | None = None,
+        dies_whole: bool = False,
     ) -> None:
         """Limit everything in the job together, all limits given or none. Needs `Rights.MANAGE_JOB`.
 
         Args:
             memory, swap: bytes, or text such as "512M". None leaves a limit as it is.
-            pids: processes and threads.
+            pids: processes and threads. A cell has one of its own besides the program: its first process.
             cpus: processors' worth of time; at least 0.01.
+            io: block devices by path, such as "/dev/sda", and the bytes per second that may be read from, and written to, each.
+            dies_whole: where the memory limit kills one process, it kills all that is in the job.
         Raises:
             NotSupportedError: the kernel cannot enforce one of them here; the message says how to get there.
             InvalidArgsError: not a possible limit.
         """
         backend = self._require(Rights.MANAGE_JOB, "set_limits()")
-        limits = Limits(parse_limit("memory", memory), parse_limit("swap", swap), check_count(pids), check_cpus(cpus))
+        limits = Limits(
+            parse_limit("memory", memory), parse_limit("swap", swap), check_count(pids), check_cpus(cpus), check_io(io or {}), dies_whole
+        )
         if backend.is_killed():
             raise self._killed_error()
         backend.set_limits(limits)
@@ -202,6 +208,14 @@ class Job(Handle):
     def usage(self) -> Usage:
         """What everything in the tree used, the ended included. Needs `Rights.INSPECT`."""
         return self._require(Rights.INSPECT, "usage()").usage()
+
+    def counters(self) -> Counters:
+        """What the kernel counted for the tree, the ended included. Needs `Rights.INSPECT`.
+
+        Raises:
+            NotSupportedError: the job is no cgroup.
+        """
+        return self._require(Rights.INSPECT, "counters()").counters()
 
     def kill(self) -> None:
         """Kill everything in the tree, whatever forks meanwhile; from now on nothing can be put into it.

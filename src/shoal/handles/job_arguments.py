@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -108,6 +109,24 @@ def check_count(pids: int | None) -> int | None:
     if pids < 0:
         raise failure(Status.INVALID_ARGS, Stage.JOB, f"pids cannot be negative: {pids}")
     return pids
+
+
+def check_io(io: Mapping[str, int | str]) -> tuple[tuple[str, int], ...]:
+    """Block devices as "major:minor", and bytes per second."""
+    found = []
+    for path, rate in io.items():
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError) as error:
+            what = f"io: {path!r}: {getattr(error, 'strerror', None) or error}; name a block device, as lsblk lists them"
+            raise failure(Status.INVALID_ARGS, Stage.JOB, what) from error
+        if not stat.S_ISBLK(status.st_mode):
+            raise failure(Status.INVALID_ARGS, Stage.JOB, f"io: {path!r} is no block device; lsblk lists them")
+        per_second = parse_limit(f"io of {path}", rate) or 0
+        if per_second == 0:
+            raise failure(Status.INVALID_ARGS, Stage.JOB, f"io: 0 bytes per second for {path!r} would be for ever")
+        found.append((f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}", per_second))
+    return tuple(found)
 
 
 def check_cpus(cpus: float | None) -> float | None:

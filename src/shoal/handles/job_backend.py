@@ -23,12 +23,32 @@ class Limits:
         memory_bytes, swap_bytes: the most memory and swap.
         pids: the most processes and threads.
         cpus: processor time per time, 1.5 being one and a half processors.
+        io: block devices as "major:minor", and the bytes per second that may be read from, and written to, each.
+        dies_whole: where the memory limit kills one process, it kills all.
     """
 
     memory_bytes: int | None = None
     swap_bytes: int | None = None
     pids: int | None = None
     cpus: float | None = None
+    io: tuple[tuple[str, int], ...] = ()
+    dies_whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What the kernel counted for a job, its ended processes included. None: this kernel or cgroup does not count it.
+
+    Attributes:
+        oom_kills: processes killed because of the memory limit of the job, or of one above it.
+        max_pids: the most processes and threads at once.
+        io_read_bytes, io_write_bytes: from and to block devices.
+    """
+
+    oom_kills: int | None
+    max_pids: int | None
+    io_read_bytes: int | None
+    io_write_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +116,9 @@ class JobBackend(Protocol):
 
     def usage(self) -> Usage:
         """What everything in it used, the ended included."""
+
+    def counters(self) -> Counters:
+        """What the kernel counted."""
 
     def set_limits(self, limits: Limits) -> None:
         """Apply the limits given, all or none of them."""

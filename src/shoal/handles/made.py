@@ -6,9 +6,9 @@ A borrowed child runs a few ops on this process's own descriptor table and ends;
 from __future__ import annotations
 
 import os
-import threading
 
 from shoal import _native
+from shoal.handles.forks import held_over_forks
 from shoal.handles.kept import KeptFd
 from shoal.packing import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUSER, Packer
 from shoal.probe import is_privileged
@@ -111,6 +111,6 @@ def empty_mounts() -> int:
             return -1
 
 
-_lock = threading.Lock()
+_lock = held_over_forks()
 _refused = False
 _empty_mounts = KeptFd(_make_empty_mounts)

@@ -25,6 +25,8 @@ class Bind:
     """A descriptor of it, borrowed: a privileged caller mounts that one, wherever its name leads by now."""
     follow_fd: int = -1
     """The same, for a caller who may not: the name is read from it anew when it has changed."""
+    private: bool = False
+    """Nobody but its owner may use it."""
 
     def __str__(self) -> str:
         return f"{'directory' if self.is_dir else 'file'} {self.path}"

@@ -23,7 +23,7 @@ from typing import NoReturn
 
 from shoal.handles import reaper
 from shoal.handles.deadline import Deadline, is_ready
-from shoal.handles.job_backend import JobBackend, Limits, Placement
+from shoal.handles.job_backend import Counters, JobBackend, Limits, Placement
 from shoal.handles.keeper import HOLD, keeper_plan, open_null, start_keeper
 from shoal.handles.made import map_ids
 from shoal.handles.process import Usage
@@ -131,6 +131,9 @@ class PidnsBackend:
     def usage(self) -> Usage:
         self._refuse("count what it uses")
 
+    def counters(self) -> Counters:
+        self._refuse("count what it uses")
+
     def set_limits(self, limits: Limits) -> None:
         self._refuse("have limits")
 
@@ -184,17 +187,16 @@ def _processes_of(init: int) -> list[int]:
         wanted = None
     if wanted is None:
         return []
-    depth = len(_status(first or 0, "NSpid"))
+    depth = len(_status(first or 0).get("NSpid", ()))
     found = []
     for name in os.listdir("/proc"):
-        levels = _status(name, "NSpid") if name.isdecimal() else []
-        if (
-            name != str(first)
-            and len(levels) >= depth
-            and _lives_below(name, wanted)
-            and not _is_zombie(name)
-            and not _is_keeper(name, levels)
-        ):
+        if not name.isdecimal() or name == str(first):
+            continue
+        status = _status(name)
+        levels = status.get("NSpid", [])
+        # The first process of a namespace is one that shoal started to hold it, not something anybody asked for.
+        is_keeper = levels[-1:] == ["1"] and status.get("Name") == ["shoal-init"]
+        if len(levels) >= depth and status.get("State", [])[:1] != ["Z"] and not is_keeper and _lives_below(name, wanted):
             found.append(int(name))
     return sorted(found)
 
@@ -202,7 +204,7 @@ def _processes_of(init: int) -> list[int]:
 def _is_ours(init: int) -> bool:
     """Whether this process lives in the namespace that `init` is the first of, so that there is nothing to enter."""
     levels = next((line.split()[1:] for line in _lines(f"/proc/self/fdinfo/{init}") if line.startswith("NSpid:")), [])
-    own = _status("self", "NSpid")
+    own = _status("self").get("NSpid", [])
     return levels[-1:] == ["1"] and len(levels) == len(own)
 
 
@@ -214,17 +216,10 @@ def _pid_of(pidfd: int) -> int | None:
     return None
 
 
-def _status(pid: int | str, field: str) -> list[str]:
-    return next((line.split()[1:] for line in _lines(f"/proc/{pid}/status") if line.startswith(field + ":")), [])
-
-
-def _is_zombie(pid: str) -> bool:
-    return _status(pid, "State")[:1] == ["Z"]
-
-
-def _is_keeper(pid: str, levels: list[str]) -> bool:
-    """The first process of a namespace is one that shoal started to hold it, not something anybody asked for."""
-    return levels[-1:] == ["1"] and _status(pid, "Name") == ["shoal-init"]
+def _status(pid: int | str) -> dict[str, list[str]]:
+    """The fields of /proc/PID/status, empty when there is no such process."""
+    pairs = (line.partition(":") for line in _lines(f"/proc/{pid}/status"))
+    return {field: value.split() for field, _, value in pairs}
 
 
 def _lives_below(pid: str, wanted: int) -> bool:

@@ -246,6 +246,12 @@ class Process(Handle):
         return self._state.name
 
     @property
+    def usage(self) -> Usage | None:
+        """What it used in all; None until the end was seen by `poll()` or `wait()`, and when it cannot be learnt."""
+        ending = self._state.ending
+        return None if ending is None else ending.usage
+
+    @property
     def returncode(self) -> int | None:
         """The exit status, or the negative signal; None until the end was seen by `poll()` or `wait()`."""
         ending = self._state.ending
@@ -329,6 +335,23 @@ class Process(Handle):
         if self._keeper is not None:
             self._keeper.kill()
         self._send_if_alive(pidfd, signals.SIGKILL)
+
+    @property
+    def pidfd(self) -> OwnedFd | None:
+        """The pidfd, which stays open as long as somebody has this; None once the handle is closed."""
+        return self._pidfd
+
+    def left_something(self) -> bool:
+        """Whether something may still live in its cell after it has ended."""
+        return self._keeper is not None and self._keeper.has_children()
+
+    def cell_end(self) -> OwnedFd | None:
+        """A descriptor that becomes readable when everything in the cell has ended; None: it has, or there is no cell.
+
+        Not before the program has been reaped, by `wait()` or `poll()`.
+        """
+        keeper = self._keeper
+        return None if keeper is None else keeper.pidfd
 
     def info(self) -> ProcessInfo:
         """A picture of the process as it is now. Needs `Rights.INSPECT`. Takes no status away from a waiter."""

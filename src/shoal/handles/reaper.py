@@ -57,11 +57,12 @@ class Keeper:
     Source: pid_namespaces(7).
     """
 
-    __slots__ = ("_control", "_pidfd", "_reaped", "pid")
+    __slots__ = ("_children", "_control", "_pidfd", "_reaped", "pid")
 
     def __init__(self, pidfd: int, pid: int) -> None:
         self._pidfd: OwnedFd | None = OwnedFd(pidfd)
         self._control: OwnedFd | None = None
+        self._children: OwnedFd | None = None
         self._reaped = False
         self.pid = pid
 
@@ -82,10 +83,40 @@ class Keeper:
     def control(self, fd: int) -> None:
         self._control = OwnedFd(fd)
 
+    @property
+    def pidfd(self) -> OwnedFd | None:
+        """The pidfd, which stays open as long as somebody has this; None once the process is gone and reaped."""
+        return self._pidfd
+
     def fileno(self) -> int:
         """The pidfd, or -1 once the process is gone and reaped."""
         pidfd = self._pidfd
         return -1 if pidfd is None else pidfd.fd
+
+    def look_ahead(self) -> None:
+        """Open what `has_children()` looks at: the first look takes longer than the later ones."""
+        with suppress(OSError):
+            path = f"/proc/{self.pid}/task/{self.pid}/children"
+            self._children = OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+    def has_children(self) -> bool:
+        """Whether something besides the program may live in the cell.
+
+        What outlives its parent becomes a child of the cell's first process, and so does what was started by those. Once the
+        program has ended and there is no such child, nobody is there who could make another. True where the kernel does not
+        tell. Source: proc_pid_task(5).
+        """
+        if self._pidfd is None:
+            return False
+        if self._children is None:
+            self.look_ahead()
+        children = self._children
+        try:
+            return children is None or bool(os.pread(children.fd, 1, 0))
+        except ProcessLookupError:
+            return False
+        except OSError:
+            return True
 
     def kill(self) -> None:
         """Kill the whole cell. Returns at once; fine when it is gone already."""
@@ -116,7 +147,7 @@ class Keeper:
 
     def release(self) -> None:
         """Close the descriptors; the cell can no longer be killed through this object."""
-        self._pidfd = self._control = None
+        self._pidfd = self._control = self._children = None
 
     def __repr__(self) -> str:
         return f"<shoal.Keeper of the cell with first process {self.pid}>"

@@ -70,13 +70,25 @@ def parse_bind(text: str, *, writable: bool, cwd: str) -> list[Grant]:
     source, dest = split_dest(text)
     if not source:
         raise RequestError(f"{option} {text}: SRC is empty")
-    path = os.path.join(cwd, source)
     try:
-        os.stat(path)
-    except OSError as error:
+        return grant_path(source, dest, writable=writable, cwd=cwd, option=option)
+    except FileNotFoundError as error:
         relative = ":" in source and os.path.lexists(os.path.join(cwd, source.rpartition(":")[0]))
         advice = "; DEST has to be an absolute path" if relative else ""
         raise RequestError(f"{option} {text}: {source}: {error.strerror}{advice}") from None
+    except OSError as error:
+        raise RequestError(f"{option} {text}: {source}: {error.strerror}") from None
+
+
+def grant_path(source: str, dest: str | None, *, writable: bool, cwd: str, option: str) -> list[Grant]:
+    """The grants for a file or directory of the host, at `dest` or where it is.
+
+    Raises:
+        OSError: it is not there.
+        RequestError: `dest` is no usable place; names `option`.
+    """
+    path = os.path.join(cwd, source)
+    os.stat(path)
     real = os.path.realpath(path)
     if dest is not None:
         return [Grant(Kind.PATH, check_dest(dest, option), real, writable)]
@@ -127,10 +139,10 @@ def check_dest(dest: str, option: str) -> str:
 # --- laid out ---------------------------------------------------------------------------------------
 
 
-def lay_out(asked: Iterable[Grant], *, program: str, network: bool) -> tuple[Grant, ...]:
+def lay_out(asked: Iterable[Grant], *, program: str, network: bool, tmp: bool = True) -> tuple[Grant, ...]:
     """All grants of one run, each place once, parents before what lies inside them.
 
-    Besides what was asked for there are a private /tmp, /proc, a minimal /dev, the program itself at its own path, with a
+    Besides what was asked for there are a private /tmp (with `tmp`), /proc, a minimal /dev, the program itself at its own path, with a
     network the files of NETWORK_FILES, and /bin, /lib... where the host has them as links into a directory that is granted.
 
     Raises:
@@ -143,7 +155,7 @@ def lay_out(asked: Iterable[Grant], *, program: str, network: bool) -> tuple[Gra
             raise RequestError(f"{grant.dest} is granted twice: {_words(other)} and {_words(grant)}")
         places[grant.dest] = grant
     wanted = set(places)
-    for grant in _defaults():
+    for grant in _defaults(tmp):
         places.setdefault(grant.dest, grant)
     _drop_risky_doubles(places, wanted)
     for grant in _merged_directories(places.values()):
@@ -158,9 +170,9 @@ def lay_out(asked: Iterable[Grant], *, program: str, network: bool) -> tuple[Gra
     return tuple(sorted(places.values(), key=_depth))
 
 
-def _defaults() -> list[Grant]:
+def _defaults(tmp: bool) -> list[Grant]:
     return [
-        Grant(Kind.TMPFS, "/tmp", writable=True, asked=False),
+        *([Grant(Kind.TMPFS, "/tmp", writable=True, asked=False)] if tmp else []),
         Grant(Kind.PROC, "/proc", asked=False),
         Grant(Kind.DEVICES, "/dev", asked=False),
     ]
@@ -226,6 +238,8 @@ def _merged_directories(granted: Iterable[Grant]) -> list[Grant]:
     They show nothing that the grant does not show already, and are left out where it is partly covered by another."""
     granted = list(granted)
     found: list[Grant] = []
+    if any(grant.dest == "/" for grant in granted):
+        return found  # which has brought its own along, if any
     for path in _MERGED:
         if not os.path.islink(path):
             continue
@@ -233,7 +247,9 @@ def _merged_directories(granted: Iterable[Grant]) -> list[Grant]:
         holder = next((g for g in granted if g.dest == g.source and (target == g.source or is_inside(target, g.source))), None)
         if holder is None or holder.dest == "/" or not os.path.isdir(target):
             continue
-        if not any(g.dest == target or is_inside(g.dest, target) for g in granted if g != holder):
+        inside = (g for g in granted if g != holder and (g.dest == target or is_inside(g.dest, target)))
+        # What is only what is there anyway, and not less writable, covers nothing.
+        if all(g.kind is Kind.PATH and g.dest == g.source and g.writable >= holder.writable for g in inside):
             found.append(Grant(Kind.PATH, path, target, holder.writable, asked=False))
     return found
 

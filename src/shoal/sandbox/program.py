@@ -57,7 +57,7 @@ def find_program(name: str, search: str, cwd: str) -> Program:
         path = os.path.join(cwd, name)
         reason = why_not_executable(path)
         if reason is None:
-            return Program(name, _tidy(path), directives_of(path))
+            return Program(name, _tidy(path), known_directives_of(path))
         code = NOT_FOUND if reason == "not found" else NOT_EXECUTABLE
         raise RequestError(f"{name}: {reason}", code)
     refused: tuple[str, str] | None = None
@@ -65,7 +65,7 @@ def find_program(name: str, search: str, cwd: str) -> Program:
         path = os.path.join(cwd, directory, name)
         reason = why_not_executable(path)
         if reason is None:
-            return Program(name, _tidy(path), directives_of(path))
+            return Program(name, _tidy(path), known_directives_of(path))
         if reason != "not found" and refused is None:
             refused = (path, reason)
     if refused:
@@ -92,6 +92,26 @@ def why_not_executable(path: str) -> str | None:
     if not os.access(path, os.X_OK):
         return "is not executable (chmod +x makes it so)"
     return None
+
+
+_known: dict[str, tuple[tuple[int, ...], tuple[Directive, ...]]] = {}
+"""What was found out about a file, as long as it is the same."""
+_KNOWN_MOST = 256
+
+
+def known_directives_of(path: str) -> tuple[Directive, ...]:
+    """`directives_of()`, looking into the file only when it has changed."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    identity = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    known = _known.get(path)
+    if known is None or known[0] != identity or known[1]:  # of a script the interpreters may have changed
+        if len(_known) >= _KNOWN_MOST:
+            _known.clear()
+        known = _known[path] = (identity, directives_of(path))
+    return known[1]
 
 
 def directives_of(path: str) -> tuple[Directive, ...]:

@@ -1,0 +1,31 @@
+"""How long does one run in a sandbox take, from the call until the exit status is known?
+
+A run in ten, with pauses in between, as where programs are run on request: what is made ahead is there when it is needed. What a
+peer cannot do is not asked of the others, but shoal.run installs a system call filter and Landlock rules besides, and gives the
+program a user of its own under root.
+"""
+
+from __future__ import annotations
+
+from lab import Worker
+from question import Answer, Bench, Target, by_row, ratio
+from timing import take_turns
+
+KEY = "latency"
+WARM, COLD = "shoal.run", "shoal.run, none ahead"
+PEERS = (WARM, COLD, "subprocess.run", "bwrap sandbox (subprocess.run)", "sandlock sandbox", "crun (os.posix_spawn)")
+
+
+def ask(bench: Bench) -> Answer:
+    with Worker(bench.directory) as worker, Worker(bench.directory) as apart, Worker(bench.directory) as cold:
+        homes = dict.fromkeys(PEERS, worker) | {"sandlock sandbox": apart, COLD: cold}
+        cases = {f"{peer}|/bin/true": home.launches(peer, bench.programs.dynamic, bench.effort.count) for peer, home in homes.items()}
+        table = by_row(take_turns(cases, bench.effort.rounds, bench.order, bench.tick))
+    ours = table[WARM]["/bin/true"]
+    ratios = {peer: {"/ shoal.run": ratio(row["/bin/true"], ours)} for peer, row in table.items()}
+    targets = [
+        Target("shoal.run / subprocess.run", 1.15, True, ratio(ours, table["subprocess.run"]["/bin/true"])),
+        Target("bwrap / shoal.run", 6.0, False, ratio(table["bwrap sandbox (subprocess.run)"]["/bin/true"], ours)),
+        Target("sandlock / shoal.run", 6.0, False, ratio(table["sandlock sandbox"]["/bin/true"], ours)),
+    ]
+    return Answer(KEY, "Run a program in a sandbox and wait", "us", table, ratios, targets)

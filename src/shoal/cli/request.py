@@ -1,0 +1,149 @@
+"""Request: one `shoal run`, checked and worked out. Nothing is open yet."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from shoal.cli.options import kept_secret, sandbox_of
+from shoal.cli.output import CommandError, never_show
+from shoal.sandbox.box import ENVIRONMENT, PATH, Sandbox, nearest
+from shoal.sandbox.grants import Grant, View, parse_bind, parse_tmpfs, working_directory
+from shoal.sandbox.launch import Boxed
+from shoal.sandbox.program import Program, find_program
+
+_DEVICES = ("pts",)
+"""What a program at a terminal may want besides the usual devices: terminals of its own."""
+_NOT_CLONED = ("SHOAL_STARTUP", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "PWD", "OLDPWD")
+
+
+class Request(NamedTuple):
+    """What the options mean.
+
+    Attributes:
+        grants, environ: all that the program sees: the profile's, and what was asked for besides.
+        descriptors: the caller's number and the program's.
+        insists: on the user that the sandbox says; else a file system that cannot be lent to that user decides.
+    """
+
+    program: Program
+    args: Sequence[str]
+    boxed: Boxed
+    grants: tuple[Grant, ...]
+    environ: Mapping[str, str]
+    cwd: str
+    host_cwd: str
+    descriptors: Sequence[tuple[int, int]]
+    name: str | None
+    timeout_s: float | None
+    insists: bool
+
+    @property
+    def box(self) -> Sandbox:
+        """The sandbox it runs in."""
+        return self.boxed.box
+
+
+def read_request(args: argparse.Namespace) -> Request:
+    """What the options mean.
+
+    Raises:
+        CommandError: one of them cannot be meant.
+    """
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not command:
+        raise CommandError("which program? usage: shoal run [OPTIONS] [--] PROG [ARGS...]")
+    try:
+        host_cwd = os.getcwd()
+    except FileNotFoundError:
+        host_cwd = "/"
+    program = find_program(command[0], os.environ.get("PATH", PATH), host_cwd)
+    box = sandbox_of(args, program.executes)
+    environ = make_environ(args.env, os.environ if args.clone_env else None, box.env)
+    never_show(kept_secret(box, environ))
+    _check_secrets(args, environ)
+    asked = [grant for text in args.ro for grant in parse_bind(text, writable=False, cwd=host_cwd)]
+    asked += [grant for text in args.rw for grant in parse_bind(text, writable=True, cwd=host_cwd)]
+    asked += [parse_tmpfs(text) for text in args.tmpfs]
+    grants = Boxed(box).grants(program, host_cwd, asked)
+    cwd = working_directory(args.cwd or environ.get("PWD") or box.cwd, View(grants), host_cwd)
+    environ["PWD"] = cwd
+    return Request(
+        program=program,
+        args=command[1:],
+        boxed=Boxed(box.replace(cwd=cwd, devices=tuple(dict.fromkeys((*box.devices, *_DEVICES))))),
+        grants=grants,
+        environ=environ,
+        cwd=cwd,
+        host_cwd=host_cwd,
+        descriptors=_descriptors(args.fd),
+        name=args.name,
+        timeout_s=_timeout(args.timeout),
+        insists=args.box_user is not None or "user" in box.require,
+    )
+
+
+def make_environ(assignments: Sequence[str], cloned: Mapping[str, str] | None, boxed: Mapping[str, str]) -> dict[str, str]:
+    """The program's variables, except for PWD unless it is assigned here.
+
+    Args:
+        cloned: what to begin with instead of the fixed values.
+        boxed: the profile's.
+    """
+    if cloned is None:
+        term = os.environ.get("TERM", "dumb") if any(map(os.isatty, (0, 1, 2))) else "dumb"
+        environ = {**ENVIRONMENT, "TERM": term}
+    else:
+        environ = {key: value for key, value in cloned.items() if key not in _NOT_CLONED}
+    environ |= boxed
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not key:
+            raise CommandError(f"--env {text}: write NAME=VALUE, or NAME for your own value")
+        if equals:
+            environ[key] = value
+        elif key in os.environ:
+            environ[key] = os.environ[key]
+    return environ
+
+
+def _check_secrets(args: argparse.Namespace, environ: Mapping[str, str]) -> None:
+    """A misspelt --secret would be a secret that is shown."""
+    known = {*environ, *os.environ, *(text.partition("=")[0] for text in args.env)}
+    for name in args.box_secrets:
+        if name not in known and not args.clone_env:
+            raise CommandError(f"--secret {name}: the program gets no variable of that name{nearest(name, sorted(environ))}")
+
+
+def parse_fd(text: str) -> tuple[int, int]:
+    """The caller's and the program's number in `N[=M]`."""
+    local, equals, target = text.partition("=")
+    if not local.isdecimal() or (equals and not target.isdecimal()):
+        raise CommandError(f"--fd {text}: write N, or N=M to hand over your descriptor N as M")
+    return int(local), int(target if equals else local)
+
+
+def _descriptors(words: Sequence[str]) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    for text in words:
+        local, target = parse_fd(text)
+        if any(target == other for _, other in found):
+            raise CommandError(f"--fd {text}: the program's descriptor {target} is given twice")
+        found.append((local, target))
+    return found
+
+
+def _timeout(text: str | None) -> float | None:
+    if text is None:
+        return None
+    from shoal.units import parse_duration
+
+    try:
+        seconds = parse_duration(text)
+    except ValueError as error:
+        raise CommandError(f"--timeout: {error}") from None
+    if seconds == 0:
+        raise CommandError("--timeout 0: a program needs some time; leave the option out for no limit")
+    return seconds

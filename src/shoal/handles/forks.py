@@ -1,0 +1,16 @@
+"""Locks and fork: a child has only the thread that forked, so a lock that another one held would never be released there."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+
+def held_over_forks() -> threading.Lock:
+    """A lock that is taken before each os.fork() and released on both sides, so that a child finds what it guards in order.
+
+    For a lock that lives as long as the program, and whose holder takes no other such lock that was made before it.
+    """
+    lock = threading.Lock()
+    os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+    return lock

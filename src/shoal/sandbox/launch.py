@@ -1,0 +1,325 @@
+"""Launch: a Sandbox and a program become a Plan, and the Plan a process, in a cell made ahead where there is one.
+
+What was worked out for a box and a program is kept with the box, and used again while the files it was worked out from are the same.
+
+Ownership of time: a box is plain data. What it names is looked at when something is started in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from shoal.actions import Action, AddNsEntry, CloneFd, SetName
+from shoal.cells import launch_warm
+from shoal.draft import Draft
+from shoal.flags import SpawnFlags
+from shoal.handles import reaper
+from shoal.handles.directory import DEVICES
+from shoal.handles.job import Job
+from shoal.handles.keeper import Strings
+from shoal.handles.made import empty_mounts
+from shoal.handles.mount import Bind
+from shoal.handles.netns import NetNs
+from shoal.handles.process import Process
+from shoal.launcher import run
+from shoal.lowering import Lowered, Waiting, can_wait, lower_waiting
+from shoal.packing import count_strings
+from shoal.plan import Confinement, Plan
+from shoal.probe import is_privileged
+from shoal.sandbox.box import ENVIRONMENT, Sandbox, StrOrBytesPath
+from shoal.sandbox.confinement import confinement_of
+from shoal.sandbox.entries import make_entries
+from shoal.sandbox.errors import RequestError
+from shoal.sandbox.grants import Grant, Kind, View, check_dest, grant_path, lay_out, working_directory
+from shoal.sandbox.landlock import abi, second_wall
+from shoal.sandbox.program import Program
+from shoal.spawn import make_plan, start
+from shoal.startup_table import VARIABLE
+from shoal.units import parse_size
+
+EACH_PROCESS = "each process"
+KEPT = 64
+"""Programs remembered for one box; the one used longest ago goes first."""
+
+_FLAGS = SpawnFlags.DEFAULT_LDSVC
+_STARTUP = VARIABLE.encode() + b"="
+
+Identity = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What was worked out for one program.
+
+    Attributes:
+        files: what the box names, and the program that really runs, as they were: path and identity.
+        directives: arguments that #! lines put in front.
+    """
+
+    program: Identity
+    files: tuple[tuple[str, Identity], ...]
+    directives: tuple[bytes, ...]
+    environ: Strings
+    plan: Plan
+    lowered: Lowered
+    ahead: Waiting | None
+    same_libraries: Callable[[], bool]
+
+
+class Boxed:
+    """A Sandbox, ready to start programs in."""
+
+    def __init__(self, box: Sandbox) -> None:
+        self.box = box
+        self.environ = {**ENVIRONMENT, **box.env}
+        self._kept: OrderedDict[tuple[str, str, str, tuple[int, ...]], _Kept] = OrderedDict()
+
+    @classmethod
+    def of(cls, box: Sandbox) -> Boxed:
+        """The one that belongs to `box`, made on first use."""
+        known = box.__dict__.get("_boxed")
+        if isinstance(known, Boxed):
+            return known
+        made = cls(box)
+        object.__setattr__(box, "_boxed", made)
+        return made
+
+    @functools.cached_property
+    def enforced(self) -> dict[str, bool | str]:
+        """Each protection, and whether it is in force."""
+        confinement = self._confinement
+        found: dict[str, bool | str] = {
+            "namespaces": True,
+            "network": self.box.network != "host",
+            "no_new_privs": True,
+            "capabilities": True,
+            "seccomp": confinement.filter_label or False,
+            "landlock": f"second wall, ABI {abi()}" if abi() else False,
+            "user": confinement.own_user,
+        }
+        found |= {limit.name: EACH_PROCESS for limit in confinement.rlimits if limit.name != "core_size"}
+        asked = {"wall_time": self.box.wall_time is not None, "core_set": bool(self.box.core_set), "nice": self.box.nice is not None}
+        found |= {name: True for name, is_asked in asked.items() if is_asked}
+        if self.box.core_set and not confinement.filter:
+            found["core_set"] = "until the program changes it: that takes a filter"
+        return found
+
+    def plan(
+        self,
+        program: Program,
+        args: Sequence[str],
+        fds: Mapping[int, int],
+        host_cwd: str,
+        *,
+        name: str | None = None,
+        terminal: int | None = None,
+        grants: tuple[Grant, ...] | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> Plan:
+        """What `launch()` would do, for a listing. Starts nothing."""
+        with ExitStack() as stack:
+            draft, plan = self._draft(program, args, fds, host_cwd, None, stack, name, terminal, grants, environ, consume=False)
+            draft.close()
+            return plan
+
+    def launch(
+        self,
+        program: Program,
+        args: Sequence[str],
+        fds: Mapping[int, int],
+        host_cwd: str,
+        job: Job | None,
+        *,
+        name: str | None = None,
+        terminal: int | None = None,
+        grants: tuple[Grant, ...] | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> Process:
+        """Start a program.
+
+        Args:
+            args: without the program's name.
+            fds: descriptors by the number they get in the child; borrowed.
+            host_cwd: the caller's working directory.
+            job: where it is accounted; None: the caller's.
+            name: what ps shows; None: the program's own.
+            terminal: becomes the controlling terminal of the program's session; borrowed.
+            grants: all that it sees, as `grants()` laid it out; None: as the box says.
+            environ: all its variables; None: those of the box.
+        Raises:
+            SpawnError: nothing was started.
+            RequestError: what the box names is not there, or not possible for this program.
+        """
+        reaper.sweep()
+        key = (program.path, program.argv0, host_cwd, tuple(fds))
+        plain = job is None and name is None and terminal is None and grants is None and environ is None
+        kept = self._kept.get(key) if plain else None
+        if kept is not None:
+            process = self._again(kept, program, args, fds)
+            if process is not None:
+                return process
+        with ExitStack() as stack:
+            draft, plan = self._draft(program, args, fds, host_cwd, job, stack, name, terminal, grants, environ, consume=True)
+            try:
+                named = [*self._named(host_cwd), *([os.fsdecode(plan.program.path)] if plan.program.path else [])]
+                files = tuple((path, _identity(path)) for path in named)
+                process, lowered = start(plan, draft)
+                if plain:
+                    ahead = lower_waiting(plan, empty_mounts) if can_wait(plan) else None
+                    directives = plan.argv[: len(plan.argv) - len(args) - 1]
+                    self._remember(
+                        key,
+                        _Kept(
+                            _identity(program.path),
+                            files,
+                            directives,
+                            count_strings(plan.environ),
+                            plan,
+                            lowered,
+                            ahead,
+                            draft.closure_check(),
+                        ),
+                    )
+            finally:
+                draft.close()
+        return process
+
+    def _again(self, kept: _Kept, program: Program, args: Sequence[str], fds: Mapping[int, int]) -> Process | None:
+        try:
+            same = _identity(program.path) == kept.program and all(_identity(path) == known for path, known in kept.files)
+        except OSError:
+            return None
+        if not same or kept.plan.privileged != is_privileged() or not kept.same_libraries():
+            return None
+        argv = count_strings([*kept.directives, os.fsencode(program.argv0), *map(os.fsencode, args)])
+        if argv[0].count(b"\0") != argv[1]:
+            return None
+        environ = kept.environ
+        numbers = tuple(fds[item.target] for item in kept.plan.descriptors)
+        process = launch_warm(kept.ahead, numbers, argv, environ, refilled=False) if kept.ahead is not None else None
+        return process or run(kept.lowered, numbers, argv, environ)
+
+    def _remember(self, key: tuple[str, str, str, tuple[int, ...]], kept: _Kept) -> None:
+        self._kept[key] = kept
+        while len(self._kept) > KEPT:
+            with contextlib.suppress(KeyError):  # another thread was quicker
+                self._kept.popitem(last=False)
+
+    def _draft(
+        self,
+        program: Program,
+        args: Sequence[str],
+        fds: Mapping[int, int],
+        host_cwd: str,
+        job: Job | None,
+        stack: ExitStack,
+        name: str | None,
+        terminal: int | None,
+        grants: tuple[Grant, ...] | None,
+        environ: Mapping[str, str] | None,
+        *,
+        consume: bool,
+    ) -> tuple[Draft, Plan]:
+        grants = self.grants(program, host_cwd) if grants is None else grants
+        view = View(grants)
+        cwd = working_directory(self.box.cwd, view, host_cwd)
+        actions: list[Action] = list(make_entries(grants, view, stack, self._devices(), own_user=self._confinement.own_user))
+        network = self.box.network
+        if network == "host":
+            actions.append(AddNsEntry("/svc/net", stack.enter_context(NetNs.host())))
+        elif isinstance(network, NetNs):
+            actions.append(AddNsEntry("/svc/net", stack.enter_context(network.duplicate())))
+        actions += [CloneFd(fd, target) for target, fd in fds.items()]
+        actions += [SetName(name)] if name is not None else []
+        draft = Draft(_FLAGS, tuple(actions), consume=consume)
+        try:
+            argv = (os.fsencode(program.argv0), *map(os.fsencode, args))
+            plan = make_plan(
+                draft,
+                program.path,
+                argv,
+                self.environ if environ is None else environ,
+                job,
+                terminal,
+                die_with_caller=self.box.linger != "keep",
+                confinement=self._confinement,
+            )
+            plan = dataclasses.replace(_lasting(plan), cwd=os.fsencode(cwd))
+            return draft, dataclasses.replace(plan, confinement=dataclasses.replace(plan.confinement, landlock=second_wall(plan)))
+        except BaseException:
+            draft.close()
+            raise
+
+    @functools.cached_property
+    def _confinement(self) -> Confinement:
+        return confinement_of(self.box, privileged=is_privileged())
+
+    def _devices(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*DEVICES, *self.box.devices)))
+
+    def grants(self, program: Program, host_cwd: str, more: Sequence[Grant] = ()) -> tuple[Grant, ...]:
+        """All that the program sees, laid out.
+
+        Args:
+            more: besides what the box has, and instead of it where both have something for one place.
+        """
+        box = self.box
+        own = [*_grants(box.read, host_cwd, writable=False), *_grants(box.write, host_cwd, writable=True)]
+        taken = {grant.dest for grant in more}
+        asked = [*(grant for grant in own if grant.dest not in taken), *more]
+        if isinstance(box.tmp, int | str) and not isinstance(box.tmp, bool) and all(grant.dest != "/tmp" for grant in asked):
+            asked.append(Grant(Kind.TMPFS, "/tmp", writable=True, size=str(parse_size(box.tmp))))
+        return lay_out(asked, program=program.path, network=box.network == "host", tmp=box.tmp is not False)
+
+    def _named(self, host_cwd: str) -> list[str]:
+        named = []
+        for what in (self.box.read, self.box.write):
+            paths = what.values() if isinstance(what, Mapping) else what
+            named += [os.path.join(host_cwd, os.fsdecode(path)) for path in paths]
+        return named
+
+
+def _grants(what: Sequence[StrOrBytesPath] | Mapping[str, StrOrBytesPath], host_cwd: str, *, writable: bool) -> list[Grant]:
+    pairs: list[tuple[StrOrBytesPath, str | None]]
+    if isinstance(what, Mapping):
+        pairs = [(outside, check_dest(inside, _option(writable))) for inside, outside in what.items()]
+    else:
+        pairs = [(path, None) for path in what]
+    found: list[Grant] = []
+    for path, dest in pairs:
+        try:
+            found += grant_path(os.fsdecode(path), dest, writable=writable, cwd=host_cwd, option=_option(writable))
+        except OSError as error:
+            raise RequestError(f"{_option(writable)}: {os.fsdecode(path)}: {error.strerror}") from None
+    return found
+
+
+def _option(writable: bool) -> str:
+    return "write" if writable else "read"
+
+
+def _lasting(plan: Plan) -> Plan:
+    """The plan with what it binds known by name and identity instead of by descriptor, so that it can be carried out again."""
+
+    def by_name(source: object) -> object:
+        return dataclasses.replace(source, fd=-1, follow_fd=-1) if isinstance(source, Bind) else source
+
+    mounts = tuple(dataclasses.replace(mount, source=by_name(mount.source)) for mount in plan.mounts)  # type: ignore[arg-type]
+    # Nothing is handed over that a program would look up there.
+    environ = tuple(item for item in plan.environ if not item.startswith(_STARTUP))
+    return dataclasses.replace(plan, mounts=mounts, environ=environ)
+
+
+def _identity(path: str) -> Identity:
+    found = os.stat(path)
+    if stat.S_ISREG(found.st_mode):
+        return found.st_dev, found.st_ino, found.st_mode, found.st_mtime_ns, found.st_size
+    return found.st_dev, found.st_ino, found.st_mode

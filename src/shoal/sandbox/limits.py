@@ -1,0 +1,116 @@
+"""Limits of a run for everything in it together: a job of its own, and what the job counted.
+
+Memory, processes, processors and io are enforced by the kernel's controllers. Processor time has no controller: the kernel bounds
+it for each process (RLIMIT_CPU), and the sum is looked at whenever it could have been reached, which is known: no machine uses up
+processor time faster than all its processors together do.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from shoal.handles.job import Job
+from shoal.handles.job_backend import Counters
+from shoal.handles.process import Usage
+from shoal.sandbox.box import Sandbox
+from shoal.status import AccessDeniedError, NotSupportedError, SpawnError, failure
+from shoal.units import parse_duration, parse_size
+
+SHORTEST_LOOK_S = 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The job of one run.
+
+    Attributes:
+        job: None where no limit asks for one, or none can be made and the box allows less.
+        enforced: what the job enforces, for `Result.enforced`.
+        cpu_s: processor time for all together.
+    """
+
+    job: Job | None
+    enforced: dict[str, bool | str]
+    cpu_s: float | None
+
+    @classmethod
+    def of(cls, box: Sandbox) -> Budget:
+        """The budget that `box` asks for.
+
+        Raises:
+            NotSupportedError, AccessDeniedError: it cannot be enforced here; says what would help. Not with `limits="best-effort"`.
+        """
+        asked = [name for name in ("memory", "pids", "cpus", "cpu_time") if getattr(box, name) is not None] + (["io"] if box.io else [])
+        cpu_s = None if box.cpu_time is None else parse_duration(box.cpu_time)
+        if not asked:
+            return cls(None, {}, None)
+        job: Job | None = None
+        try:
+            job = Job.default().create_child()
+            job.usage()  # refused where the job is no cgroup
+            _limit(job, box)
+        except (NotSupportedError, AccessDeniedError) as error:
+            if job is not None:
+                job.close()
+            if box.limits == "require":
+                raise failure(error.status, error.stage, f"{', '.join(asked)}: {error.detail}{_ADVICE}", error.errno) from None
+            weaker: dict[str, bool | str] = dict.fromkeys(asked, False)
+            return cls(None, weaker | ({"cpu_time": "each process"} if cpu_s else {}), None)
+        except BaseException:
+            if job is not None:
+                job.close()
+            raise
+        enforced: dict[str, bool | str] = dict.fromkeys(asked, True)
+        return cls(job, enforced | ({"swap": True} if box.memory is not None and box.swap is not None else {}), cpu_s)
+
+    def next_look_s(self) -> float | None:
+        """In how many seconds the processor time could be used up; 0: it is. None: there is no such limit."""
+        if self.job is None or self.cpu_s is None:
+            return None
+        used = self.job.usage()
+        left = self.cpu_s - used.user_s - used.system_s
+        return 0.0 if left <= 0 else max(SHORTEST_LOOK_S, left / (os.cpu_count() or 1))
+
+    def spent(self) -> tuple[Usage, Counters] | None:
+        """What was used in all."""
+        return None if self.job is None else (self.job.usage(), self.job.counters())
+
+    def close(self) -> None:
+        """Kill what is left and give up the job."""
+        if self.job is not None:
+            try:
+                self.job.kill()
+            except SpawnError:
+                pass  # it is gone
+            self.job.close()
+
+
+_ADVICE = '; or say limits="best-effort" for what each process can be held to'
+
+
+def _limit(job: Job, box: Sandbox) -> None:
+    if box.memory is None and box.pids is None and box.cpus is None and not box.io:
+        return
+    job.set_limits(
+        memory=box.memory,
+        swap=box.swap if box.memory is not None and _counts_swap(box) else None,
+        # The first process of the cell is in the job, too.
+        pids=None if box.pids is None else box.pids + 1,
+        cpus=box.cpus,
+        io=box.io,
+        dies_whole=box.memory is not None,
+    )
+
+
+def _counts_swap(box: Sandbox) -> bool:
+    """Whether there is a limit of swap to be set: without any swap there is nothing to be limited."""
+    if box.swap is None:
+        return False
+    if parse_size(box.swap) > 0:
+        return True
+    try:
+        with open("/proc/swaps", encoding="ascii") as file:
+            return len(file.read().splitlines()) > 1
+    except OSError:
+        return True

@@ -1,0 +1,292 @@
+"""run(): subprocess.run, for a program that nobody trusts."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import locale
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from shoal.cells import refill
+from shoal.handles.deadline import Deadline
+from shoal.handles.job_backend import Counters
+from shoal.handles.process import Process, Usage
+from shoal.launcher import END_S
+from shoal.sandbox.box import Duration, Sandbox, Size, StrOrBytesPath
+from shoal.sandbox.errors import NOT_EXECUTABLE, NOT_FOUND, RequestError
+from shoal.sandbox.launch import EACH_PROCESS, Boxed
+from shoal.sandbox.limits import Budget
+from shoal.sandbox.output import Pump, Why
+from shoal.sandbox.program import find_program
+from shoal.sandbox.result import Reason, Result, RunUsage, decoded
+from shoal.status import Stage, Status, failure
+from shoal.units import parse_duration, parse_size
+
+PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
+OUTPUT_LIMIT = "64M"
+"""What is kept in memory of each stream, unless the caller says otherwise."""
+
+OF_EACH_PROCESS = ("open_files", "file_size")
+"""Limits that are meant for each process."""
+
+_default = Sandbox()
+
+
+def run(
+    args: Sequence[StrOrBytesPath],
+    *,
+    sandbox: Sandbox | None = None,
+    input: bytes | str | None = None,
+    capture_output: bool = False,
+    stdin: Any = None,
+    stdout: Any = None,
+    stderr: Any = None,
+    text: bool = False,
+    encoding: str | None = None,
+    errors: str | None = None,
+    timeout: Duration | None = None,
+    check: bool = False,
+    output_limit: Size | None = OUTPUT_LIMIT,
+    on_output_limit: Literal["drain", "kill", "spill"] = "drain",
+    spill_directory: str | os.PathLike[str] | None = None,
+) -> Result:
+    """Run a program in a sandbox, wait for its end, and tell how it ended and why.
+
+    It ends when the program exits; what that has left running is killed, unless `Sandbox.linger` says otherwise. The arguments
+    that subprocess.run() has, too, mean the same.
+
+    Args:
+        args: the program, looked up in the caller's PATH and files, and its arguments.
+        sandbox: what it gets; None is `Sandbox()`: itself and its libraries, a private /tmp, and little else.
+        timeout: seconds, or text such as "1m30s".
+        output_limit: how much of each captured stream is kept in memory; None is all of it.
+        on_output_limit: what becomes of more than that: "drain": it is read and counted; "kill": the program is killed; "spill": the
+            whole stream goes to a file in `spill_directory`, which is then the caller's.
+    Raises:
+        TimeoutExpired: it took longer than `timeout`; carries the output so far. The whole tree is dead by then. `Sandbox.wall_time`
+            does not raise.
+        CalledProcessError: with `check`, it did not return 0; says why.
+        NotFoundError, AccessDeniedError: there is no such program, or it cannot be executed.
+        SpawnError: it could not be started: says where and why. ValueError: what was asked for cannot be meant.
+    """
+    box = _default if sandbox is None else sandbox
+    arguments = _words(args)
+    if capture_output:
+        if stdout is not None or stderr is not None:
+            raise ValueError("stdout and stderr cannot be used with capture_output")
+        stdout = stderr = PIPE
+    if input is not None and stdin is not None:
+        raise ValueError("stdin and input cannot both be used")
+    as_text = text or encoding is not None or errors is not None
+    data = _encoded(input, as_text, encoding, errors) if input is not None else b"" if stdin == PIPE else None
+    patience = None if timeout is None else parse_duration(timeout)
+    try:
+        host_cwd = os.getcwd()
+    except FileNotFoundError:
+        host_cwd = "/"
+    program = _program(arguments[0], host_cwd)
+    with Pump(
+        data=data,
+        stdout=stdout == PIPE,
+        stderr=stderr == PIPE,
+        limit_bytes=None if output_limit is None else parse_size(output_limit),
+        policy=on_output_limit,
+        spill_directory=spill_directory,
+    ) as pump:
+        fds = _descriptors(pump, stdin, stdout, stderr)
+        started = time.monotonic()
+        budget = Budget.of(box)
+        try:
+            enforced = _enforced(box, budget)
+            process = Boxed.of(box).launch(program, arguments[1:], fds, host_cwd, budget.job)
+            with process:
+                try:
+                    reason = _follow(process, pump, box, budget, patience, started)
+                except BaseException:
+                    _end(process)
+                    raise
+                wall_s = time.monotonic() - started
+                captured = pump.finish()
+                returncode = process.wait()
+                own = process.usage or Usage(0.0, 0.0, 0)
+            spent = budget.spent()
+        finally:
+            budget.close()
+            refill()
+    usage, reason = _sum_up(wall_s, own, spent, returncode, reason, box)
+    spilled = [item.facts.spill_path for item in captured.values() if item.facts.spill_path is not None]
+    try:
+        output: dict[str, Any] = {
+            name: decoded(item.data, truncated=item.facts.truncated, encoding=encoding, errors=errors) if as_text else item.data
+            for name, item in captured.items()
+        }
+    except (UnicodeError, LookupError):
+        for path in spilled:  # nobody would ever learn of them
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        raise
+    if reason == "timeout":
+        late = subprocess.TimeoutExpired(arguments, patience or 0.0, output.get("stdout"), output.get("stderr"))
+        for path in spilled:
+            late.add_note(f"what it wrote is in {path}")
+        raise late
+    result = Result(
+        arguments,
+        returncode,
+        output.get("stdout"),
+        output.get("stderr"),
+        reason=reason or ("exited" if returncode >= 0 else "signaled"),
+        usage=usage,
+        enforced=enforced,
+        output={name: item.facts for name, item in captured.items()},
+    )
+    if check:
+        result.check_returncode()
+    return result
+
+
+def _words(args: object) -> list[str]:
+    if isinstance(args, str | bytes | os.PathLike) or not isinstance(args, Sequence):
+        raise TypeError('args has to be a list of strings, not one string; for example ["prog", "-v"]')
+    if not args:
+        raise ValueError("args is empty: which program?")
+    return [os.fsdecode(word) for word in args]
+
+
+def _program(name: str, host_cwd: str) -> Any:
+    try:
+        return find_program(name, os.environ.get("PATH", os.defpath), host_cwd)
+    except RequestError as error:
+        status = {NOT_FOUND: Status.NOT_FOUND, NOT_EXECUTABLE: Status.ACCESS_DENIED}.get(error.code, Status.INVALID_ARGS)
+        raise failure(status, Stage.LOAD, error.message) from None
+
+
+def _descriptors(pump: Pump, stdin: Any, stdout: Any, stderr: Any) -> dict[int, int]:
+    """By the number in the child. What is missing is /dev/null there."""
+    fds: dict[int, int] = {}
+    for target, given in enumerate((stdin, stdout, stderr)):
+        if target in pump.ends:
+            fds[target] = pump.ends[target]
+        elif given is None:
+            with contextlib.suppress(OSError):
+                os.fstat(target)
+                fds[target] = target
+        elif given == STDOUT and target == 2:
+            if 1 in fds:
+                fds[2] = fds[1]
+        elif given in (PIPE, STDOUT):
+            raise ValueError(f"{('stdin', 'stdout', 'stderr')[target]} cannot be {given}")
+        elif given != DEVNULL:
+            number = given if isinstance(given, int) else given.fileno()
+            try:
+                os.fstat(number)
+            except (OSError, OverflowError):
+                what = f"{('stdin', 'stdout', 'stderr')[target]}: descriptor {number} is not open"
+                raise failure(Status.BAD_HANDLE, Stage.DESCRIPTORS, what, errno.EBADF) from None
+            fds[target] = number
+    return fds
+
+
+def _follow(
+    process: Process, pump: Pump, box: Sandbox, budget: Budget, patience: float | None, started: float
+) -> Reason | Literal["timeout"] | None:
+    """Wait for the end, and bring it about where it has to be. None: it ended by itself."""
+    wall = None if box.wall_time is None else parse_duration(box.wall_time)
+    by_wall = wall is not None and (patience is None or wall < patience)
+    limit = wall if by_wall else patience
+    last = None if limit is None else started + limit
+    why = _wait(process.fileno(), pump, budget, last)
+    if why is Why.ENDED and box.linger == "wait" and (rest := process.cell_end()) is not None:
+        process.wait()  # a cell is not gone as long as its program has not been reaped
+        why = _wait(rest.fd, pump, budget, last)
+    if why is Why.ENDED:
+        if box.linger == "kill" and process.left_something():
+            _end(process)
+        return None
+    _end(process)
+    if why == "cpu_time":
+        return "cpu_time"
+    return "output_limit" if why is Why.LIMIT else "wall_time" if by_wall else "timeout"
+
+
+def _wait(until: int, pump: Pump, budget: Budget, last: float | None) -> Why | Literal["cpu_time"]:
+    """Move bytes until `until` is readable, `last` has come, or the processor time is used up."""
+    while True:
+        left = None if last is None else last - time.monotonic()
+        look = budget.next_look_s()
+        if look == 0:
+            return "cpu_time"
+        soonest = look if left is None else left if look is None else min(look, left)
+        why = pump.run(until, Deadline(soonest))
+        if why is not Why.DEADLINE or (last is not None and time.monotonic() >= last):
+            return why
+
+
+def _sum_up(
+    wall_s: float,
+    own: Usage,
+    spent: tuple[Usage, Counters] | None,
+    returncode: int,
+    reason: Reason | Literal["timeout"] | None,
+    box: Sandbox,
+) -> tuple[RunUsage, Reason | Literal["timeout"] | None]:
+    """What was used, and whether that is why it ended."""
+    if spent is None:
+        usage = RunUsage(wall_s, own.user_s, own.system_s, own.max_memory_bytes)
+    else:
+        all_of_it, counted = spent
+        usage = RunUsage(
+            wall_s,
+            all_of_it.user_s,
+            all_of_it.system_s,
+            all_of_it.max_memory_bytes or own.max_memory_bytes,
+            max_pids=counted.max_pids,
+            io_read_bytes=counted.io_read_bytes,
+            io_write_bytes=counted.io_write_bytes,
+            max_rss_bytes=own.max_memory_bytes,
+            counts_tree=all_of_it.max_memory_bytes > 0,
+        )
+        if reason is None and box.memory is not None and counted.oom_kills:
+            reason = "oom"
+    if reason is None and box.cpu_time is not None and returncode == -signal.SIGXCPU:
+        reason = "cpu_time"  # of a single process: RLIMIT_CPU
+    return usage, reason
+
+
+def _enforced(box: Sandbox, budget: Budget) -> dict[str, bool | str]:
+    """Each protection, and whether it is in force.
+
+    Raises:
+        NotSupportedError: one that is required is not.
+    """
+    enforced = Boxed.of(box).enforced | budget.enforced
+    for name in box.require:
+        how = enforced.get(name, False)
+        if how is False or (how == EACH_PROCESS and name not in OF_EACH_PROCESS):
+            what = "it was not asked for" if name not in enforced else "it is not in force" if how is False else f"only for {how}"
+            raise failure(Status.NOT_SUPPORTED, Stage.SETUP, f"{name} is required, but {what}; `shoal doctor` tells what is missing")
+    return enforced
+
+
+def _end(process: Process) -> None:
+    """Kill the whole cell, and wait until it is gone; a kernel that takes too long is left to the reaper."""
+    process.kill_cell()
+    with contextlib.suppress(TimeoutError):
+        process.wait(END_S)  # first: the cell is not gone as long as its program has not been reaped
+        if (keeper := process._keeper) is not None:
+            keeper.wait(END_S)
+
+
+def _encoded(data: bytes | str, as_text: bool, encoding: str | None, errors: str | None) -> bytes | memoryview:
+    if isinstance(data, str):
+        if not as_text:
+            raise TypeError("input is text, so text=True is needed; or give bytes")
+        return data.encode(encoding or locale.getencoding(), errors or "strict")
+    if as_text:
+        raise TypeError("input has to be text with text=True")
+    return memoryview(data)
