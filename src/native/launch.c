@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/prctl.h>
 #include <linux/sched.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -207,12 +208,16 @@ void launch(struct plan *plan, struct outcome *out)
         plan->report.err = ENOMEM;
     } else {
         uint64_t all = ~(uint64_t)0, before;
+        long dumpable = sys5(__NR_prctl, PR_GET_DUMPABLE, 0, 0, 0, 0);
         sys4(__NR_rt_sigprocmask, 2 /* SIG_SETMASK */, &all, &before, sizeof all);
         if (plan->head->enter_fd >= 0)
             clone_through_namespaces(&birth);
         else
             clone_program(&birth);
         sys4(__NR_rt_sigprocmask, 2 /* SIG_SETMASK */, &before, 0, sizeof before);
+        /* A change of user takes this from the memory, which is ours, too, until exec. */
+        if (dumpable == 1 && sys5(__NR_prctl, PR_GET_DUMPABLE, 0, 0, 0, 0) != 1)
+            sys5(__NR_prctl, PR_SET_DUMPABLE, 1, 0, 0, 0);
         stack_put(birth.stack);
         if (birth.err)
             plan->report.err = birth.err;

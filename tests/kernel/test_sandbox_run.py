@@ -356,3 +356,15 @@ def test_nobody_leaves_the_processors_it_was_bound_to():
     code += "print(len(os.sched_getaffinity(0)))"
     done = shoal.run(["/usr/bin/python3", "-c", code], sandbox=python, capture_output=True, text=True)
     assert done.stdout == f"{errno.EPERM}\n1\n", done.stderr
+
+
+def test_the_caller_can_be_debugged_afterwards_as_before(run_python):
+    script = """
+import ctypes, shoal
+prctl = ctypes.CDLL(None).prctl
+before = prctl(3, 0, 0, 0, 0)
+shoal.run(["/usr/bin/true"])
+answer([before, prctl(3, 0, 0, 0, 0)])
+"""
+    before, after = run_python(script)
+    assert before == after
