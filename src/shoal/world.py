@@ -17,6 +17,7 @@ import stat
 from collections.abc import Iterable
 
 from shoal.handles.directory import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
+from shoal.handles.keeper import ID_MAPPED
 from shoal.handles.mount import Bind, Contents, Devices, NewMount, Tree
 from shoal.packing import CLONE_NEWNS, CWD_FD, NO_FD, Packer
 from shoal.plan import Mount, Plan
@@ -29,7 +30,7 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_NO_MAGICLINKS = 0x02
 COMM_BYTES = 15
 LINKS = "descriptors-of-this-process"  # longer than any name a program can have
-MAPPING = "its files as the child's own"
+MAPPING = ID_MAPPED
 MANY_MOUNTS = 256
 """With more than so many there would be too few slots to hold all of them at once."""
 

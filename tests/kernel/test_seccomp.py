@@ -298,7 +298,8 @@ def _names(mode: str) -> Filter:
 def test_an_open_call_answers_as_without_a_filter(mode: str, swept: Callable[[str | None], dict[int, str]]) -> None:
     names, free, held = _names(mode), swept(None), swept(mode)
     seen = {names.name_of(at): (free[at], word) for at, word in held.items() if names.name_of(at) not in names.denied | names.limited}
-    known = {name: words for name, words in seen.items() if not name.startswith("call ")}
+    # restart_syscall answers for whatever was interrupted last.
+    known = {name: words for name, words in seen.items() if not name.startswith("call ") and name != "restart_syscall"}
     assert len(known) > 200
     assert {name: words for name, words in known.items() if words[0] != words[1]} == {}
 
