@@ -32,7 +32,7 @@ enum { FD = 1, FD2 = 2, OUT = 4, STR = 8, STR2 = 16 };
     X(OPEN, op_open, FD | STR | OUT)                 /* fd: base, a: open flags, b: RESOLVE_* flags */                           \
     X(EXPECT, op_expect, FD)                         /* a: st_dev, b: st_ino: refuse anything else */                            \
     X(FD_MAP, op_fd_map, STR)                        /* fd: /dev/null, str: int32 pairs (source, target), a: how many */         \
-    X(CHDIR, op_chdir, STR)                          /* str: path, fd: where to be when it cannot be entered */                  \
+    X(CHDIR, op_chdir, STR)                          /* str: path, b: RESOLVE_* flags, fd: where to be when it cannot be entered */ \
     X(FSMOUNT, op_fsmount, STR | STR2 | OUT)         /* str: type, str2: "key=value,flag", a: MOUNT_ATTR_* */                    \
     X(BIND, op_bind, FD2 | STR | STR2)               /* str: path, a, b: as EXPECT, flags: MOUNT_ATTR_*, fd2, str2: where */     \
     X(OPEN_TREE, op_open_tree, FD | STR | OUT)       /* fd, str: what, a: OPEN_TREE_* and AT_* flags */                          \

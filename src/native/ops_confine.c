@@ -61,6 +61,15 @@ int op_landlock_rules(struct plan *plan, const struct op *op)
 int op_landlock_allow(struct plan *plan, const struct op *op)
 {
     struct landlock_path path = { op->a, plan_fd(plan, op->fd2) };
+    if (op->b) { /* handed over: what was opened for reading cannot be opened anew for writing, nor the other way */
+        long how = sys3(__NR_fcntl, path.parent_fd, F_GETFL, 0);
+        if (how < 0)
+            return (int)-how;
+        if ((how & O_ACCMODE) == O_RDONLY)
+            path.allowed &= ~(uint64_t)(1 << 1 | 1 << 14); /* LANDLOCK_ACCESS_FS_WRITE_FILE, _TRUNCATE */
+        if ((how & O_ACCMODE) == O_WRONLY)
+            path.allowed &= ~(uint64_t)(1 << 0 | 1 << 2); /* _EXECUTE, _READ_FILE */
+    }
     long ret = sys4(__NR_landlock_add_rule, plan_fd(plan, op->fd), LANDLOCK_RULE_PATH_BENEATH, &path, 0);
     return ret == -EBADFD && op->b ? 0 : (int)-ret; /* a pipe or socket: no rule concerns those */
 }

@@ -170,7 +170,12 @@ static int enter_nowhere(void);
  * stands in `fd`, or in an empty, unreachable file system made for it. */
 int op_chdir(struct plan *plan, const struct op *op)
 {
-    if (sys1(__NR_chdir, plan_str(plan, op->str)) == 0)
+    struct open_how how = { .flags = O_PATH | O_DIRECTORY | O_CLOEXEC, .resolve = op->b };
+    long place = sys4(__NR_openat2, AT_FDCWD, plan_str(plan, op->str), &how, sizeof how);
+    long ret = place < 0 ? place : sys1(__NR_fchdir, place);
+    if (place >= 0)
+        sys1(__NR_close, place);
+    if (ret == 0)
         return 0;
     return op->fd == NO_FD ? enter_nowhere() : (int)-sys1(__NR_fchdir, plan_fd(plan, op->fd));
 }

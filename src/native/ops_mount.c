@@ -75,7 +75,8 @@ int op_open_tree(struct plan *plan, const struct op *op)
 
 int op_mount_setattr(struct plan *plan, const struct op *op)
 {
-    struct mount_attr attr = { .attr_set = op->a };
+    /* The clone of a shared mount would go on taking part in what is mounted there. */
+    struct mount_attr attr = { .attr_set = op->a, .propagation = MS_PRIVATE };
     if (op->fd2 != NO_FD) {
         int userns = plan_fd(plan, op->fd2);
         if (userns < 0)
@@ -119,8 +120,8 @@ int op_bind(struct plan *plan, const struct op *op)
     if (ret == 0)
         ret = tree = sys3(__NR_open_tree, file, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | AT_RECURSIVE);
     sys1(__NR_close, file);
-    if (ret >= 0 && op->flags) {
-        struct mount_attr attr = { .attr_set = op->flags };
+    if (ret >= 0) {
+        struct mount_attr attr = { .attr_set = op->flags, .propagation = MS_PRIVATE };
         ret = sys5(__NR_mount_setattr, tree, "", AT_EMPTY_PATH | AT_RECURSIVE, &attr, sizeof attr);
     }
     if (ret >= 0)

@@ -26,6 +26,7 @@ from shoal.packing import (
     CLONE_NEWUTS,
     CWD_FD,
     NO_FD,
+    RESOLVE_NO_MAGICLINKS,
     TARGET_CLOEXEC,
     Packed,
     Packer,
@@ -147,7 +148,7 @@ def lower_waiting(plan: Plan, no_mounts: NoMounts) -> Waiting:
     base, exec_path = world.make()
     packer.op("DROP_BOUNDING", "emptying the capability bounding set")
     _enter_network(packer, init, control)
-    packer.op("CHDIR", ENTERING, text=plan.cwd)
+    packer.op("CHDIR", ENTERING, text=plan.cwd, b=RESOLVE_NO_MAGICLINKS)
     packer.op("UMASK", "setting the file mode mask", a=UMASK)
     packer.op("SETSID", "making a session")
     confine = Confine(packer, plan.confinement)
@@ -269,7 +270,8 @@ def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, em
         exec_fd, exec_path = _executable_in_callers_world(plan, memory_fd, name_it)
         if wants_reopening(exec_fd):
             exec_fd = _reopened(packer, exec_fd, os.O_PATH)
-    packer.op("CHDIR", ENTERING, fd=nowhere_fd, text=plan.cwd)
+    # Not through /proc/self/fd: the caller's descriptors are still open, and a directory among them is a way out.
+    packer.op("CHDIR", ENTERING, fd=nowhere_fd, text=plan.cwd, b=RESOLVE_NO_MAGICLINKS if in_cell else 0)
     packer.op("NAME", "setting the name", text=comm(plan))
     packer.op("UMASK", "setting the file mode mask", a=UMASK)
     if plan.session:

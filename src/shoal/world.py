@@ -98,7 +98,11 @@ class World:
         if not self._empty:
             packer.op("PRIVATE_MOUNTS", "making mounts private")
         base = packer.made(
-            "FSMOUNT", "making the root file system", text="tmpfs", text2="size=64m,mode=755", a=MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+            "FSMOUNT",
+            "making the root file system",
+            text="tmpfs",
+            text2="size=64m,nr_inodes=16384,mode=755",
+            a=MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV,
         )
         around = packer.made("OPEN", "opening what is around the world", fd=CWD_FD, text="/", a=os.O_PATH | os.O_DIRECTORY)
         packer.op("MOVE_MOUNT", "mounting the root file system", fd=base, fd2=around, text="")
@@ -256,7 +260,7 @@ class World:
         for name, target in _DEVICE_LINKS:
             packer.op("SYMLINK", label, fd=root, text=f"{where}/{name}", text2=target)
         self._make_directories(f"{where}/shm", root, label)
-        self._new("tmpfs", "size=64m,mode=1777", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, root, f"{where}/shm", label)
+        self._new("tmpfs", "size=64m,nr_inodes=16384,mode=1777", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, root, f"{where}/shm", label)
 
 
 def needs_id_map(source: Bind) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rig.cli import COMMAND, ENVIRON, processes_with, shoal, wait_gone, wait_running
+from rig.cli import COMMAND, ENVIRON, User, processes_with, shoal, wait_gone, wait_running
 from rig.features import needs
 
 pytestmark = pytest.mark.skipif(not shutil.which("sh"), reason="needs sh")
@@ -60,6 +60,17 @@ def test_the_exit_code_is_the_programs(script: str, code: int) -> None:
         (["--env", "=x", "true"], 125, "NAME=VALUE"),
         (["--ro", "/usr", "--rw", "/usr", "true"], 125, "granted twice"),
         (["--tmpfs", "relative", "true"], 125, "absolute"),
+        (["--fd", "1=7", "--fd", "2=7", "true"], 125, "given twice"),
+        (["--memory", "lots", "true"], 125, "--memory: 'lots' is not a size"),
+        (["--core-set", "x", "true"], 125, "--core-set: 'x' is no list of processors"),
+        (["--open-files", "1073741824", "true"], 125, "open_files: 1073741824 is more than this process itself may have"),
+        (["--profile", "pyhton", "true"], 125, "did you mean 'python'"),
+        (["--profile", "../x", "true"], 125, "cannot be the name"),
+        (["--device", "no-such-device", "true"], 125, "/dev/no-such-device"),
+        (["--require", "io", "true"], 125, "io is required, but it was not asked for"),
+        (["--require", "user", "--user", "caller", "true"], 125, "user is required"),
+        (["--secret", "TOKN", "--env", "TOKEN=x", "true"], 125, "did you mean 'TOKEN'"),
+        (["--meta", "/nowhere/at/all", "true"], 125, "--meta /nowhere/at/all: No such file"),
     ],
 )
 def test_a_failure_is_one_line_and_the_right_code(tmp_path: Path, words: list[str], code: int, said: str) -> None:
@@ -93,7 +104,8 @@ def test_help_and_version_are_there() -> None:
     assert shoal("--version").stdout.startswith("shoal ")
     assert "doctor" in shoal("--help").stdout
     text = shoal("run", "--help").stdout
-    options = "ro rw tmpfs env clone-env fd cwd name network timeout explain json"
+    options = "ro rw tmpfs env clone-env fd cwd name network timeout explain json profile memory swap pids cpus cpu-time wall-time"
+    options += " open-files file-size core-set nice tmp seccomp limits require linger device user secret meta"
     for word in ["SRC[:DEST]", *(f"--{option}" for option in options.split(" "))]:
         assert word in text
     assert shoal().returncode == 125
@@ -240,6 +252,149 @@ def test_large_streams_pass_untouched() -> None:
     assert time.monotonic() - began < 20  # a pipe that was copied by us would take longer than one handed over
 
 
+# --- whom it runs as --------------------------------------------------------------------------------
+
+
+@needs("root")
+def test_roots_program_is_a_user_that_nobody_else_is() -> None:
+    first, second = (int(sh("id -u", "--ro", "/usr").stdout) for _ in range(2))
+    assert min(first, second) > 1 << 16
+    assert first != second
+    assert sh("id -u", "--ro", "/usr", "--user", "caller").stdout == "0\n"
+
+
+def test_what_only_the_caller_may_read_can_be_handed_over(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir(mode=0o700)
+    for name in ("d/in", "alone"):
+        (tmp_path / name).write_text(name)
+        (tmp_path / name).chmod(0o600)
+    done = sh("cat /d/in /alone; : > /d/in", "--ro", "/usr", "--ro", f"{tmp_path}/d:/d", "--ro", f"{tmp_path}/alone:/alone")
+    assert done.stdout == "d/inalone"
+    assert done.returncode != 0
+    assert (tmp_path / "d" / "in").read_text() == "d/in"
+
+
+def test_a_program_that_only_the_caller_may_execute_can_be_executed(tmp_path: Path) -> None:
+    shutil.copy(os.path.realpath(shutil.which("true") or "/bin/true"), tmp_path / "mine")
+    (tmp_path / "mine").chmod(0o700)
+    assert shoal("run", "./mine", cwd=tmp_path).returncode == 0
+    assert shoal("run", "--ro", ".", "--cwd", "/", str(tmp_path / "mine"), cwd=tmp_path).returncode == 0
+
+
+def test_what_it_writes_belongs_to_the_caller(tmp_path: Path) -> None:
+    done = sh("umask 077; mkdir /out/d; echo x > /out/d/f; test -O /out/d/f", "--ro", "/usr", "--rw", f"{tmp_path}:/out")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {(tmp_path / name).stat().st_uid for name in ("d", "d/f")} == {os.geteuid()}
+
+
+def test_a_directory_in_memory_can_be_written() -> None:
+    assert sh("echo x > /a/b/c; cat /a/b/c", "--ro", "/usr", "--tmpfs", "/a/b").stdout == "x\n"
+
+
+@needs("root")
+def test_where_files_cannot_be_lent_the_program_runs_as_the_caller_and_that_is_said() -> None:
+    """/proc and /sys, which / brings along, cannot show their files as another user's."""
+    done = sh("id -u", "--rw", "/")
+    assert (done.returncode, done.stdout) == (0, "0\n")
+    assert done.stderr.startswith("shoal: note: directory / cannot show its files as another user's")
+    assert sh("id -u", "--rw", "/", "--user", "caller").stderr == ""
+    for insisting in (("--user", "dynamic"), ("--require", "user")):
+        done = sh("id -u", "--rw", "/", *insisting)
+        assert (done.returncode, done.stdout) == (125, "")
+
+
+def test_a_pipe_can_be_opened_anew() -> None:
+    done = sh("cat < /dev/stdin > /dev/stdout; echo err > /dev/stderr", "--ro", "/usr", input="in\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "in\n", "err\n")
+
+
+def test_the_private_terminal_can_be_opened_anew() -> None:
+    with User(
+        *COMMAND, "run", "--", "sh", "-c", "echo one > /dev/stderr; echo two > /proc/self/fd/1; read x < /dev/stdin; echo $x"
+    ) as user:
+        user.expect("two")
+        user.type("three\n")
+        user.expect("three\r\nthree")
+        assert user.until_end()[0] == 0
+
+
+# --- what is enforced -------------------------------------------------------------------------------
+
+
+def test_limits_of_each_process_hold() -> None:
+    core = min(os.sched_getaffinity(0))
+    options = ("--open-files", "50", "--nice", "7", "--core-set", str(core), "--tmp", "1M", "--cpu-time", "100")
+    done = sh(
+        "ulimit -n; ulimit -t; nice; grep Cpus_allowed_list /proc/self/status; head -c 2000000 /dev/zero > /tmp/x; stat -c %s /tmp/x",
+        *("--ro", "/usr", "--limits", "best-effort", *options),
+    )
+    assert done.stdout.split() == ["50", "100", "7", "Cpus_allowed_list:", str(core), "1048576"]
+
+
+def test_a_file_grows_no_longer_than_it_may(tmp_path: Path) -> None:
+    done = sh("head -c 100000 /dev/zero > /out/f; exit 3", "--ro", "/usr", "--rw", f"{tmp_path}:/out", "--file-size", "64K")
+    assert done.returncode == 3
+    assert (tmp_path / "f").stat().st_size == 1 << 16
+
+
+def test_a_tmp_can_be_left_out() -> None:
+    assert sh("echo /tmp*", "--tmp", "none").stdout == "/tmp*\n"
+
+
+@pytest.mark.parametrize(("mode", "shown"), [("default", "2"), ("strict", "2"), ("off", "0")])
+def test_the_filter_can_be_chosen(mode: str, shown: str) -> None:
+    done = shoal("run", "--ro", "/usr", "--seccomp", mode, "grep", "Seccomp:", "/proc/self/status")
+    assert done.stdout.split() == ["Seccomp:", shown], done.stderr
+
+
+def test_with_the_strict_filter_nothing_else_is_started() -> None:
+    assert sh("true & echo made", "--seccomp", "strict").returncode != 0
+    assert sh("true & echo made", "--seccomp", "default").stdout == "made\n"
+
+
+def test_a_device_is_there_only_when_asked_for() -> None:
+    name = next((name for name in ("kmsg", "fuse", "net/tun", "kvm") if os.path.exists(f"/dev/{name}")), None)
+    if name is None:
+        pytest.skip("needs a device besides the usual ones")
+    script = f"test -e /dev/{name} && echo there"
+    assert sh(script).stdout == ""
+    assert sh(script, "--device", name).stdout == "there\n"
+
+
+def test_a_limit_that_cannot_be_enforced_is_an_error_unless_less_will_do() -> None:
+    done = sh("echo ran", "--pids", "50")
+    if done.returncode == 0:
+        pytest.skip("this machine can limit processes")
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "shoal: pids: " in done.stderr
+    assert "add --limits best-effort" in done.stderr
+    assert sh("echo ran", "--pids", "50", "--limits", "best-effort").stdout == "ran\n"
+    done = sh("echo ran", "--pids", "50", "--limits", "best-effort", "--require", "pids")
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "pids is required, but it is not in force" in done.stderr
+
+
+def test_a_program_that_takes_too_much_memory_is_said_to() -> None:
+    hungry = "x=x; while :; do x=$x$x; done"
+    done = sh(hungry, "--memory", "32M", "--json")
+    if done.returncode == 125:
+        pytest.skip("needs a memory controller of cgroup v2")
+    told, *_, last = done.stderr.splitlines()
+    assert done.returncode == 137
+    assert told == "shoal: sh: used up its memory of 32M; it was killed with everything it started; reason: oom"
+    assert json.loads(last)["reason"] == "oom"
+
+
+def test_a_required_protection_is_checked_and_the_rest_is_told() -> None:
+    done = sh("true", "--json", "--require", "seccomp", "--require", "namespaces", "--open-files", "50")
+    enforced = json.loads(done.stderr.splitlines()[-1])["enforced"]
+    assert enforced["seccomp"] == "default"
+    assert enforced["open_files"] == "each process"
+    assert enforced["namespaces"] is True
+    assert enforced["network"] is True
+    assert json.loads(sh("true", "--json", "--network", "host").stderr.splitlines()[-1])["enforced"]["network"] is False
+
+
 # --- how it ends ------------------------------------------------------------------------------------
 
 
@@ -261,6 +416,59 @@ def test_a_timeout_kills_everything_whatever_it_did_to_hide() -> None:
 
 def test_a_timeout_that_is_not_reached_changes_nothing() -> None:
     assert sh("exit 4", "--timeout", "1h").returncode == 4
+
+
+@pytest.mark.parametrize("options", [("--wall-time", "300ms"), ("--wall-time", "300ms", "--timeout", "1h"), ("--profile", "brief")])
+def test_a_limit_of_time_is_like_a_timeout(tmp_path: Path, options: tuple[str, ...]) -> None:
+    (tmp_path / "shoal" / "profiles").mkdir(parents=True)
+    (tmp_path / "shoal" / "profiles" / "brief.toml").write_text('wall_time = "300ms"')
+    done = sh(f"sleep {MARKER}5 & sleep {MARKER}5", "--ro", "/usr", *options, env=ENVIRON | {"XDG_CONFIG_HOME": str(tmp_path)})
+    assert (done.returncode, done.stderr) == (124, "shoal: sh: timed out after 0.3 s; it was killed with everything it started\n")
+    assert processes_with(MARKER) == []
+
+
+def test_a_program_that_takes_too_much_processor_time_is_said_to() -> None:
+    done = sh("while :; do :; done", "--cpu-time", "300ms", "--limits", "best-effort", "--json")
+    told, *_, last = done.stderr.splitlines()
+    assert done.returncode == 124
+    assert told == "shoal: sh: used up its processor time of 0.3 s; it was killed with everything it started; reason: cpu_time"
+    assert json.loads(last)["reason"] == "cpu_time"
+
+
+def test_what_a_program_leaves_running_can_be_waited_for() -> None:
+    done = sh(
+        "(while [ ! -e /tmp/go ]; do :; done; echo late) & (sleep 0.3; : > /tmp/go) & echo early; exit 4",
+        "--ro",
+        "/usr",
+        "--linger",
+        "wait",
+    )
+    assert (done.returncode, done.stdout) == (4, "early\nlate\n")
+    began = time.monotonic()
+    done = sh(f"sleep {MARKER}9 & exit 4", "--ro", "/usr", "--linger", "wait", "--timeout", "500ms")
+    assert done.returncode == 124
+    assert time.monotonic() - began < 15
+    assert processes_with(f"sleep\0{MARKER}9") == []
+
+
+def test_waiting_for_what_is_left_can_be_given_up() -> None:
+    with started(f"sleep {MARKER}9 & echo ready; exit 4", "--ro", "/usr", "--linger", "wait") as process:
+        assert process.stdout
+        process.stdout.readline()
+        wait_running(f"sleep\0{MARKER}9")
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(timeout=30)
+        assert code in (4, 143)  # 143: the program itself had not ended yet, and got it
+    assert wait_gone(processes_with(f"sleep\0{MARKER}9"))
+
+
+def test_what_a_program_leaves_running_can_be_kept() -> None:
+    done = sh(f"sleep {MARKER}9 >/dev/null 2>&1 & exit 4", "--ro", "/usr", "--linger", "keep")
+    assert done.returncode == 4
+    kept = wait_running(f"sleep\0{MARKER}9")
+    for pid in kept:
+        os.kill(pid, signal.SIGKILL)
+    assert wait_gone(kept)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2])
@@ -401,6 +609,77 @@ def test_every_ending_has_a_reason(words: list[str], expected: dict[str, object]
     result = json.loads(done.stderr.splitlines()[-1])
     assert {key: result[key] for key in expected} == expected
     assert done.returncode == expected["exit_code"]
+
+
+def test_explain_tells_the_limits_and_hides_secrets() -> None:
+    options = ("--explain", "--memory", "64M", "--pids", "5", "--open-files", "50", "--env", "TOKEN=hunter2", "--secret", "TOKEN")
+    done = shoal("run", *options, "--", "sh", "-c", "echo hunter2")
+    assert done.returncode == 0, done.stderr
+    assert "TOKEN=***" in done.stdout
+    assert "open_files 50" in done.stdout
+    assert done.stdout.splitlines()[-1] == "limits       memory 64M, swap 0, pids 5"
+    assert "hunter2" not in done.stdout
+    text = shoal("run", "--json", *options, "--", "sh", "-c", "echo hunter2").stdout
+    assert "hunter2" not in text
+    plan = json.loads(text)
+    assert plan["limits"] == {"memory": "64M", "swap": 0, "pids": 5}
+    assert "TOKEN=***" in plan["environ"]
+
+
+def test_a_secret_reaches_the_program_and_nothing_else(tmp_path: Path) -> None:
+    options = ("--env", "TOKEN", "--secret", "TOKEN", "--json", "--meta", f"{tmp_path}/meta")
+    env = ENVIRON | {"TOKEN": "hunter2"}
+    assert sh("echo $TOKEN", *options, env=env).stdout == "hunter2\n"
+    (tmp_path / "hunter2").write_text("x")
+    done = sh(f"cat {tmp_path}/hunter2", *options, env=env)
+    assert done.returncode != 0
+    told = [line for line in done.stderr.splitlines() if line.startswith(("shoal:", "{"))]
+    assert told
+    assert not any("hunter2" in line for line in [*told, *(tmp_path / "meta").read_text().splitlines()])
+    done = shoal("run", *options, "/hunter2", env=env)
+    assert done.returncode == 127
+    assert "hunter2" not in done.stderr + (tmp_path / "meta").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "expected"),
+    [
+        (["sh", "-c", "exit 0"], 0, {"exitcode": "0"}),
+        (["sh", "-c", "exit 3"], 3, {"exitcode": "3", "status": "RE"}),
+        (["sh", "-c", "kill -9 $$"], 137, {"exitsig": "9", "status": "SG"}),
+        (["--timeout", "100ms", "sh", "-c", "while :; do :; done"], 124, {"status": "TO", "killed": "1"}),
+        (["no-such-program-anywhere"], 127, {"status": "XX"}),
+        (["--ro", "/nowhere", "true"], 125, {"status": "XX"}),
+        (["--require", "io", "true"], 125, {"status": "XX"}),
+    ],
+)
+def test_the_end_is_told_in_a_file_as_isolate_does(tmp_path: Path, words: list[str], code: int, expected: dict[str, str]) -> None:
+    (tmp_path / "meta").write_text("status:OLD\n" * 100)
+    done = shoal("run", "--meta", "meta", *words, cwd=tmp_path)
+    pairs = dict(line.split(":", 1) for line in (tmp_path / "meta").read_text().splitlines())
+    assert done.returncode == code
+    assert {key: pairs[key] for key in expected} == expected
+    assert ("status" in pairs) == bool(code)
+    assert ("time-wall" in pairs) == (expected.get("status") != "XX")
+    assert done.stderr.count("\n") <= 1
+
+
+def test_a_program_killed_for_a_system_call_is_told_which(tmp_path: Path) -> None:
+    (tmp_path / "shoal" / "profiles").mkdir(parents=True)
+    (tmp_path / "shoal" / "profiles" / "fatal.toml").write_text('[seccomp]\nbase = "default"\ndeny = ["uname"]\non_denied = "kill"\n')
+    env = ENVIRON | {"XDG_CONFIG_HOME": str(tmp_path)}
+    done = shoal("run", "--json", "--profile", "fatal", "uname", env=env)
+    result = json.loads(done.stderr.splitlines()[-1])
+    assert (done.returncode, result["signal"], len(result["hints"])) == (159, "SIGSYS", 1)
+    if result["denied"]:  # this user may read the kernel's log
+        assert result["denied"] == ["uname"]
+        assert "the system call uname" in result["hints"][0]
+    else:
+        assert "dmesg" in result["hints"][0]
+    done = sh("uname; exit $?", "--ro", "/usr", "--profile", "fatal", env=env)
+    assert done.returncode == 159
+    assert "shoal: hint: it " in done.stderr
+    assert "SIGSYS" in done.stderr
 
 
 # --- who may run it ---------------------------------------------------------------------------------

@@ -90,6 +90,18 @@ def test_an_interpreter_that_env_does_not_find(project: Path) -> None:
     assert hints(["./strange"], cwd=project, ro=("/usr",), code=127) == []
 
 
+def test_a_script_that_only_looks_for_the_program(tmp_path: Path) -> None:
+    """With what pyenv and its like put into PATH no grant helps: they need all that their manager needs."""
+    (tmp_path / ".pyenv" / "shims").mkdir(parents=True)
+    shim = tmp_path / ".pyenv" / "shims" / "python3"
+    shim.write_text(f"#!/bin/sh\nexec {sys.executable}\n")
+    shim.chmod(0o755)
+    run = Run(find_program(str(shim), PATH, "/"), [], View(()), "/", "/", {"PATH": PATH}, PATH, False, 127)
+    assert [str(hint) for hint in hints_for(run)] == [
+        f"{shim} is a script that looks for the real program; name that one: $(pyenv which python3)"
+    ]
+
+
 def test_a_python_without_its_standard_library() -> None:
     python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
     prefix = str(Path(python).parent.parent)

@@ -6,7 +6,6 @@ What an option says wins over the profile; an option that may be repeated adds t
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -138,8 +137,9 @@ def sandbox_of(args: argparse.Namespace, executable: str) -> Sandbox:
             value = tuple(option.read(word) for word in given) if option.adds else option.read(given)
             Sandbox(**{option.field: value})  # alone, so that a mistake is this option's
         except (TypeError, ValueError) as error:
-            what = str(error).removeprefix(option.field).removeprefix(":").strip()
-            raise CommandError(f"{option.flag}: {what}") from None
+            what = str(error)
+            told = option.flag + what.removeprefix(option.field) if what.startswith(option.field) else f"{option.flag}: {what}"
+            raise CommandError(told) from None
         changes[option.field] = (*getattr(box, option.field), *value) if option.adds else value
     return box.replace(**changes) if changes else box
 
@@ -147,10 +147,5 @@ def sandbox_of(args: argparse.Namespace, executable: str) -> Sandbox:
 def listed(box: Sandbox) -> dict[str, object]:
     """The limits that a box has besides those of each process, which its plan shows."""
     names = ("memory", "swap", "pids", "cpus", "io", "cpu_time", "wall_time")
-    found = {name: getattr(box, name) for name in names if getattr(box, name)}
-    return found | ({"swap": box.swap} if box.memory is not None and box.swap is not None else {})
-
-
-def kept_secret(box: Sandbox, environ: dict[str, str]) -> list[str]:
-    """The values that are not to be shown."""
-    return [value for name in box.secrets for value in {environ.get(name), os.environ.get(name)} if value]
+    found = {name: getattr(box, name) for name in names if getattr(box, name) not in (None, {})}
+    return found if box.memory is not None else {name: value for name, value in found.items() if name != "swap"}

@@ -36,15 +36,20 @@ A profile is a TOML file with the attributes of shoal.Sandbox. Yours are in {fol
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "shoal profile list | show NAME | check FILE-OR-NAME [--json]"
     parser.epilog = _NOTES.format(folder=profiles.user_folder())
-    parser.add_argument("action", choices=("list", "show", "check"), metavar="list|show|check", help=argparse.SUPPRESS)
-    parser.add_argument("name", nargs="?", help=argparse.SUPPRESS)
-    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+    actions = parser.add_subparsers(prog="shoal profile", dest="action", required=True, metavar="list|show|check", help=argparse.SUPPRESS)
+    for action, does, word in (
+        ("list", "Print which profiles there are.", None),
+        ("show", "Print what a profile comes down to.", "NAME"),
+        ("check", "Print all mistakes of a profile.", "FILE-OR-NAME"),
+    ):
+        own = actions.add_parser(action, description=does)
+        if word:
+            own.add_argument("name", nargs="?", metavar=word)
+        own.add_argument("--json", action="store_true", help="print the answer as JSON")
 
 
 def run(args: argparse.Namespace) -> Outcome:
     if args.action == "list":
-        if args.name is not None:
-            raise CommandError(f"list takes no name; try: shoal profile show {args.name}")
         return _list()
     if args.name is None:
         raise CommandError(f"which profile? there are: {', '.join(profiles.names())}")

@@ -4,39 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from shoal.cli.output import TIMED_OUT, CommandError, Outcome, complain, hidden, hint
 from shoal.cli.request import Request
-from shoal.handles.process import ProcessInfo, Usage
+from shoal.handles.process import Usage
 from shoal.status import SpawnError
 from shoal.units import parse_duration
 
 if TYPE_CHECKING:  # these cost milliseconds, and a plain run needs none of them
-    from shoal.cli.session import Ended
-    from shoal.handles.job_backend import Counters
+    from shoal.cli.session import Ended, Over
     from shoal.sandbox.result import Result
 
 _PATIENCE_S = 2.0
 _OUT_OF_MEMORY = 128 + signal.SIGKILL
 _REFUSED = 128 + signal.SIGSYS
-
-
-class Over(NamedTuple):
-    """A run that is over.
-
-    Attributes:
-        spent: what its job counted, where it had one.
-        enforced: each protection, and whether it was in force.
-        pid: of the program. user: whom it ran as, where that was nobody else.
-    """
-
-    ended: Ended
-    info: ProcessInfo
-    spent: tuple[Usage, Counters] | None
-    enforced: dict[str, bool | str]
-    pid: int
-    user: int | None
 
 
 class MetaFile:
@@ -58,7 +40,7 @@ def report(request: Request, over: Over, *, as_json: bool, meta: MetaFile | None
     """Say what there is to say about the end; the terminal is the caller's again."""
     ended = over.ended
     if not (as_json or meta or over.spent or ended.stopped or ended.returncode == -signal.SIGXCPU):
-        # All there is to a plain run, without loading what tells more.
+        # All there is to a plain run, without loading what tells of others.
         code = _own_code(ended)
         _give(_advice(request, over, code)[0])
         return Outcome(code=code)

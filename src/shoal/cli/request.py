@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from shoal.cli.options import kept_secret, sandbox_of
+from shoal.cli.options import sandbox_of
 from shoal.cli.output import CommandError, never_show
-from shoal.sandbox.box import ENVIRONMENT, PATH, Sandbox, nearest
+from shoal.sandbox.box import ENVIRONMENT, PATH, Sandbox
 from shoal.sandbox.grants import Grant, View, parse_bind, parse_tmpfs, working_directory
 from shoal.sandbox.launch import Boxed
 from shoal.sandbox.program import Program, find_program
@@ -59,21 +59,28 @@ def read_request(args: argparse.Namespace) -> Request:
         host_cwd = os.getcwd()
     except FileNotFoundError:
         host_cwd = "/"
+    assigned = dict(text.partition("=")[::2] for text in args.env)
+    never_show(_values(args.box_secrets, assigned))  # before anything can go wrong
     program = find_program(command[0], os.environ.get("PATH", PATH), host_cwd)
     box = sandbox_of(args, program.executes)
+    never_show(_values(box.secrets, {**box.env, **assigned}))
     environ = make_environ(args.env, os.environ if args.clone_env else None, box.env)
-    never_show(kept_secret(box, environ))
-    _check_secrets(args, environ)
+    _check_secrets(args, {*environ, *assigned})
     asked = [grant for text in args.ro for grant in parse_bind(text, writable=False, cwd=host_cwd)]
     asked += [grant for text in args.rw for grant in parse_bind(text, writable=True, cwd=host_cwd)]
     asked += [parse_tmpfs(text) for text in args.tmpfs]
     grants = Boxed(box).grants(program, host_cwd, asked)
     cwd = working_directory(args.cwd or environ.get("PWD") or box.cwd, View(grants), host_cwd)
     environ["PWD"] = cwd
+    boxed = Boxed(box.replace(cwd=cwd, devices=tuple(dict.fromkeys((*box.devices, *_DEVICES)))))
+    try:
+        boxed.enforced  # noqa: B018 - which tells, now, of a limit that this process could not keep itself
+    except ValueError as error:
+        raise CommandError(str(error)) from None
     return Request(
         program=program,
         args=command[1:],
-        boxed=Boxed(box.replace(cwd=cwd, devices=tuple(dict.fromkeys((*box.devices, *_DEVICES))))),
+        boxed=boxed,
         grants=grants,
         environ=environ,
         cwd=cwd,
@@ -109,12 +116,22 @@ def make_environ(assignments: Sequence[str], cloned: Mapping[str, str] | None, b
     return environ
 
 
-def _check_secrets(args: argparse.Namespace, environ: Mapping[str, str]) -> None:
+def _values(names: Iterable[str], given: Mapping[str, str]) -> list[str]:
+    """What variables of these names hold, for the program or for us."""
+    return [value for name in names for value in (given.get(name), os.environ.get(name)) if value]
+
+
+def _check_secrets(args: argparse.Namespace, given: Collection[str]) -> None:
     """A misspelt --secret would be a secret that is shown."""
-    known = {*environ, *os.environ, *(text.partition("=")[0] for text in args.env)}
     for name in args.box_secrets:
-        if name not in known and not args.clone_env:
-            raise CommandError(f"--secret {name}: the program gets no variable of that name{nearest(name, sorted(environ))}")
+        if name in given or name in os.environ or args.clone_env:
+            continue
+        from difflib import get_close_matches
+
+        close = get_close_matches(name, given, n=1)
+        raise CommandError(
+            f"--secret {name}: the program gets no variable of that name" + (f"; did you mean {close[0]!r}?" if close else "")
+        )
 
 
 def parse_fd(text: str) -> tuple[int, int]:

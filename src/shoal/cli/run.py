@@ -13,20 +13,21 @@ from typing import TYPE_CHECKING
 
 from shoal.cli.options import add_options, listed
 from shoal.cli.output import CommandError, Outcome, complain, hidden, report_failure
-from shoal.cli.report import MetaFile, Over, never_started, report
 from shoal.cli.request import Request, read_request
 from shoal.launcher import FIRST_USER
-from shoal.sandbox.box import PATH
+from shoal.sandbox.box import PATH, Sandbox
 from shoal.sandbox.launch import Boxed
-from shoal.sandbox.limits import Budget
 from shoal.status import SpawnError
 from shoal.units import parse_duration
 from shoal.world import MAPPING
 
 if TYPE_CHECKING:  # loaded when a program is really started, and the terminal's code only when there is a terminal
+    from shoal.cli.session import Over
     from shoal.cli.terminal import Terminal
+    from shoal.handles.job import Job
     from shoal.handles.process import Process
     from shoal.plan import Plan
+    from shoal.sandbox.limits import Budget
 
 _NOTES = f"""\
 The program gets: itself and its shared libraries, a private /tmp (at most 1 GiB), a minimal /dev, its own /proc, descriptors
@@ -88,7 +89,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Outcome:
-    meta = MetaFile(args.meta) if args.meta is not None and not args.explain else None
+    meta = None
+    if args.meta is not None and not args.explain:
+        from shoal.cli.report import MetaFile
+
+        meta = MetaFile(args.meta)
     try:
         request = read_request(args)
         if args.explain:
@@ -97,9 +102,15 @@ def run(args: argparse.Namespace) -> Outcome:
     except (CommandError, OSError) as error:
         if not args.json and meta is None:
             raise
+        from shoal.cli.report import never_started
+
         code = report_failure(error)
         data = never_started(args.command, error, code, meta)
         return Outcome(data=data, code=code, stream="stdout" if args.explain else "stderr")
+    if over.ended.returncode == 0 and over.ended.stopped is None and over.spent is None and not args.json and meta is None:
+        return Outcome()
+    from shoal.cli.report import report  # it costs a little, and there is something to tell
+
     return report(request, over, as_json=args.json, meta=meta)
 
 
@@ -165,33 +176,48 @@ def _open_to_all(fds: Iterable[int]) -> None:
 
 def _launch(request: Request) -> Over:
     """From the start to the end."""
-    from shoal.cli.session import Bounds, Session
+    from shoal.cli.session import Bounds, Over, Session
     from shoal.cli.signals import Signals
 
     box = request.box
     wall_s = None if box.wall_time is None else parse_duration(box.wall_time)
     with ExitStack() as stack:
         signals = stack.enter_context(Signals())
-        budget = Budget.of(box)
-        stack.callback(budget.close)
-        if box.require:
-            from shoal.sandbox.run import _enforced
-
-            _enforced(box, budget)
+        budget = _budget(box, stack)
         terminal = _terminal(request)
         if terminal:
             stack.enter_context(terminal)
-        boxed, process = _start(request, terminal, budget)
+        boxed, process = _start(request, terminal, budget.job if budget else None)
         stack.enter_context(process)
-        user = None if not boxed.enforced["user"] or process._keeper is None else FIRST_USER + process._keeper.pid
         ended = Session(process, signals, terminal, Bounds(request.timeout_s, wall_s, budget, box.linger)).follow()
-        over = Over(ended, process.info(), budget.spent(), boxed.enforced | budget.enforced, process.pid, user)
-        if box.linger == "keep" and ended.stopped is None and budget.job is not None:
-            stack.callback(budget.job.close)  # and what budget.close() would kill lives on
-    return over
+        if budget and budget.job and box.linger == "keep" and ended.stopped is None:
+            stack.callback(budget.job.close)  # first, so that what budget.close() would kill lives on
+        user = None if not boxed.enforced["user"] or process._keeper is None else FIRST_USER + process._keeper.pid
+        enforced = boxed.enforced | (budget.enforced if budget else {})
+        return Over(ended, process.info(), budget.spent() if budget else None, enforced, process.pid, user)
 
 
-def _start(request: Request, terminal: Terminal | None, budget: Budget) -> tuple[Boxed, Process]:
+def _budget(box: Sandbox, stack: ExitStack) -> Budget | None:
+    """What holds all that runs to its limits, until `stack` is left. None: there are none.
+
+    Raises:
+        SpawnError: a limit, or what is required, cannot be enforced.
+    """
+    if not listed(box) and not box.require:
+        return None
+    from shoal.sandbox.limits import Budget
+
+    budget = Budget.of(box)
+    stack.callback(budget.close)
+    if box.require:
+        from shoal.sandbox.run import _enforced
+
+        _enforced(box, budget)
+    return budget
+
+
+def _start(request: Request, terminal: Terminal | None, job: Job | None) -> tuple[Boxed, Process]:
+    """The program, and the sandbox it is in at last."""
     fds = _descriptors(request, terminal)
     if request.boxed.enforced["user"]:
         _open_to_all(fds.values())
@@ -202,7 +228,7 @@ def _start(request: Request, terminal: Terminal | None, budget: Budget) -> tuple
             request.args,
             fds,
             request.host_cwd,
-            budget.job,
+            job,
             name=request.name,
             terminal=terminal.slave if terminal else None,
             grants=request.grants,

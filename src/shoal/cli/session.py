@@ -13,11 +13,12 @@ import time
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from shoal.cli.signals import FORWARDED, Signals
-from shoal.handles.process import Process
-from shoal.sandbox.limits import Budget
+from shoal.handles.process import Process, ProcessInfo, Usage
 
-if TYPE_CHECKING:  # loaded only when there is a terminal
+if TYPE_CHECKING:  # loaded only when there is a terminal, or a limit
     from shoal.cli.terminal import Terminal
+    from shoal.handles.job_backend import Counters
+    from shoal.sandbox.limits import Budget
 
 _PATIENCE_S = 2.0
 _GIVE_UP = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT))
@@ -35,12 +36,29 @@ class Ended(NamedTuple):
     wall_s: float
 
 
+class Over(NamedTuple):
+    """A run that is over.
+
+    Attributes:
+        spent: what its job counted, where it had one.
+        enforced: each protection, and whether it was in force.
+        pid: of the program. user: whom it ran as, where that was nobody else.
+    """
+
+    ended: Ended
+    info: ProcessInfo
+    spent: tuple[Usage, Counters] | None
+    enforced: dict[str, bool | str]
+    pid: int
+    user: int | None
+
+
 class Bounds(NamedTuple):
-    """How long a program may take, and what becomes of what it leaves running. Either time may be None: no limit."""
+    """How long a program may take, and what becomes of what it leaves running. None: no limit."""
 
     timeout_s: float | None
     wall_s: float | None
-    budget: Budget
+    budget: Budget | None
     linger: Literal["kill", "wait", "keep"]
 
     @property
@@ -92,7 +110,7 @@ class Session:
             lingers: the program itself has ended, so that nobody is there to be told of a signal.
         """
         while True:
-            look = self._budget.next_look_s()
+            look = None if self._budget is None else self._budget.next_look_s()
             if look == 0:
                 return "cpu_time"
             left = self._left_s()

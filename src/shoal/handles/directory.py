@@ -99,7 +99,11 @@ class Directory(Handle):
         size_bytes = parse_size(size)
         if size_bytes <= 0:
             raise failure(Status.INVALID_ARGS, Stage.HANDLE, "a tmpfs needs a size above 0")
-        return cls._from_recipe(NewMount("tmpfs", f"size={size_bytes},mode={mode:o}", True, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV))
+        return cls._from_recipe(
+            NewMount(
+                "tmpfs", f"size={size_bytes},nr_inodes={files_in(size_bytes)},mode={mode:o}", True, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+            )
+        )
 
     @classmethod
     def proc(cls) -> Self:
@@ -196,6 +200,11 @@ def bind_source(fd: int, writable: bool, *, devices: bool = False, keep: bool = 
     devices = devices or stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)
     is_dir = stat.S_ISDIR(status.st_mode)
     return Bind(path, status.st_dev, status.st_ino, is_dir, writable, devices, fd if keep else -1, private=is_private(status.st_mode))
+
+
+def files_in(size_bytes: int) -> int:
+    """How many files a file system in memory may have: an empty one takes a KiB of the kernel's memory, and none of the size."""
+    return max(64, size_bytes // 4096)
 
 
 def is_private(mode: int) -> bool:

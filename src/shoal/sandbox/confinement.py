@@ -46,7 +46,8 @@ _LEAVING = "sched_setaffinity"
 
 
 def _rlimits(box: Sandbox) -> tuple[Rlimit, ...]:
-    wanted = [("core_size", resource.RLIMIT_CORE, 0, 0)]  # a dump would hold what the program saw
+    # A dump would hold what the program saw. 1 and not 0: it alone keeps the kernel from starting a collector, core(5).
+    wanted = [("core_size", resource.RLIMIT_CORE, 1, 1)]
     if box.open_files is not None:
         wanted.append(("open_files", resource.RLIMIT_NOFILE, box.open_files, box.open_files))
     if box.file_size is not None:

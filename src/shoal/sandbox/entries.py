@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from shoal.actions import AddNsEntry
 from shoal.handles.base import Handle
 from shoal.handles.directory import DEVICES, Directory
+from shoal.sandbox.errors import RequestError
 from shoal.sandbox.grants import Grant, Kind, View
 
 
@@ -39,6 +40,25 @@ def _handle(grant: Grant, devices: Sequence[str], own_user: bool) -> Handle:
         return Directory.proc()
     if grant.kind is Kind.DEVICES:
         return Directory.devices(devices)
-    if os.path.isdir(grant.source):
-        return Directory.open(grant.source, writable=grant.writable)
-    return Directory.file(grant.source, writable=grant.writable)
+    handle = (
+        Directory.open(grant.source, writable=grant.writable)
+        if os.path.isdir(grant.source)
+        else Directory.file(grant.source, writable=grant.writable)
+    )
+    _check_way(grant, handle)
+    return handle
+
+
+def _check_way(grant: Grant, handle: Handle) -> None:
+    """What was opened is what the way was worked out to: no link was put into it meanwhile.
+
+    Raises:
+        RequestError: it is something else.
+    """
+    try:
+        found = os.readlink(f"/proc/self/fd/{handle.fileno()}")
+    except OSError:
+        return  # no /proc to tell
+    if found != grant.source:
+        handle.close()
+        raise RequestError(f"{grant.source}: it was exchanged for something else while it was looked at")

@@ -119,8 +119,11 @@ def directives_of(path: str) -> tuple[Directive, ...]:
     found: list[Directive] = []
     while len(found) < _DIRECTIVES_SHOWN:
         try:
-            with open(path, "rb", buffering=0) as file:
-                window = file.read(WINDOW_BYTES)
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # what is no file may have nobody who writes to it
+            try:
+                window = os.pread(fd, WINDOW_BYTES, 0) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+            finally:
+                os.close(fd)
             directive = parse_directive(window, path) if is_directive(window) else None
         except OSError:
             break

@@ -15,7 +15,7 @@ In every filter:
   what most kernels answer.
 * Only the calls named are meant: to deny open leaves openat.
 
-Making a filter takes 8 to 12 ms (loading libseccomp, 470 names, the tree). It is kept in memory, and in $XDG_CACHE_HOME/shoal between
+Making a filter takes 8 to 12 ms (loading libseccomp, 470 names, the tree). It is kept in memory, and in $XDG_RUNTIME_DIR/shoal between
 processes, which makes it 0.3 ms. A kept filter is trusted only where nobody else could have written it.
 Source: seccomp(2); systemd.exec(5) for what is allowed without being named.
 """
@@ -200,7 +200,7 @@ def make_filter(wanted: Seccomp, machine: str) -> Filter:
         label=_label(wanted, elsewhere),
         denied=frozenset(names.values()) - passing - limited,
         limited=limited,
-        early=passing >= syscalls.WAITING,
+        early=passing | (limited & {"fcntl"}) >= syscalls.WAITING,  # of that one only leases are closed
         names=tuple(names.get(number, "") for number in range(max(names) + 1)),
     )
 
@@ -276,19 +276,20 @@ def _key(wanted: Seccomp, machine: str) -> str:
 
 @contextmanager
 def _folder(*, make: bool) -> Iterator[int]:
-    """A descriptor of $XDG_CACHE_HOME/shoal. OSError where it is not there, or where somebody else could write to it."""
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(cache):  # the XDG specification has it ignored
-        cache = os.path.expanduser("~/.cache")
-    path = os.path.join(cache, "shoal")
-    if not os.path.isabs(path):
-        raise FileNotFoundError(errno.ENOENT, "this user has no home")
-    for folder in (cache, path) if make else ():
-        if not os.path.isdir(folder):
-            if os.stat(os.path.dirname(folder)).st_uid != os.geteuid():  # root leaves nothing in the home of who called sudo
-                raise PermissionError(errno.EPERM, "it is somebody else's")
-            with suppress(FileExistsError):
-                os.mkdir(folder, 0o700)
+    """A descriptor of $XDG_RUNTIME_DIR/shoal, or /run/shoal for root. OSError where there is none, or others could write to it.
+
+    Not of the cache folder: that is handed over to programs, to be written to, and a filter that one of them has put there would
+    be the next one's.
+    """
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or ("/run" if os.geteuid() == 0 else "")
+    if not os.path.isabs(runtime):
+        raise FileNotFoundError(errno.ENOENT, "this user has no folder for what lasts as long as a session")
+    path = os.path.join(runtime, "shoal")
+    if make and not os.path.isdir(path):
+        if os.stat(runtime).st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "it is somebody else's")
+        with suppress(FileExistsError):
+            os.mkdir(path, 0o700)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         at = os.fstat(fd)

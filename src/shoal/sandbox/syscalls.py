@@ -54,7 +54,7 @@ GROUPS = (
         "opening and naming files",
         "open",
         "open",
-        "open openat openat2 creat close close_range dup dup2 dup3 pipe pipe2 access faccessat faccessat2 stat lstat fstat newfstatat"
+        "open openat creat close close_range dup dup2 dup3 pipe pipe2 access faccessat faccessat2 stat lstat fstat newfstatat"
         " statx statfs fstatfs getdents getdents64 getcwd chdir fchdir readlink readlinkat link linkat symlink symlinkat unlink unlinkat"
         " rename renameat renameat2 mkdir mkdirat rmdir chmod fchmod fchmodat fchmodat2 umask utime utimes futimesat utimensat"
         " getxattr lgetxattr fgetxattr getxattrat listxattr llistxattr flistxattr listxattrat file_getattr memfd_create",
@@ -175,6 +175,8 @@ GROUPS = (
     # --- as if the kernel did not have it -----------------------------------------------------------------------------------------
     # Its flags are in memory, where a filter cannot look; after ENOSYS, and nothing else, every C library uses clone.
     Group("making processes, with new namespaces perhaps", "absent", "absent", "clone3"),
+    # The mode of what it makes is in memory, too (see CHECKS for set-user-id files); programs fall back on openat.
+    Group("opening files, with a mode that cannot be seen", "absent", "absent", "openat2"),
     # Kernels are built without these, or have them switched off.
     Group("rarely there", "absent", "absent", "modify_ldt memfd_secret uselib sysfs ustat lookup_dcookie"),
     # Newer than the programs that have to do without.
@@ -230,6 +232,8 @@ _TIOCSTI, _TIOCLINUX, _TIOCSETD = 0x5412, 0x541C, 0x5423
 _HARMLESS = 0x0008 | 0x0020000 | 0x0040000
 
 _NO_NAMESPACES = Test(0, "any of", _NAMESPACES, False)
+# A process made with CLONE_PARENT would be a child of the one that started the sandbox, which knows nothing of it.
+_NO_SIBLINGS = Test(0, "any of", 0x8000, False)
 # A terminal's input is typed by its user, and a line discipline loads a kernel module.
 _IOCTL = Arguments(tuple(Test(1, "is", request, False) for request in (_TIOCSTI, _TIOCLINUX, _TIOCSETD)), True)
 _PERSONALITY = Arguments((Test(0, "is", 0xFFFFFFFF, True), Test(0, "any of", ~_HARMLESS & 0xFFFFFFFF, False)), True)
@@ -247,13 +251,36 @@ _SOCKET = Arguments(
     False,
     errno.EAFNOSUPPORT,
 )
+# A file of the caller's making that becomes the caller for whoever executes it: set-user-id and set-group-id bits in a mode, which
+# `open` looks at only when it makes a file.
+_SET_ID, _MAKES_A_FILE = 0o6000, 0o100 | 0o20000000  # O_CREAT, __O_TMPFILE
+_MODE_SECOND = Arguments((Test(1, "any of", _SET_ID, False),), True)
+_MODE_THIRD = Arguments((Test(2, "any of", _SET_ID, False),), True)
+_FILES: Mapping[str, Arguments] = MappingProxyType(
+    {
+        "chmod": _MODE_SECOND,
+        "fchmod": _MODE_SECOND,
+        "fchmodat": _MODE_THIRD,
+        "fchmodat2": _MODE_THIRD,
+        "creat": _MODE_SECOND,
+        "mkdir": _MODE_SECOND,
+        "mkdirat": _MODE_THIRD,
+        "mknod": _MODE_SECOND,
+        "mknodat": _MODE_THIRD,
+        "open": Arguments((Test(1, "none of", _MAKES_A_FILE, True), Test(2, "any of", _SET_ID, False)), True),
+        "openat": Arguments((Test(2, "none of", _MAKES_A_FILE, True), Test(3, "any of", _SET_ID, False)), True),
+        # F_SETLEASE: whoever owns a file may hold up everybody who opens it, however it was handed over.
+        "fcntl": Arguments((Test(1, "is", 1024, False),), True),
+    }
+)
 _UNIX_SOCKET = Arguments((Test(0, "is", _AF_UNIX, True),), False, errno.EAFNOSUPPORT)
 
 CHECKS: Mapping[Literal["default", "strict"], Mapping[str, Arguments]] = MappingProxyType(
     {
         "default": MappingProxyType(
             {
-                "clone": Arguments((_NO_NAMESPACES,), True),
+                **_FILES,
+                "clone": Arguments((_NO_NAMESPACES, _NO_SIBLINGS), True),
                 "unshare": Arguments((_NO_NAMESPACES,), True),
                 "ioctl": _IOCTL,
                 "personality": _PERSONALITY,
@@ -263,6 +290,7 @@ CHECKS: Mapping[Literal["default", "strict"], Mapping[str, Arguments]] = Mapping
         ),
         "strict": MappingProxyType(
             {
+                **{name: check for name, check in _FILES.items() if not name.startswith("mknod")},
                 "clone": Arguments((_NO_NAMESPACES, Test(0, "none of", _CLONE_THREAD, False)), True),
                 "ioctl": _IOCTL,
                 "personality": _PERSONALITY,
