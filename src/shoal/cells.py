@@ -20,11 +20,11 @@ import atexit
 import os
 import resource
 import select
+import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from shoal import _native
@@ -43,7 +43,9 @@ IDLE_S = 2.0
 SOON_S = 2.0
 """A launch seen again within this time will be seen once more."""
 FDS_FOR_ONE = 64
-"""A cell that waits takes three descriptors: no more of them than one for so many that the limit allows."""
+"""A cell that waits takes four or five descriptors: no more of them than one for so many that the limit allows."""
+FDS_MOST, STRINGS_MOST, BYTES_MOST = 253, 4096, 65000
+"""What a message can hold: src/native/request.h."""
 QUIET_S = 0.003
 """How long the making of cells waits for the end of a program that has just been launched."""
 PATIENCE_S = 0.1
@@ -78,7 +80,7 @@ class _Shelf:
 class _Pool:
     def __init__(self) -> None:
         self.most = KEPT
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may fork while its thread is in here
         self._begin()
 
     def _begin(self) -> None:
@@ -89,6 +91,9 @@ class _Pool:
         self._making = 0
         self._paused = 0
         self._epoch = 0
+        self._generation = 0  # threads of an earlier one end
+        self._taken: set[WaitingProcess] = set()
+        self._mounts_of = -1
         self._mounts: select.poll | None = None
         self._mounts_fd: reaper.OwnedFd | None = None
 
@@ -97,6 +102,7 @@ class _Pool:
         with self._lock:
             shelf = self._shelves.get(recipe)
             if shelf is None:
+                self._forget_old()
                 if self.most > 0:
                     self._shelves[recipe] = _Shelf(recipe, 0, time.monotonic())
                 return None
@@ -106,12 +112,14 @@ class _Pool:
             own = _native.inherited()
             found, others = self._pick(shelf, own)
             unwanted += others
-            if soon and not others:
+            if others:
+                self._end_threads()  # they differ from this one as their cells do
+            if soon:
                 # One more than needed so far, until a launch finds one ready.
                 shelf.wanted = min(shelf.wanted + (not found), self.most)
                 if found is None:
                     self._ask()
-            if found is None and not others and not self._paused and shelf.making > shelf.awaited:
+            if found is None and not self._paused and shelf.making > shelf.awaited:
                 shelf.awaited += 1
                 try:
                     self._done.wait_for(lambda: shelf.ready or shelf.making < shelf.awaited, PATIENCE_S)
@@ -119,9 +127,16 @@ class _Pool:
                     shelf.awaited -= 1
                 found, others = self._pick(shelf, own)
                 unwanted += others
+            if found is not None:
+                self._taken.add(found.process)
         for cell in unwanted:
             cell.process.give_up()
         return None if found is None else found.process
+
+    def done_with(self, process: WaitingProcess) -> None:
+        """It has become the program, or nothing."""
+        with self._lock:
+            self._taken.discard(process)
 
     def refill(self, recipe: Waiting | None, launched: Process | None) -> None:
         """Make what is wanted: while `launched` runs only where little is left, since most programs are over soon."""
@@ -146,8 +161,7 @@ class _Pool:
                     self._done.wait()
                 cells = self._all_ready()
                 self._shelves.clear()
-                threads = tuple(self._threads)
-                self._work.notify_all()
+                threads = self._end_threads()
             finally:
                 self._paused -= 1
             self._mounts = self._mounts_fd = None
@@ -158,22 +172,42 @@ class _Pool:
         return bool(cells or threads)
 
     def before_fork(self) -> None:
+        with self._lock:
+            self._paused += 1
+            threads = self._end_threads()
+            while self._making:
+                self._done.wait()
+        for thread in threads:
+            thread.join()
         self._lock.acquire()
-        self._paused += 1
-        while self._making:
-            self._done.wait()
 
     def after_fork(self) -> None:
         self._paused -= 1
-        self._work.notify_all()
+        self._ask()
         self._lock.release()
 
     def after_fork_in_child(self) -> None:
         for shelf in self._shelves.values():
             for cell in shelf.ready:
                 cell.process.forget()
-        self._lock = threading.Lock()
+        for process in self._taken:
+            process.forget()
+        self._lock = threading.RLock()
         self._begin()
+
+    def _end_threads(self) -> tuple[threading.Thread, ...]:
+        """Tell them to end; those that are needed begin anew."""
+        self._generation += 1
+        threads = tuple(self._threads)
+        self._threads.clear()
+        self._work.notify_all()
+        return threads
+
+    def _forget_old(self) -> None:
+        now = time.monotonic()
+        for shelf in tuple(self._shelves.values()):
+            if not shelf.ready and not shelf.making and now - shelf.seen > SOON_S:
+                del self._shelves[shelf.recipe]
 
     def _pick(self, shelf: _Shelf, own: bytes) -> tuple[_Cell | None, list[_Cell]]:
         """A cell that is like one made by this thread, and those that are not."""
@@ -194,12 +228,17 @@ class _Pool:
 
     def _mounts_changed(self) -> bool:
         """Whether anything was mounted or unmounted here since the last time. proc_pid_mounts(5) tells by POLLPRI."""
-        if self._mounts is None:
-            with suppress(OSError):
+        try:
+            here = os.stat("/proc/thread-self/ns/mnt").st_ino
+            if self._mounts is None or here != self._mounts_of:
+                self._mounts = None
                 self._mounts_fd = reaper.OwnedFd(os.open("/proc/thread-self/mountinfo", os.O_RDONLY | os.O_CLOEXEC))
-            self._mounts = select.poll()
-            if self._mounts_fd is not None:
+                self._mounts_of = here
+                self._mounts = select.poll()
                 self._mounts.register(self._mounts_fd.fd, select.POLLPRI)
+                return True  # what happened before is not known
+        except OSError:
+            return True
         return bool(self._mounts.poll(0))
 
     def _next(self) -> _Shelf | None:
@@ -214,28 +253,38 @@ class _Pool:
         if self._next() is None:
             return
         if len(self._threads) < len(os.sched_getaffinity(0)):
-            thread = threading.Thread(target=self._run, name="shoal-cells", daemon=True)
+            thread = threading.Thread(target=self._run, args=(self._generation,), name="shoal-cells", daemon=True)
+            # Signals are for the threads of the program.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             try:
                 thread.start()
             except RuntimeError:  # no more threads, or the interpreter ends
                 return
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             self._threads.add(thread)
         self._work.notify()
 
-    def _run(self) -> None:
+    def _run(self, generation: int) -> None:
         """A thread's life: make what is asked for; give up what nobody asks for any more, and then end."""
         me = threading.current_thread()
         while True:
             with self._lock:
+                if generation != self._generation:
+                    return
                 shelf = self._next()
                 while shelf is None:
                     idle = self._give_up_idle()
                     if idle or not self._shelves:
                         break
                     self._work.wait(IDLE_S)
+                    if generation != self._generation:
+                        return
                     shelf = self._next()
                 if shelf is None and not idle:
                     self._threads.discard(me)
+                    if not self._shelves:
+                        self._mounts = self._mounts_fd = None
                     return
                 if shelf is not None:
                     epoch, quiet_for = self._epoch, shelf.quiet_for
@@ -243,12 +292,11 @@ class _Pool:
                     self._making += 1
             if shelf is None:
                 for cell in idle:
-                    cell.process.give_up()
-                reaper.sweep()
+                    cell.process.end()
                 continue
             if quiet_for is not None:
                 Deadline(QUIET_S).wait_ready(quiet_for.fd, select.POLLIN)
-            made = _make(shelf.recipe)
+            made = _made_by_nobody(shelf.recipe)
             with self._lock:
                 shelf.making -= 1
                 self._making -= 1
@@ -271,6 +319,18 @@ class _Pool:
         return cells
 
 
+def _made_by_nobody(recipe: Waiting) -> _Cell | None:
+    """A cell made by a thread that has ended: a child asked to die with the thread that made it (PR_SET_PDEATHSIG) shall not."""
+    made: list[_Cell | None] = []
+    maker = threading.Thread(target=lambda: made.append(_make(recipe)), name="shoal-cell", daemon=True)
+    try:
+        maker.start()
+    except RuntimeError:
+        return None
+    maker.join()
+    return made[0] if made else None
+
+
 def _make(recipe: Waiting) -> _Cell | None:
     before = _native.inherited()
     try:
@@ -287,10 +347,15 @@ def launch_warm(recipe: Waiting, fds: Sequence[int], argv: Strings, environ: Str
         fds: the descriptors to hand over, as many as `recipe.sources`; borrowed.
         refilled: see to it that another is made; else the caller calls `refill()` when the program has ended.
     """
+    if len(fds) > FDS_MOST or argv[1] + environ[1] > STRINGS_MOST or len(argv[0]) + len(environ[0]) + len(recipe.finish) > BYTES_MOST:
+        return None
     waiting = _pool.take(recipe)
     if waiting is None:
         return None
-    process = waiting.become(recipe.finish, array.array("i", fds).tobytes(), argv, environ)
+    try:
+        process = waiting.become(recipe.finish, array.array("i", fds).tobytes(), argv, environ)
+    finally:
+        _pool.done_with(waiting)
     if refilled:
         _pool.refill(recipe, process)  # only now: the making of another would compete with this one
     return process

@@ -109,17 +109,23 @@ class WaitingProcess:
             self.give_up()
             return None
         process._begin()
+        self._socket = OwnedFd(-1)
         return process
 
     def give_up(self) -> None:
         """End it and its cell; the rest is the reaper's."""
-        self._process.kill_cell()
+        self._kill()
         self._process.close()
+
+    def _kill(self) -> None:
+        self._socket = OwnedFd(-1)  # which ends it, too, where we may not signal it any more
+        with suppress(OSError):
+            self._process.kill_cell()
 
     def end(self) -> None:
         """The same, and wait until they are gone."""
-        self._process.kill_cell()
-        with suppress(TimeoutError):
+        self._kill()
+        with suppress(TimeoutError, OSError):
             self._process.wait(END_S)
             if (keeper := self._process._keeper) is not None:
                 keeper.wait(END_S)

@@ -275,7 +275,7 @@ def _refreshed(plan: Plan, error: SpawnError, place_again: Callable[[], JobPlace
         # A job that is given limits for its children moves its processes to a leaf: cgroups(7), no internal processes.
         place = place_again()
         return None if place == plan.job else dataclasses.replace(plan, job=place)
-    if error.errno == errno.EMFILE and cells.drain():
+    if error.errno in (errno.EMFILE, errno.ENOSPC, errno.EAGAIN) and cells.drain():
         return plan  # what waited there had some
     return None
 

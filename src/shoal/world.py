@@ -95,6 +95,7 @@ class World:
     def make(self) -> tuple[int, str]:
         """The world of a cell. Returns what the program is executed by: a directory and a path below it."""
         packer, plan = self._packer, self._plan
+        packer.op("UMASK", "setting the mode of what is made", a=0o022)
         if not self._empty:
             packer.op("PRIVATE_MOUNTS", "making mounts private")
         base = packer.made(

@@ -164,7 +164,6 @@ def test_cells_that_nobody_asks_for_any_more_end_and_so_do_the_threads(watched, 
     until(lambda: not waiting() and not keepers() - before, "no cell is left")
 
 
-@broken("the thread that gives the idle cells up ends before they have; nobody reaps them until the next launch")
 def test_when_launches_stop_nothing_at_all_is_left_of_cells_without_any_further_call(watched, workload, monkeypatch):
     monkeypatch.setattr(cells, "IDLE_S", 0.1)
     monkeypatch.setattr("rig.cells.PATIENCE_S", 2.0)
@@ -195,7 +194,6 @@ def test_a_launch_of_another_program_by_another_name_or_with_other_targets_takes
         assert waiting() == there
 
 
-@broken("what is known of a launch that was seen twice and never again is given up by a thread that was never started")
 def test_launches_in_pairs_are_forgotten_in_the_end(watched, workload, monkeypatch):
     monkeypatch.setattr(repeat, "KEPT", 8)
     monkeypatch.setattr(cells, "SOON_S", 0.05)
@@ -286,7 +284,6 @@ def test_eight_threads_get_what_they_asked_for_and_never_more_cells_wait_than_ar
     world.assert_unchanged()
 
 
-@broken("drain() waits for threads that go on working for launches that came after it", always=False)
 def test_the_limit_can_be_set_while_others_launch(script):
     text = (
         SHORT_PATIENCE
@@ -421,7 +418,6 @@ def test_a_warm_cell_with_something_left_in_it_lives_on_until_that_ends(watched,
     world.assert_unchanged()
 
 
-@broken("the kernel counts the thread that made a cell as the parent, and that thread ends when launches stop")
 def test_a_program_that_wants_to_end_with_its_parent_lives_as_long_as_the_parent(watched, tmp_path):
     program = compiled(
         tmp_path / "faithful",
@@ -597,7 +593,6 @@ def test_a_process_confined_to_one_processor_launches_there(script):
     assert seen == []
 
 
-@broken("the threads keep the nice value they were started with, so what they make never fits again")
 def test_launches_become_warm_again_after_a_change(script):
     text = """
 watched.warm_up(workload, WORDS)
@@ -630,7 +625,6 @@ answer([sorted(seen) for seen in found] + [os.getpriority(os.PRIO_PROCESS, 0)])
     assert one == two == [usual]
 
 
-@broken("the folders of a cell are made with the caller's file mode mask: 0o777 leaves a cell that cannot be used, cold or warm")
 def test_the_callers_file_mode_mask_makes_no_difference(script, workload_dynamic):
     text = """
 def report():
@@ -728,7 +722,6 @@ answer(busy)
 
 @needs("user namespaces for ordinary users")
 @needs("unshare and setpriv (Debian package util-linux)")
-@broken("the file that tells of changed mounts belongs to the mount namespace of the first launch for ever")
 def test_a_program_that_goes_to_a_mount_namespace_of_its_own_still_sees_its_mounts_change(script, tmp_path):
     text = """
 cells.IDLE_S = 0.1
@@ -744,7 +737,6 @@ answer([outcome() for _ in range(3)])
 
 @needs("user namespaces for ordinary users")
 @needs("unshare and setpriv (Debian package util-linux)")
-@broken("when the file that tells of changed mounts cannot be opened once, it is never tried again")
 def test_a_moment_without_descriptors_does_not_make_cells_blind_to_mounts(script, tmp_path):
     text = """
 from shoal.handles import reaper
@@ -767,7 +759,6 @@ answer([outcome() for _ in range(3)])
 
 
 @pytest.mark.root
-@broken("cells made as root cannot be killed by who is root no more, and that error is nobody's")
 @pytest.mark.parametrize("ending", ["at the end", "when idle", "by the limit"])
 def test_cells_of_a_process_that_gives_up_root_end_quietly(tmp_path, workload, ending):
     text = """
@@ -863,7 +854,6 @@ def test_a_launch_that_is_too_large_for_a_message_is_a_launch_like_any_other(wat
     world.assert_unchanged()
 
 
-@broken("a cell is taken and thrown away before it is found that the launch does not fit")
 @pytest.mark.parametrize("what", ["arguments", "variables", "one variable"])
 def test_a_launch_that_is_too_large_for_a_message_uses_up_no_cell(watched, workload, pipe, what):
     how, _ = large_launches(pipe)[what]
@@ -876,7 +866,6 @@ def test_a_launch_that_is_too_large_for_a_message_uses_up_no_cell(watched, workl
     assert waiting() >= there
 
 
-@broken("cells are made for it in vain, one for each launch")
 def test_a_launch_with_more_descriptors_than_a_message_takes_has_no_cells(watched, workload, pipe):
     how, _ = large_launches(pipe)["descriptors"]
     for _ in range(8):
@@ -999,7 +988,6 @@ def test_a_launch_that_would_find_enough_descriptors_without_cells_finds_them_wi
     assert script("import contextlib\n" + LAST_DESCRIPTORS, with_what) == []
 
 
-@broken("only a lack of descriptors makes cells give way")
 @needs("user namespaces for ordinary users")
 @needs("unshare and setpriv (Debian package util-linux)")
 def test_a_launch_that_would_find_enough_namespaces_without_cells_finds_them_with_cells(script):
@@ -1135,7 +1123,6 @@ answer([set(launched) == {-9}, [os.waitpid(pid, 0)[1] for pid in forks] == [0] *
     assert script(text) == [True, True]
 
 
-@broken("what a launch has taken at the moment of the fork is on no list any more")
 def test_forks_while_threads_launch_have_no_descriptor_that_leads_to_a_cell(script):
     found, _ = script(FORKED + WHILE_THREADS_LAUNCH, 60, "count_sockets_to_cells()")
     assert found == [0] * 60
@@ -1177,7 +1164,6 @@ answer(set(forks) == {"forked"})
     assert script(SHORT_PATIENCE + FORKED + text, 150)
 
 
-@broken("the threads are only paused, and Python from 3.12 on warns of a fork where there are any")
 def test_a_fork_finds_no_thread_of_cells(script):
     # What is registered first is called last before a fork: that is where Python itself counts.
     text = """
@@ -1194,7 +1180,6 @@ answer(counts)
 # --- signals -------------------------------------------------------------------------------------------------------
 
 
-@broken("the threads let every signal through that their maker let through, and the kernel picks one of them")
 def test_a_program_that_waits_for_a_signal_itself_gets_it_although_there_are_threads(script):
     text = """
 watched.warm_up(workload, WORDS)
@@ -1268,7 +1253,6 @@ sys.exit(3)
     assert ended(text, workload) == (3, "", [])
 
 
-@broken("the drain at exit waits for threads that work for launches that came after it", always=False)
 def test_an_owner_whose_daemon_threads_still_launch_ends_at_once(workload):
     text = """
 def work():
