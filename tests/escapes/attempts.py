@@ -116,6 +116,12 @@ class Ground:
         assert isinstance(done, Result)
         return done.enforced
 
+    @property
+    def is_scoped(self) -> bool:
+        """Whether the second wall also stands before abstract sockets and signals, as it does from ABI 6 on."""
+        wall = self.enforced["landlock"]
+        return bool(wall) and int(str(wall).rpartition(" ")[2]) >= 6
+
     def but(self, **changes: Any) -> Ground:
         """The same with other attributes of the sandbox."""
         return dataclasses.replace(self, box={**(self.box or {}), **changes})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import os
 import socket
@@ -71,15 +72,15 @@ def test_descriptors_that_other_threads_open_during_launches_do_not_get_in(outsi
 # --- those that lead further ----------------------------------------------------------------------------------------------------------
 
 
-def finds_the_host(ground, **box):
+def finds_the_host(ground, times=1, **box):
     """Whether a program finds the host's files from its working directory. Not, when it is not even started there."""
-    try:
-        outcomes = ground.but(**box).calls(
-            ("newfstatat", AT_FDCWD, "../../../../../../etc/passwd", bytes(144), 0), ("newfstatat", AT_FDCWD, "../secret", bytes(144), 0)
-        )
-    except (SpawnError, RequestError):
-        return False
-    return [outcome.errno for outcome in outcomes] != [errno.ENOENT, errno.ENOENT]
+    looks = [("newfstatat", AT_FDCWD, path, bytes(144), 0) for path in ("../../../../../../etc/passwd", "../secret")]
+    confined = ground.but(**box)
+    found = False
+    for _ in range(times):  # the first launch of a kind takes another way than those after it
+        with contextlib.suppress(SpawnError, RequestError):
+            found |= confined.errnos(*looks) != [errno.ENOENT, errno.ENOENT]
+    return found
 
 
 @pytest.fixture
@@ -96,19 +97,20 @@ def test_an_open_directory_leads_out_when_it_is_the_working_directory(outside, h
 
 def test_a_working_directory_that_is_named_by_a_descriptor_is_not_entered(inside, host_directory):
     for cwd in (f"/proc/self/fd/{host_directory}", f"/proc/self/fd/{host_directory}/..", f"/proc/thread-self/fd/{host_directory}"):
-        assert not finds_the_host(inside, cwd=cwd), cwd
+        assert not finds_the_host(inside, times=4, cwd=cwd), cwd
 
 
 def test_a_link_that_an_earlier_program_left_does_not_lead_a_later_one_out(inside, host_directory, folder):
     work = folder / "work"
     work.mkdir()
     assert inside.but(write={"/work": work}).errno("symlinkat", f"/proc/self/fd/{host_directory}", AT_FDCWD, "/work/project") == 0
-    assert not finds_the_host(inside, write={"/work": work}, cwd="/work/project")
+    assert not finds_the_host(inside, times=4, write={"/work": work}, cwd="/work/project")
 
 
 def test_no_number_of_a_descriptor_leads_the_working_directory_to_the_root_of_the_host(inside):
-    """Also not that of something which the launch itself has open meanwhile."""
-    for number in range(3, max(map(int, os.listdir("/proc/self/fd"))) + 20):
+    """Also not that of something which the launch itself has open meanwhile: those are numbers that are free here."""
+    own = {int(name) for name in os.listdir("/proc/self/fd")}
+    for number in [number for number in range(3, 1024) if number not in own][:24]:
         assert not finds_the_host(inside, cwd=f"/proc/self/fd/{number}"), number
 
 
@@ -195,10 +197,12 @@ def test_who_holds_the_other_end_of_a_granted_socket_is_not_reached_through_it(o
         first, *reached = outside.errnos(*steps, stdin=theirs.fileno())
         if first == errno.ENOPROTOOPT:
             pytest.skip("needs SO_PEERPIDFD")
-        assert (first, reached[:3]) == (0, [0, 0, 0])
-        assert inside.errnos(*steps, stdin=theirs.fileno()) == [0, errno.EINVAL, errno.EPERM, errno.EACCES, errno.EPERM]
-        unfiltered = inside.but(seccomp="off").errnos(*steps, stdin=theirs.fileno())
-        assert unfiltered == [0, errno.EINVAL, errno.EPERM, errno.EACCES, errno.EPERM]
+        assert (first, reached[:2]) == (0, [0, 0])
+        for filtered in ("default", "off"):
+            errnos = inside.but(seccomp=filtered).errnos(*steps, stdin=theirs.fileno())
+            assert errnos[:3] == [0, errno.EINVAL, errno.EPERM]
+            assert errnos[3] in (errno.EACCES, errno.ENOTTY)  # the latter before Linux 6.11
+            assert errnos[4] == errno.EPERM
 
 
 def test_a_granted_socket_for_datagrams_sends_to_no_abstract_socket_of_the_host(outside, inside):
@@ -213,7 +217,7 @@ def test_a_granted_socket_for_datagrams_sends_to_no_abstract_socket_of_the_host(
         assert outside.errno(*send, stdin=theirs.fileno()) == 0
         assert service.recv(2) == b"x"
         error = inside.errno(*send, stdin=theirs.fileno())
-        assert error == (errno.EPERM if inside.enforced["landlock"] else 0)
+        assert error == (errno.EPERM if inside.is_scoped else 0)
 
 
 def test_sandboxes_of_one_caller_cannot_meet_under_a_name(outside, inside):

@@ -96,11 +96,11 @@ PARTS = {
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_of_the_kernel_that_no_program_needs_is_closed(outside, inside, part):
-    if os.geteuid() == 0 or part in ("io_uring", "userfaultfd", "perf_event_open"):
-        assert outside.errno(*PARTS[part]) == 0
     assert inside.errno(*PARTS[part]) == errno.EPERM
     assert inside.enforced["seccomp"] == "default"
     assert inside.but(seccomp="off").enforced["seccomp"] is False
+    if outside.errno(*PARTS[part]) != 0:
+        pytest.skip(f"needs a kernel that lets this user have {part}")
 
 
 def test_what_takes_privileges_is_refused_with_and_without_the_filter(outside, inside):
@@ -185,7 +185,7 @@ def test_there_is_no_sysfs_no_debugfs_and_no_tree_of_groups(inside):
 
 def test_the_list_of_processes_is_that_of_the_cell(inside):
     size = 8192
-    entries = inside.calls(("openat", AT_FDCWD, "/proc", os.O_RDONLY | os.O_DIRECTORY), (217, Given(1), bytes(LONG), LONG))[1].data
+    entries = inside.calls(("openat", AT_FDCWD, "/proc", os.O_RDONLY | os.O_DIRECTORY), ("getdents64", Given(1), bytes(LONG), LONG))[1].data
     names, at = set(), 0
     while at + 19 < len(entries) and (length := struct.unpack_from("=H", entries, at + 16)[0]):
         names.add(entries[at + 19 : at + length].split(b"\0")[0].decode())
@@ -283,6 +283,14 @@ def test_a_program_that_crashes_leaves_no_memory_behind(outside, inside, folder)
 def test_a_program_that_crashes_starts_no_collector_of_the_host(inside):
     """core(5): with a pattern that begins with | the limit is not looked at, but for the one value 1, which means "not this one"."""
     limits = inside.calls(("prlimit64", 0, resource.RLIMIT_CORE, 0, bytes(16)))[0].data
+    assert struct.unpack_from("=Q", limits) == (1,)
+
+
+@pytest.mark.xfail(strict=True, reason="a limit of 1 may be lowered to 0, with which the kernel starts a collector again")
+def test_a_program_does_not_bring_the_collector_back(inside):
+    """What a collector is handed, it parses as root."""
+    lower = ("prlimit64", 0, resource.RLIMIT_CORE, struct.pack("=QQ", 0, 1), 0)
+    limits = inside.calls(lower, ("prlimit64", 0, resource.RLIMIT_CORE, 0, bytes(16)))[1].data
     assert struct.unpack_from("=Q", limits) == (1,)
 
 

@@ -95,7 +95,7 @@ def test_the_network_of_the_host_is_reached_when_it_was_asked_for_and_only_then(
     assert host.errnos(*connect(ipv4("127.0.0.1", port))) == [0, 0]
     assert host.enforced["network"] is False
     # Abstract sockets belong to a network, but are not one: where the kernel can tell them apart, they stay closed.
-    assert host.errnos(*connect(abstract(name)))[1] == (errno.EPERM if host.enforced["landlock"] else 0)
+    assert host.errnos(*connect(abstract(name)))[1] == (errno.EPERM if host.is_scoped else 0)
 
 
 def test_raw_sockets_and_other_families_are_closed(outside, inside):
