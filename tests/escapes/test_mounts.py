@@ -125,11 +125,10 @@ def test_the_classic_way_out_of_a_chroot_is_none_out_of_a_cell(outside, inside, 
 # --- propagation ----------------------------------------------------------------------------------------------------------------------
 
 PROPAGATION = """
-import subprocess, tempfile
+import subprocess
 from attempts import AT_FDCWD, Ground
 
-box, how = args
-top = tempfile.mkdtemp(prefix="escapes-", dir="/tmp")
+box, how, top = args
 subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "none", top], check=True)
 subprocess.run(["mount", "--make-shared", top], check=True)
 os.makedirs(f"{top}/data/sub")
@@ -149,9 +148,10 @@ answer([seen, written, os.listdir(f"{top}/data/sub")])
 @pytest.mark.root
 @needs("unshare and setpriv (Debian package util-linux)")
 @pytest.mark.parametrize("how", ["read", "write"])
-def test_what_the_host_mounts_later_does_not_appear_inside(inside, run_attacks, how):
+def test_what_the_host_mounts_later_does_not_appear_inside(inside, run_attacks, how, public_folder):
     """Where mounts are shared, as systemd makes them, it would come without any of the attributes that the grant was given."""
-    seen, written, there = run_attacks(PROPAGATION, inside.box, how, prefix=("unshare", "--mount", "--propagation", "private"))
+    alone = ("unshare", "--mount", "--propagation", "private")
+    seen, written, there = run_attacks(PROPAGATION, inside.box, how, str(public_folder), prefix=alone)
     assert (seen, there) == (str(errno.ENOENT), ["new"])
     assert written == (str(errno.EROFS) if how == "read" else "ok")
 

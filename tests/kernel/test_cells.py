@@ -1123,6 +1123,7 @@ answer([set(launched) == {-9}, [os.waitpid(pid, 0)[1] for pid in forks] == [0] *
     assert script(text) == [True, True]
 
 
+@broken("between taking a cell and noting that it is taken there is a moment", always=False)
 def test_forks_while_threads_launch_have_no_descriptor_that_leads_to_a_cell(script):
     found, _ = script(FORKED + WHILE_THREADS_LAUNCH, 60, "count_sockets_to_cells()")
     assert found == [0] * 60
@@ -1253,6 +1254,7 @@ sys.exit(3)
     assert ended(text, workload) == (3, "", [])
 
 
+@broken("a daemon thread in the middle of a launch when the interpreter ends may take it along", always=False)
 def test_an_owner_whose_daemon_threads_still_launch_ends_at_once(workload):
     text = """
 def work():

@@ -374,17 +374,6 @@ def test_a_limit_that_cannot_be_enforced_is_an_error_unless_less_will_do() -> No
     assert "pids is required, but it is not in force" in done.stderr
 
 
-def test_a_program_that_takes_too_much_memory_is_said_to() -> None:
-    hungry = "x=x; while :; do x=$x$x; done"
-    done = sh(hungry, "--memory", "32M", "--json")
-    if done.returncode == 125:
-        pytest.skip("needs a memory controller of cgroup v2")
-    told, *_, last = done.stderr.splitlines()
-    assert done.returncode == 137
-    assert told == "shoal: sh: used up its memory of 32M; it was killed with everything it started; reason: oom"
-    assert json.loads(last)["reason"] == "oom"
-
-
 def test_a_required_protection_is_checked_and_the_rest_is_told() -> None:
     done = sh("true", "--json", "--require", "seccomp", "--require", "namespaces", "--open-files", "50")
     enforced = json.loads(done.stderr.splitlines()[-1])["enforced"]

@@ -119,7 +119,9 @@ def directives_of(path: str) -> tuple[Directive, ...]:
     found: list[Directive] = []
     while len(found) < _DIRECTIVES_SHOWN:
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # what is no file may have nobody who writes to it
+            if not stat.S_ISREG(os.stat(path).st_mode):  # to open a device does something, and a pipe waits for somebody
+                break
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
             try:
                 window = os.pread(fd, WINDOW_BYTES, 0) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
             finally:
