@@ -301,6 +301,7 @@ def test_where_files_cannot_be_lent_the_program_runs_as_the_caller_and_that_is_s
     for insisting in (("--user", "dynamic"), ("--require", "user")):
         done = sh("id -u", "--rw", "/", *insisting)
         assert (done.returncode, done.stdout) == (125, "")
+        assert "--user caller" in done.stderr
 
 
 def test_a_pipe_can_be_opened_anew() -> None:

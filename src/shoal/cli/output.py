@@ -139,7 +139,13 @@ def report_failure(error: Exception) -> int:
 
 def _as_options(text: str) -> str:
     """Advice for Python programs, as options."""
-    return text.replace('say limits="best-effort"', "add --limits best-effort").replace("seccomp='off'", "--seccomp off")
+    for python, option in (
+        ('say limits="best-effort"', "add --limits best-effort"),
+        ("seccomp='off'", "--seccomp off"),
+        ('user="caller"', "--user caller"),
+    ):
+        text = text.replace(python, option)
+    return text
 
 
 def _spawn_exit_code(error: SpawnError) -> int:

@@ -76,11 +76,12 @@ class Budget:
         """What was used in all."""
         return None if self.job is None else (self.job.usage(), self.job.counters())
 
-    def close(self) -> None:
-        """Kill what is left and give up the job."""
+    def close(self, *, kill: bool = True) -> None:
+        """Kill what is left, unless it is to be kept, and give up the job."""
         if self.job is not None:
             try:
-                self.job.kill()
+                if kill:
+                    self.job.kill()
             except SpawnError:
                 pass  # it is gone
             self.job.close()

@@ -116,7 +116,7 @@ def run(
                 own = process.usage or Usage(0.0, 0.0, 0)
             spent = budget.spent()
         finally:
-            budget.close()
+            budget.close(kill=box.linger != "keep")
             refill()
     usage, reason = _sum_up(wall_s, own, spent, returncode, reason, box)
     spilled = [item.facts.spill_path for item in captured.values() if item.facts.spill_path is not None]
