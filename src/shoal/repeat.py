@@ -100,7 +100,7 @@ def repeat(path: str | bytes, argv: tuple[bytes, ...], flags: int, environ: Envi
             if process is not None:
                 return process
         return run(known.lowered, _filled(known.sources, given), (args, argc), (envp, envc))
-    except (OSError, ValueError):
+    except (OSError, ValueError, OverflowError):
         return None  # and the long way says what is wrong
     finally:
         descriptors.close()
