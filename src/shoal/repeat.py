@@ -22,6 +22,7 @@ from shoal.flags import SpawnFlags
 from shoal.handles.made import empty_mounts
 from shoal.handles.process import Process
 from shoal.launcher import run
+from shoal.loader import FileIdentity
 from shoal.lowering import Lowered, Waiting, can_wait, lower_waiting
 from shoal.packing import count_strings
 from shoal.plan import JobPlace, Plan
@@ -179,8 +180,7 @@ os.register_at_fork(after_in_child=_forget_in_child)
 
 def _identity(path: str | bytes) -> Identity:
     """The state of the file, and who looks at it: permissions depend on both."""
-    found = os.stat(path)
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, os.geteuid(), os.getegid()
+    return *FileIdentity.of(os.stat(path)), os.geteuid(), os.getegid()
 
 
 def _packed_environment(flags: int, environ: Environ) -> tuple[bytes, int, bytes]:

@@ -12,7 +12,7 @@ from shoal.cli.output import CommandError, never_show
 from shoal.sandbox.box import ENVIRONMENT, PATH, Sandbox
 from shoal.sandbox.grants import Grant, View, parse_bind, parse_tmpfs, working_directory
 from shoal.sandbox.launch import Boxed
-from shoal.sandbox.program import Program, find_program
+from shoal.sandbox.program import Program, current_directory, find_program
 
 _DEVICES = ("pts",)
 """What a program at a terminal may want besides the usual devices: terminals of its own."""
@@ -55,10 +55,7 @@ def read_request(args: argparse.Namespace) -> Request:
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
         raise CommandError("which program? usage: shoal run [OPTIONS] [--] PROG [ARGS...]")
-    try:
-        host_cwd = os.getcwd()
-    except FileNotFoundError:
-        host_cwd = "/"
+    host_cwd = current_directory()
     assigned = dict(text.partition("=")[::2] for text in args.env)
     never_show(_values(args.box_secrets, assigned))  # before anything can go wrong
     program = find_program(command[0], os.environ.get("PATH", PATH), host_cwd)

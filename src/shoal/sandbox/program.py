@@ -6,6 +6,7 @@ import os
 import stat
 from typing import NamedTuple
 
+from shoal.loader.cache import FileIdentity, identity_at
 from shoal.loader.interpreter import WINDOW_BYTES, InterpreterDirective, is_directive, parse_directive
 from shoal.sandbox.errors import NOT_EXECUTABLE, NOT_FOUND, RequestError
 
@@ -41,6 +42,14 @@ class Program(NamedTuple):
     def executes(self) -> str:
         """The path of the ELF file that really runs."""
         return self.directives[-1].interpreter if self.directives else self.path
+
+
+def current_directory() -> str:
+    """The caller's; "/" where it has been removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "/"
 
 
 def find_program(name: str, search: str, cwd: str) -> Program:
@@ -94,18 +103,16 @@ def why_not_executable(path: str) -> str | None:
     return None
 
 
-_known: dict[str, tuple[tuple[int, ...], tuple[Directive, ...]]] = {}
+_known: dict[str, tuple[FileIdentity, tuple[Directive, ...]]] = {}
 """What was found out about a file, as long as it is the same."""
 _KNOWN_MOST = 256
 
 
 def known_directives_of(path: str) -> tuple[Directive, ...]:
     """`directives_of()`, looking into the file only when it has changed."""
-    try:
-        found = os.stat(path)
-    except OSError:
+    identity = identity_at(path)
+    if identity is None:
         return ()
-    identity = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
     known = _known.get(path)
     if known is None or known[0] != identity or known[1]:  # of a script the interpreters may have changed
         if len(_known) >= _KNOWN_MOST:
