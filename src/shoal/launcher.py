@@ -114,21 +114,16 @@ class WaitingProcess:
 
     def give_up(self) -> None:
         """End it and its cell; the rest is the reaper's."""
-        self._kill()
-        self._process.close()
-
-    def _kill(self) -> None:
         self._socket = OwnedFd(-1)  # which ends it, too, where we may not signal it any more
         with suppress(OSError):
             self._process.kill_cell()
+        self._process.close()
 
     def end(self) -> None:
         """The same, and wait until they are gone."""
-        self._kill()
-        with suppress(TimeoutError, OSError):
-            self._process.wait(END_S)
-            if (keeper := self._process._keeper) is not None:
-                keeper.wait(END_S)
+        self._socket = OwnedFd(-1)
+        with suppress(OSError):
+            self._process.end_cell(END_S)
         self._process.close()
 
     def forget(self) -> None:

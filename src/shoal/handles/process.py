@@ -353,6 +353,18 @@ class Process(Handle):
         keeper = self._keeper
         return None if keeper is None else keeper.pidfd
 
+    def end_cell(self, timeout: float) -> None:
+        """`kill_cell()`, and wait until it is gone. Needs `Rights.DESTROY` and `Rights.WAIT`.
+
+        Args:
+            timeout: seconds, for the program and for the rest of the cell each; what takes longer is left to the reaper.
+        """
+        self.kill_cell()
+        with suppress(TimeoutError):
+            self.wait(timeout)  # first: the cell is not gone as long as its program has not been reaped
+            if self._keeper is not None:
+                self._keeper.wait(timeout)
+
     def info(self) -> ProcessInfo:
         """A picture of the process as it is now. Needs `Rights.INSPECT`. Takes no status away from a waiter."""
         pidfd = self._require(Rights.INSPECT, "info()")
