@@ -30,7 +30,6 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_NO_MAGICLINKS = 0x02
 COMM_BYTES = 15
 LINKS = "descriptors-of-this-process"  # longer than any name a program can have
-MAPPING = ID_MAPPED
 MANY_MOUNTS = 256
 """With more than so many there would be too few slots to hold all of them at once."""
 
@@ -183,7 +182,7 @@ class World:
         tree = cloned.pop() if cloned else self._found(source, label)
         chosen = _attributes(source) if attributes is None else attributes
         if self._id_map != NO_FD and needs_id_map(source):
-            label = f"{label}, {MAPPING}"
+            label = f"{label}, {ID_MAPPED}"
             self._packer.op("MOUNT_SETATTR", label, fd=tree, fd2=self._id_map, a=chosen | MOUNT_ATTR_IDMAP, b=AT_RECURSIVE)
         else:
             self._packer.op("MOUNT_SETATTR", label, fd=tree, a=chosen, b=AT_RECURSIVE)

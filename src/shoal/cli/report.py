@@ -82,12 +82,12 @@ def never_started(words: list[str], error: CommandError | OSError, code: int, me
 
 def _result(request: Request, over: Over) -> Result:
     """The run as shoal.run() would tell of it."""
+    from shoal.sandbox.limits import sum_up
     from shoal.sandbox.result import Result
-    from shoal.sandbox.run import _sum_up
 
     ended = over.ended
     own = over.info.usage or Usage(0.0, 0.0, 0)
-    usage, why = _sum_up(ended.wall_s, own, over.spent, ended.returncode, ended.stopped, request.box)
+    usage, why = sum_up(ended.wall_s, own, over.spent, ended.returncode, ended.stopped, request.box)
     reason = "wall_time" if why == "timeout" else why or ("exited" if ended.returncode >= 0 else "signaled")
     return Result([request.program.name, *request.args], ended.returncode, reason=reason, usage=usage, enforced=over.enforced)
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from shoal.cli.options import add_options, listed
 from shoal.cli.output import CommandError, Outcome, complain, hidden, report_failure
 from shoal.cli.request import Request, read_request
-from shoal.launcher import FIRST_USER
-from shoal.sandbox.box import PATH, Sandbox
-from shoal.sandbox.launch import Boxed
+from shoal.handles.keeper import ID_MAPPED
+from shoal.launcher import END_S, FIRST_USER
+from shoal.sandbox.box import PATH
+from shoal.sandbox.launch import Boxed, Order
 from shoal.status import SpawnError
 from shoal.units import parse_duration
-from shoal.world import MAPPING
 
 if TYPE_CHECKING:  # loaded when a program is really started, and the terminal's code only when there is a terminal
     from shoal.cli.session import Over
@@ -119,19 +119,7 @@ def _explain(request: Request) -> Outcome:
         terminal = _terminal(request)
         if terminal:
             stack.enter_context(terminal)
-        plan = without_secrets(
-            request.boxed.plan(
-                request.program,
-                request.args,
-                _descriptors(request, terminal),
-                request.host_cwd,
-                name=request.name,
-                terminal=terminal.slave if terminal else None,
-                grants=request.grants,
-                environ=request.environ,
-            ),
-            request.box.secrets,
-        )
+        plan = without_secrets(request.boxed.plan(_order(request, terminal)), request.box.secrets)
     limits = listed(request.box)
     text = str(plan)
     if limits:
@@ -166,6 +154,19 @@ def _descriptors(request: Request, terminal: Terminal | None) -> dict[int, int]:
     return fds | {target: terminal.slave if terminal and terminal.is_callers(local) else local for local, target in request.descriptors}
 
 
+def _order(request: Request, terminal: Terminal | None) -> Order:
+    return Order(
+        request.program,
+        request.args,
+        _descriptors(request, terminal),
+        request.host_cwd,
+        request.name,
+        terminal.slave if terminal else None,
+        request.grants,
+        request.environ,
+    )
+
+
 def _open_to_all(fds: Iterable[int]) -> None:
     """Let whoever was handed a pipe open it anew, as /dev/stdout: another user could not. Nobody else can reach it by any name."""
     for fd in fds:
@@ -183,65 +184,51 @@ def _launch(request: Request) -> Over:
     wall_s = None if box.wall_time is None else parse_duration(box.wall_time)
     with ExitStack() as stack:
         signals = stack.enter_context(Signals())
-        budget = _budget(box, stack)
+        budget = _budget(request.boxed, stack)
         terminal = _terminal(request)
         if terminal:
             stack.enter_context(terminal)
         boxed, process = _start(request, terminal, budget.job if budget else None)
         stack.enter_context(process)
-        ended = Session(process, signals, terminal, Bounds(request.timeout_s, wall_s, budget, box.linger)).follow()
-        if budget and budget.job and box.linger == "keep" and ended.stopped is None:
-            stack.callback(budget.job.close)  # first, so that what budget.close() would kill lives on
+        try:
+            ended = Session(process, signals, terminal, Bounds(request.timeout_s, wall_s, budget, box.linger)).follow()
+        except BaseException:
+            process.end_cell(END_S)
+            raise
         user = None if not boxed.enforced["user"] or process._keeper is None else FIRST_USER + process._keeper.pid
         enforced = boxed.enforced | (budget.enforced if budget else {})
         return Over(ended, process.info(), budget.spent() if budget else None, enforced, process.pid, user)
 
 
-def _budget(box: Sandbox, stack: ExitStack) -> Budget | None:
+def _budget(boxed: Boxed, stack: ExitStack) -> Budget | None:
     """What holds all that runs to its limits, until `stack` is left. None: there are none.
 
     Raises:
         SpawnError: a limit, or what is required, cannot be enforced.
     """
+    box = boxed.box
     if not listed(box) and not box.require:
         return None
     from shoal.sandbox.limits import Budget
 
     budget = Budget.of(box)
     stack.callback(budget.close)
-    if box.require:
-        from shoal.sandbox.run import _enforced
-
-        _enforced(box, budget)
+    boxed.enforced_with(budget.enforced)  # which insists on what is required
     return budget
 
 
 def _start(request: Request, terminal: Terminal | None, job: Job | None) -> tuple[Boxed, Process]:
     """The program, and the sandbox it is in at last."""
-    fds = _descriptors(request, terminal)
+    order = _order(request, terminal)
     if request.boxed.enforced["user"]:
-        _open_to_all(fds.values())
-
-    def launch(boxed: Boxed) -> tuple[Boxed, Process]:
-        process = boxed.launch(
-            request.program,
-            request.args,
-            fds,
-            request.host_cwd,
-            job,
-            name=request.name,
-            terminal=terminal.slave if terminal else None,
-            grants=request.grants,
-            environ=request.environ,
-        )
-        return boxed, process
-
+        _open_to_all(order.fds.values())
     try:
-        return launch(request.boxed)
+        return request.boxed, request.boxed.launch(order, job)
     except SpawnError as error:
         # Overlayfs, network and pseudo file systems cannot show their files as another user's; a container's root is such a one.
-        if request.insists or MAPPING not in error.detail:
+        if request.insists or ID_MAPPED not in error.detail:
             raise
         what = error.detail.partition("mounting ")[2].partition(" at ")[0] or "a file system"
         complain(f"note: {what} cannot show its files as another user's, so the program runs as you, without privileges (--user caller)")
-        return launch(Boxed(request.box.replace(user="caller")))
+        boxed = Boxed(request.box.replace(user="caller"))
+        return boxed, boxed.launch(order, job)

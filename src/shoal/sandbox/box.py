@@ -23,6 +23,8 @@ ENVIRONMENT: Mapping[str, str] = MappingProxyType({"PATH": PATH, "HOME": "/tmp",
 TMP_SIZE = "1G"
 """The most that the private /tmp can hold. A bound, not a reservation."""
 
+EACH_PROCESS = "each process"
+"""What `Result.enforced` says of a limit that holds for each process, and not for all together."""
 PROTECTIONS = (
     "namespaces",
     "network",

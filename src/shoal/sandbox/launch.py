@@ -34,7 +34,7 @@ from shoal.lowering import Lowered, Waiting, can_wait, lower_waiting
 from shoal.packing import count_strings
 from shoal.plan import Confinement, Plan
 from shoal.probe import is_privileged
-from shoal.sandbox.box import ENVIRONMENT, Sandbox, StrOrBytesPath
+from shoal.sandbox.box import EACH_PROCESS, ENVIRONMENT, Sandbox, StrOrBytesPath
 from shoal.sandbox.confinement import confinement_of
 from shoal.sandbox.entries import make_entries
 from shoal.sandbox.errors import RequestError
@@ -43,9 +43,11 @@ from shoal.sandbox.landlock import abi, second_wall
 from shoal.sandbox.program import Program
 from shoal.spawn import make_plan, start
 from shoal.startup_table import VARIABLE
+from shoal.status import Stage, Status, failure
 from shoal.units import parse_size
 
-EACH_PROCESS = "each process"
+OF_EACH_PROCESS = ("open_files", "file_size")
+"""Limits that are meant for each process."""
 KEPT = 64
 """Programs remembered for one box; the one used longest ago goes first."""
 
@@ -72,6 +74,40 @@ class _Kept:
     lowered: Lowered
     ahead: Waiting | None
     same_libraries: Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be started in a box.
+
+    Attributes:
+        args: without the program's name.
+        fds: descriptors by the number they get in the child; borrowed.
+        host_cwd: the caller's working directory.
+        name: what ps shows; None: the program's own.
+        terminal: becomes the controlling terminal of the program's session; borrowed.
+        grants: all that it sees, as `Boxed.grants()` laid it out; None: as the box says.
+        environ: all its variables; None: those of the box.
+    """
+
+    program: Program
+    args: Sequence[str]
+    fds: Mapping[int, int]
+    host_cwd: str
+    name: str | None = None
+    terminal: int | None = None
+    grants: tuple[Grant, ...] | None = None
+    environ: Mapping[str, str] | None = None
+
+    @property
+    def argv(self) -> tuple[bytes, ...]:
+        """What the program gets, without what a #! line puts in front."""
+        return (os.fsencode(self.program.argv0), *map(os.fsencode, self.args))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether everything is as the box says."""
+        return self.name is None and self.terminal is None and self.grants is None and self.environ is None
 
 
 class Boxed:
@@ -112,69 +148,54 @@ class Boxed:
             found["core_set"] = "until the program changes it: that takes a filter"
         return found
 
-    def plan(
-        self,
-        program: Program,
-        args: Sequence[str],
-        fds: Mapping[int, int],
-        host_cwd: str,
-        *,
-        name: str | None = None,
-        terminal: int | None = None,
-        grants: tuple[Grant, ...] | None = None,
-        environ: Mapping[str, str] | None = None,
-    ) -> Plan:
+    def enforced_with(self, others: dict[str, bool | str]) -> dict[str, bool | str]:
+        """The same, with what others see to.
+
+        Raises:
+            NotSupportedError: one that the box requires is not in force.
+        """
+        enforced = self.enforced | others
+        for name in self.box.require:
+            how = enforced.get(name, False)
+            if how is False or (how == EACH_PROCESS and name not in OF_EACH_PROCESS):
+                what = "it was not asked for" if name not in enforced else "it is not in force" if how is False else f"only for {how}"
+                raise failure(Status.NOT_SUPPORTED, Stage.SETUP, f"{name} is required, but {what}; `shoal doctor` tells what is missing")
+        return enforced
+
+    def plan(self, order: Order) -> Plan:
         """What `launch()` would do, for a listing. Starts nothing."""
         with ExitStack() as stack:
-            draft, plan = self._draft(program, args, fds, host_cwd, None, stack, name, terminal, grants, environ, consume=False)
+            draft, plan = self._draft(order, None, stack, consume=False)
             draft.close()
             return plan
 
-    def launch(
-        self,
-        program: Program,
-        args: Sequence[str],
-        fds: Mapping[int, int],
-        host_cwd: str,
-        job: Job | None,
-        *,
-        name: str | None = None,
-        terminal: int | None = None,
-        grants: tuple[Grant, ...] | None = None,
-        environ: Mapping[str, str] | None = None,
-    ) -> Process:
+    def launch(self, order: Order, job: Job | None) -> Process:
         """Start a program.
 
         Args:
-            args: without the program's name.
-            fds: descriptors by the number they get in the child; borrowed.
-            host_cwd: the caller's working directory.
             job: where it is accounted; None: the caller's.
-            name: what ps shows; None: the program's own.
-            terminal: becomes the controlling terminal of the program's session; borrowed.
-            grants: all that it sees, as `grants()` laid it out; None: as the box says.
-            environ: all its variables; None: those of the box.
         Raises:
             SpawnError: nothing was started.
             RequestError: what the box names is not there, or not possible for this program.
         """
         reaper.sweep()
-        key = (program.path, program.argv0, host_cwd, tuple(fds))
-        plain = job is None and name is None and terminal is None and grants is None and environ is None
+        program = order.program
+        key = (program.path, program.argv0, order.host_cwd, tuple(order.fds))
+        plain = job is None and order.is_plain
         kept = self._kept.get(key) if plain else None
         if kept is not None:
-            process = self._again(kept, program, args, fds)
+            process = self._again(kept, order)
             if process is not None:
                 return process
         with ExitStack() as stack:
-            draft, plan = self._draft(program, args, fds, host_cwd, job, stack, name, terminal, grants, environ, consume=True)
+            draft, plan = self._draft(order, job, stack, consume=True)
             try:
-                named = [*self._named(host_cwd), *([os.fsdecode(plan.program.path)] if plan.program.path else [])]
+                named = [*self._named(order.host_cwd), *([os.fsdecode(plan.program.path)] if plan.program.path else [])]
                 files = tuple((path, _identity(path)) for path in named)
                 process, lowered = start(plan, draft)
                 if plain:
                     ahead = lower_waiting(plan, empty_mounts) if can_wait(plan) else None
-                    directives = plan.argv[: len(plan.argv) - len(args) - 1]
+                    directives = plan.argv[: len(plan.argv) - len(order.args) - 1]
                     self._remember(
                         key,
                         _Kept(
@@ -192,20 +213,19 @@ class Boxed:
                 draft.close()
         return process
 
-    def _again(self, kept: _Kept, program: Program, args: Sequence[str], fds: Mapping[int, int]) -> Process | None:
+    def _again(self, kept: _Kept, order: Order) -> Process | None:
         try:
-            same = _identity(program.path) == kept.program and all(_identity(path) == known for path, known in kept.files)
+            same = _identity(order.program.path) == kept.program and all(_identity(path) == known for path, known in kept.files)
         except OSError:
             return None
         if not same or kept.plan.privileged != is_privileged() or not kept.same_libraries():
             return None
-        argv = count_strings([*kept.directives, os.fsencode(program.argv0), *map(os.fsencode, args)])
+        argv = count_strings((*kept.directives, *order.argv))
         if argv[0].count(b"\0") != argv[1]:
             return None
-        environ = kept.environ
-        numbers = tuple(fds[item.target] for item in kept.plan.descriptors)
-        process = launch_warm(kept.ahead, numbers, argv, environ, refilled=False) if kept.ahead is not None else None
-        return process or run(kept.lowered, numbers, argv, environ)
+        numbers = tuple(order.fds[item.target] for item in kept.plan.descriptors)
+        process = launch_warm(kept.ahead, numbers, argv, kept.environ, refilled=False) if kept.ahead is not None else None
+        return process or run(kept.lowered, numbers, argv, kept.environ)
 
     def _remember(self, key: tuple[str, str, str, tuple[int, ...]], kept: _Kept) -> None:
         self._kept[key] = kept
@@ -213,42 +233,27 @@ class Boxed:
             with contextlib.suppress(KeyError):  # another thread was quicker
                 self._kept.popitem(last=False)
 
-    def _draft(
-        self,
-        program: Program,
-        args: Sequence[str],
-        fds: Mapping[int, int],
-        host_cwd: str,
-        job: Job | None,
-        stack: ExitStack,
-        name: str | None,
-        terminal: int | None,
-        grants: tuple[Grant, ...] | None,
-        environ: Mapping[str, str] | None,
-        *,
-        consume: bool,
-    ) -> tuple[Draft, Plan]:
-        grants = self.grants(program, host_cwd) if grants is None else grants
+    def _draft(self, order: Order, job: Job | None, stack: ExitStack, *, consume: bool) -> tuple[Draft, Plan]:
+        grants = self.grants(order.program, order.host_cwd) if order.grants is None else order.grants
         view = View(grants)
-        cwd = working_directory(self.box.cwd, view, host_cwd)
+        cwd = working_directory(self.box.cwd, view, order.host_cwd)
         actions: list[Action] = list(make_entries(grants, view, stack, self._devices(), own_user=self._confinement.own_user))
         network = self.box.network
         if network == "host":
             actions.append(AddNsEntry("/svc/net", stack.enter_context(NetNs.host())))
         elif isinstance(network, NetNs):
             actions.append(AddNsEntry("/svc/net", stack.enter_context(network.duplicate())))
-        actions += [CloneFd(fd, target) for target, fd in fds.items()]
-        actions += [SetName(name)] if name is not None else []
+        actions += [CloneFd(fd, target) for target, fd in order.fds.items()]
+        actions += [SetName(order.name)] if order.name is not None else []
         draft = Draft(_FLAGS, tuple(actions), consume=consume)
         try:
-            argv = (os.fsencode(program.argv0), *map(os.fsencode, args))
             plan = make_plan(
                 draft,
-                program.path,
-                argv,
-                self.environ if environ is None else environ,
+                order.program.path,
+                order.argv,
+                self.environ if order.environ is None else order.environ,
                 job,
-                terminal,
+                order.terminal,
                 die_with_caller=self.box.linger != "keep",
                 confinement=self._confinement,
             )

@@ -8,12 +8,16 @@ processor time faster than all its processors together do.
 from __future__ import annotations
 
 import os
+import signal
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Literal
 
 from shoal.handles.job import Job
 from shoal.handles.job_backend import Counters
 from shoal.handles.process import Usage
-from shoal.sandbox.box import Sandbox
+from shoal.sandbox.box import EACH_PROCESS, Sandbox
+from shoal.sandbox.result import Reason, RunUsage
 from shoal.status import AccessDeniedError, NotSupportedError, SpawnError, failure
 from shoal.units import parse_duration, parse_size
 
@@ -28,11 +32,13 @@ class Budget:
         job: None where no limit asks for one, or none can be made and the box allows less.
         enforced: what the job enforces, for `Result.enforced`.
         cpu_s: processor time for all together.
+        keeps: what is left at the end lives on.
     """
 
     job: Job | None
     enforced: dict[str, bool | str]
     cpu_s: float | None
+    keeps: bool = False
 
     @classmethod
     def of(cls, box: Sandbox) -> Budget:
@@ -56,13 +62,13 @@ class Budget:
             if box.limits == "require":
                 raise failure(error.status, error.stage, f"{', '.join(asked)}: {error.detail}{_ADVICE}", error.errno) from None
             weaker: dict[str, bool | str] = dict.fromkeys(asked, False)
-            return cls(None, weaker | ({"cpu_time": "each process"} if cpu_s else {}), None)
+            return cls(None, weaker | ({"cpu_time": EACH_PROCESS} if cpu_s else {}), None)
         except BaseException:
             if job is not None:
                 job.close()
             raise
         enforced: dict[str, bool | str] = dict.fromkeys(asked, True)
-        return cls(job, enforced | ({"swap": True} if box.memory is not None and box.swap is not None else {}), cpu_s)
+        return cls(job, enforced | ({"swap": True} if box.memory is not None and box.swap is not None else {}), cpu_s, box.linger == "keep")
 
     def next_look_s(self) -> float | None:
         """In how many seconds the processor time could be used up; 0: it is. None: there is no such limit."""
@@ -76,14 +82,12 @@ class Budget:
         """What was used in all."""
         return None if self.job is None else (self.job.usage(), self.job.counters())
 
-    def close(self, *, kill: bool = True) -> None:
+    def close(self) -> None:
         """Kill what is left, unless it is to be kept, and give up the job."""
         if self.job is not None:
-            try:
-                if kill:
+            if not self.keeps:
+                with suppress(SpawnError):  # it is gone
                     self.job.kill()
-            except SpawnError:
-                pass  # it is gone
             self.job.close()
 
 
@@ -115,3 +119,39 @@ def _counts_swap(box: Sandbox) -> bool:
             return len(file.read().splitlines()) > 1
     except OSError:
         return True
+
+
+def sum_up(
+    wall_s: float,
+    own: Usage,
+    spent: tuple[Usage, Counters] | None,
+    returncode: int,
+    reason: Reason | Literal["timeout"] | None,
+    box: Sandbox,
+) -> tuple[RunUsage, Reason | Literal["timeout"] | None]:
+    """What was used, and why it ended.
+
+    Args:
+        own: of the program and of what it waited for; spent: from `Budget.spent()`.
+        reason: who has ended it; None: nobody.
+    """
+    if spent is None:
+        usage = RunUsage(wall_s, own.user_s, own.system_s, own.max_memory_bytes)
+    else:
+        all_of_it, counted = spent
+        usage = RunUsage(
+            wall_s,
+            all_of_it.user_s,
+            all_of_it.system_s,
+            all_of_it.max_memory_bytes or own.max_memory_bytes,
+            max_pids=counted.max_pids,
+            io_read_bytes=counted.io_read_bytes,
+            io_write_bytes=counted.io_write_bytes,
+            max_rss_bytes=own.max_memory_bytes,
+            counts_tree=all_of_it.max_memory_bytes > 0,
+        )
+        if reason is None and box.memory is not None and counted.oom_kills:
+            reason = "oom"
+    if reason is None and box.cpu_time is not None and returncode == -signal.SIGXCPU:
+        reason = "cpu_time"  # of a single process: RLIMIT_CPU
+    return usage, reason

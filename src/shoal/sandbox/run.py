@@ -6,7 +6,6 @@ import contextlib
 import errno
 import locale
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -14,25 +13,21 @@ from typing import Any, Literal
 
 from shoal.cells import refill
 from shoal.handles.deadline import Deadline
-from shoal.handles.job_backend import Counters
 from shoal.handles.process import Process, Usage
 from shoal.launcher import END_S
 from shoal.sandbox.box import Duration, Sandbox, Size, StrOrBytesPath
 from shoal.sandbox.errors import NOT_EXECUTABLE, NOT_FOUND, RequestError
-from shoal.sandbox.launch import EACH_PROCESS, Boxed
-from shoal.sandbox.limits import Budget
+from shoal.sandbox.launch import Boxed, Order
+from shoal.sandbox.limits import Budget, sum_up
 from shoal.sandbox.output import Pump, Why
-from shoal.sandbox.program import find_program
-from shoal.sandbox.result import Reason, Result, RunUsage, decoded
+from shoal.sandbox.program import current_directory, find_program
+from shoal.sandbox.result import Reason, Result, decoded
 from shoal.status import Stage, Status, failure
 from shoal.units import parse_duration, parse_size
 
 PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
 OUTPUT_LIMIT = "64M"
 """What is kept in memory of each stream, unless the caller says otherwise."""
-
-OF_EACH_PROCESS = ("open_files", "file_size")
-"""Limits that are meant for each process."""
 
 _default = Sandbox()
 
@@ -75,6 +70,7 @@ def run(
         SpawnError: it could not be started: says where and why. ValueError: what was asked for cannot be meant.
     """
     box = _default if sandbox is None else sandbox
+    boxed = Boxed.of(box)
     arguments = _words(args)
     if capture_output:
         if stdout is not None or stderr is not None:
@@ -85,10 +81,7 @@ def run(
     as_text = text or encoding is not None or errors is not None
     data = _encoded(input, as_text, encoding, errors) if input is not None else b"" if stdin == PIPE else None
     patience = None if timeout is None else parse_duration(timeout)
-    try:
-        host_cwd = os.getcwd()
-    except FileNotFoundError:
-        host_cwd = "/"
+    host_cwd = current_directory()
     program = _program(arguments[0], host_cwd)
     with Pump(
         data=data,
@@ -102,13 +95,13 @@ def run(
         started = time.monotonic()
         budget = Budget.of(box)
         try:
-            enforced = _enforced(box, budget)
-            process = Boxed.of(box).launch(program, arguments[1:], fds, host_cwd, budget.job)
+            enforced = boxed.enforced_with(budget.enforced)
+            process = boxed.launch(Order(program, arguments[1:], fds, host_cwd), budget.job)
             with process:
                 try:
                     reason = _follow(process, pump, box, budget, patience, started)
                 except BaseException:
-                    _end(process)
+                    process.end_cell(END_S)
                     raise
                 wall_s = time.monotonic() - started
                 captured = pump.finish()
@@ -116,9 +109,9 @@ def run(
                 own = process.usage or Usage(0.0, 0.0, 0)
             spent = budget.spent()
         finally:
-            budget.close(kill=box.linger != "keep")
+            budget.close()
             refill()
-    usage, reason = _sum_up(wall_s, own, spent, returncode, reason, box)
+    usage, reason = sum_up(wall_s, own, spent, returncode, reason, box)
     spilled = [item.facts.spill_path for item in captured.values() if item.facts.spill_path is not None]
     try:
         output: dict[str, Any] = {
@@ -206,9 +199,9 @@ def _follow(
         why = _wait(rest.fd, pump, budget, last)
     if why is Why.ENDED:
         if box.linger == "kill" and process.left_something():
-            _end(process)
+            process.end_cell(END_S)
         return None
-    _end(process)
+    process.end_cell(END_S)
     if why == "cpu_time":
         return "cpu_time"
     return "output_limit" if why is Why.LIMIT else "wall_time" if by_wall else "timeout"
@@ -225,61 +218,6 @@ def _wait(until: int, pump: Pump, budget: Budget, last: float | None) -> Why | L
         why = pump.run(until, Deadline(soonest))
         if why is not Why.DEADLINE or (last is not None and time.monotonic() >= last):
             return why
-
-
-def _sum_up(
-    wall_s: float,
-    own: Usage,
-    spent: tuple[Usage, Counters] | None,
-    returncode: int,
-    reason: Reason | Literal["timeout"] | None,
-    box: Sandbox,
-) -> tuple[RunUsage, Reason | Literal["timeout"] | None]:
-    """What was used, and whether that is why it ended."""
-    if spent is None:
-        usage = RunUsage(wall_s, own.user_s, own.system_s, own.max_memory_bytes)
-    else:
-        all_of_it, counted = spent
-        usage = RunUsage(
-            wall_s,
-            all_of_it.user_s,
-            all_of_it.system_s,
-            all_of_it.max_memory_bytes or own.max_memory_bytes,
-            max_pids=counted.max_pids,
-            io_read_bytes=counted.io_read_bytes,
-            io_write_bytes=counted.io_write_bytes,
-            max_rss_bytes=own.max_memory_bytes,
-            counts_tree=all_of_it.max_memory_bytes > 0,
-        )
-        if reason is None and box.memory is not None and counted.oom_kills:
-            reason = "oom"
-    if reason is None and box.cpu_time is not None and returncode == -signal.SIGXCPU:
-        reason = "cpu_time"  # of a single process: RLIMIT_CPU
-    return usage, reason
-
-
-def _enforced(box: Sandbox, budget: Budget) -> dict[str, bool | str]:
-    """Each protection, and whether it is in force.
-
-    Raises:
-        NotSupportedError: one that is required is not.
-    """
-    enforced = Boxed.of(box).enforced | budget.enforced
-    for name in box.require:
-        how = enforced.get(name, False)
-        if how is False or (how == EACH_PROCESS and name not in OF_EACH_PROCESS):
-            what = "it was not asked for" if name not in enforced else "it is not in force" if how is False else f"only for {how}"
-            raise failure(Status.NOT_SUPPORTED, Stage.SETUP, f"{name} is required, but {what}; `shoal doctor` tells what is missing")
-    return enforced
-
-
-def _end(process: Process) -> None:
-    """Kill the whole cell, and wait until it is gone; a kernel that takes too long is left to the reaper."""
-    process.kill_cell()
-    with contextlib.suppress(TimeoutError):
-        process.wait(END_S)  # first: the cell is not gone as long as its program has not been reaped
-        if (keeper := process._keeper) is not None:
-            keeper.wait(END_S)
 
 
 def _encoded(data: bytes | str, as_text: bool, encoding: str | None, errors: str | None) -> bytes | memoryview:
