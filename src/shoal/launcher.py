@@ -59,14 +59,19 @@ def run(lowered: Lowered, sources: Sequence[int], argv: Strings, environ: String
     return Process._started(pidfd, pid, lowered.name, keeper)
 
 
-def _user(keeper: Keeper, lowered: Lowered | Waiting) -> tuple[tuple[int, ...], OwnedFd | None]:
-    """The number of the cell's own user and the descriptor of its id map, for the holes; and what keeps that open.
+def user_of(keeper: Keeper) -> int:
+    """The number of the cell's own user.
 
-    Nobody else has the number: no two living processes have the same pid, and the cell's first one lives as long as the cell.
+    Nobody else has it: no two living processes have the same pid, and the cell's first one lives as long as the cell.
     """
+    return FIRST_USER + keeper.pid
+
+
+def _user(keeper: Keeper, lowered: Lowered | Waiting) -> tuple[tuple[int, ...], OwnedFd | None]:
+    """The number of the cell's own user and the descriptor of its id map, for the holes; and what keeps that open."""
     if not lowered.own_user:
         return (), None
-    user = FIRST_USER + keeper.pid
+    user = user_of(keeper)
     if not lowered.maps_ids:
         return (user,), None
     id_map = make_id_map(user)

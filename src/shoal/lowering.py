@@ -145,11 +145,11 @@ def lower_waiting(plan: Plan, no_mounts: NoMounts) -> Waiting:
     world = World(packer, plan, empty=empty_fd != NO_FD, id_map=id_map)
     world.clone()
     _enter_cell(packer, init)
+    packer.op("UMASK", "setting the file mode mask", a=UMASK)
     base, exec_path = world.make()
     packer.op("DROP_BOUNDING", "emptying the capability bounding set")
     _enter_network(packer, init, control)
     packer.op("CHDIR", ENTERING, text=plan.cwd, b=RESOLVE_NO_MAGICLINKS)
-    packer.op("UMASK", "setting the file mode mask", a=UMASK)
     packer.op("SETSID", "making a session")
     confine = Confine(packer, plan.confinement)
     confine.as_process()
@@ -256,6 +256,7 @@ def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, em
     ]
     exec_fd: int
     exec_path: str | bytes
+    packer.op("UMASK", "setting the file mode mask", a=UMASK)
     if in_cell:
         exec_fd, exec_path = world.make()
         # Now, since it takes as long as the rest together, and what comes next is waited for anyway.
@@ -273,7 +274,6 @@ def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, em
     # Not through /proc/self/fd: the caller's descriptors are still open, and a directory among them is a way out.
     packer.op("CHDIR", ENTERING, fd=nowhere_fd, text=plan.cwd, b=RESOLVE_NO_MAGICLINKS if in_cell else 0)
     packer.op("NAME", "setting the name", text=comm(plan))
-    packer.op("UMASK", "setting the file mode mask", a=UMASK)
     if plan.session:
         packer.op("SETSID", "making a session")
     if plan.terminal is not None:

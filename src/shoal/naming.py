@@ -13,6 +13,7 @@ from collections import OrderedDict
 from shoal.handles.forks import held_over_forks
 from shoal.handles.kept import KeptFd
 from shoal.handles.made import make_tmpfs
+from shoal.packing import CWD_FD
 from shoal.status import SpawnError
 
 LINKS = 4096
@@ -33,7 +34,7 @@ def name_it(name: str, target: bytes) -> tuple[int, bytes | str]:
         try:
             fd = _directory.fd()
         except SpawnError:
-            return -100, target
+            return CWD_FD, target
         known = _links.get((name, target))
         if known is not None:
             _links.move_to_end((name, target))

@@ -16,9 +16,18 @@ import os
 import stat
 from collections.abc import Iterable
 
-from shoal.handles.directory import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
 from shoal.handles.keeper import ID_MAPPED
-from shoal.handles.mount import Bind, Contents, Devices, NewMount, Tree
+from shoal.handles.mount import (
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOEXEC,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY,
+    Bind,
+    Contents,
+    Devices,
+    NewMount,
+    Tree,
+)
 from shoal.packing import CLONE_NEWNS, CWD_FD, NO_FD, Packer
 from shoal.plan import Mount, Plan
 from shoal.probe import is_initial_user_namespace
@@ -92,9 +101,12 @@ class World:
             self._links = self._clone_links()
 
     def make(self) -> tuple[int, str]:
-        """The world of a cell. Returns what the program is executed by: a directory and a path below it."""
+        """The world of a cell. What is made gets its modes by the mask that is set before.
+
+        Returns:
+            What the program is executed by: a directory and a path below it.
+        """
         packer, plan = self._packer, self._plan
-        packer.op("UMASK", "setting the mode of what is made", a=0o022)
         if not self._empty:
             packer.op("PRIVATE_MOUNTS", "making mounts private")
         base = packer.made(

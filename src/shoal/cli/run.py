@@ -15,7 +15,7 @@ from shoal.cli.options import add_options, listed
 from shoal.cli.output import CommandError, Outcome, complain, hidden, report_failure
 from shoal.cli.request import Request, read_request
 from shoal.handles.keeper import ID_MAPPED
-from shoal.launcher import END_S, FIRST_USER
+from shoal.launcher import END_S, user_of
 from shoal.sandbox.box import PATH
 from shoal.sandbox.launch import Boxed, Order
 from shoal.status import SpawnError
@@ -195,7 +195,7 @@ def _launch(request: Request) -> Over:
         except BaseException:
             process.end_cell(END_S)
             raise
-        user = None if not boxed.enforced["user"] or process._keeper is None else FIRST_USER + process._keeper.pid
+        user = None if not boxed.enforced["user"] or process._keeper is None else user_of(process._keeper)
         enforced = boxed.enforced | (budget.enforced if budget else {})
         return Over(ended, process.info(), budget.spent() if budget else None, enforced, process.pid, user)
 

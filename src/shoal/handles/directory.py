@@ -13,16 +13,11 @@ from typing import ClassVar, Self
 
 from shoal.handles.base import Handle, Rights
 from shoal.handles.made import make_tmpfs
-from shoal.handles.mount import Bind, Devices, MountSource, NewMount, Tree
+from shoal.handles.mount import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, Bind, Devices, MountSource, NewMount, Tree
 from shoal.status import Stage, Status, failure, failure_from_errno
 from shoal.units import parse_size
 
 StrOrBytesPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
-
-MOUNT_ATTR_RDONLY = 0x1
-MOUNT_ATTR_NOSUID = 0x2
-MOUNT_ATTR_NODEV = 0x4
-MOUNT_ATTR_NOEXEC = 0x8
 
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 """What `Directory.devices()` holds when not told otherwise: nodes that reveal and reach nothing."""
@@ -79,9 +74,7 @@ class Directory(Handle):
             ValueError: not a size.
             AccessDeniedError, NotSupportedError: this machine lets no mount be made; `shoal doctor` tells why.
         """
-        size_bytes = parse_size(size)
-        if size_bytes <= 0:
-            raise failure(Status.INVALID_ARGS, Stage.HANDLE, "a tmpfs needs a size above 0")
+        size_bytes = _tmpfs_size(size)
         self = cls._own(make_tmpfs(size_bytes, mode), cls.default_rights | Rights.WRITE)
         self._tmpfs = f"tmpfs of {size_bytes} bytes"
         return self
@@ -96,9 +89,7 @@ class Directory(Handle):
         Raises:
             ValueError: not a size.
         """
-        size_bytes = parse_size(size)
-        if size_bytes <= 0:
-            raise failure(Status.INVALID_ARGS, Stage.HANDLE, "a tmpfs needs a size above 0")
+        size_bytes = _tmpfs_size(size)
         return cls._from_recipe(
             NewMount(
                 "tmpfs", f"size={size_bytes},nr_inodes={files_in(size_bytes)},mode={mode:o}", True, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
@@ -200,6 +191,13 @@ def bind_source(fd: int, writable: bool, *, devices: bool = False, keep: bool = 
     devices = devices or stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)
     is_dir = stat.S_ISDIR(status.st_mode)
     return Bind(path, status.st_dev, status.st_ino, is_dir, writable, devices, fd if keep else -1, private=is_private(status.st_mode))
+
+
+def _tmpfs_size(size: int | str) -> int:
+    size_bytes = parse_size(size)
+    if size_bytes <= 0:
+        raise failure(Status.INVALID_ARGS, Stage.HANDLE, "a tmpfs needs a size above 0")
+    return size_bytes
 
 
 def files_in(size_bytes: int) -> int:

@@ -10,14 +10,10 @@ import os
 from shoal import _native
 from shoal.handles.forks import held_over_forks
 from shoal.handles.kept import KeptFd
-from shoal.packing import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUSER, Packer
+from shoal.handles.mount import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
+from shoal.packing import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUSER, CWD_FD, Packer
 from shoal.probe import is_privileged
 from shoal.status import SpawnError, Stage, Status, failure, failure_from_errno
-
-MOUNT_ATTR_RDONLY = 0x1
-MOUNT_ATTR_NOSUID = 0x2
-MOUNT_ATTR_NODEV = 0x4
-MOUNT_ATTR_NOEXEC = 0x8
 
 
 def map_ids(packer: Packer) -> None:
@@ -74,7 +70,7 @@ def make_netns() -> int:
         clone_flags |= CLONE_NEWUSER
         map_ids(packer)
     packer.op("LOOPBACK_UP", "bringing the loopback device up")
-    slot = packer.made("OPEN", "opening the network namespace", fd=-100, text="/proc/self/ns/net", a=os.O_RDONLY)
+    slot = packer.made("OPEN", "opening the network namespace", fd=CWD_FD, text="/proc/self/ns/net", a=os.O_RDONLY)
     return _collect(packer, clone_flags, slot, "a network namespace")
 
 
@@ -86,13 +82,13 @@ def _make_empty_mounts() -> int:
             cloned could not be taken there.
     """
     packer = Packer()
-    packer.made("OPEN_TREE", "cloning the root directory", fd=-100, text="/", a=1)
+    packer.made("OPEN_TREE", "cloning the root directory", fd=CWD_FD, text="/", a=1)
     packer.op("UNSHARE", "making a mount namespace", a=CLONE_NEWNS)
-    slot = packer.made("OPEN", "opening the mount namespace", fd=-100, text="/proc/thread-self/ns/mnt", a=os.O_RDONLY)
+    slot = packer.made("OPEN", "opening the mount namespace", fd=CWD_FD, text="/proc/thread-self/ns/mnt", a=os.O_RDONLY)
     packer.op("PRIVATE_MOUNTS", "making mounts private")
     attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
     root = packer.made("FSMOUNT", "making an empty root directory", text="tmpfs", text2="size=4k,mode=555", a=attributes)
-    host = packer.made("OPEN", "opening the root directory", fd=-100, text="/", a=os.O_RDONLY | os.O_DIRECTORY)
+    host = packer.made("OPEN", "opening the root directory", fd=CWD_FD, text="/", a=os.O_RDONLY | os.O_DIRECTORY)
     packer.op("MOVE_MOUNT", "mounting the empty root directory", fd=root, fd2=host, text="")
     packer.op("PIVOT", "leaving the caller's mounts", fd=root, fd2=root)
     return _collect(packer, 0, slot, "a mount namespace")
