@@ -13,6 +13,7 @@ import re
 import select
 import socket
 import struct
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -25,6 +26,27 @@ from shoal import Process, cells
 PR_SET_CHILD_SUBREAPER = 36
 ENOUGH = 40
 """So many launches in a row are never all cold."""
+WORDS = ["workload"]
+STAYS = ["workload", "drain", "0"]
+PATH = os.pathsep.join(entry for entry in sys.path if entry)
+
+PRELUDE = """
+import ctypes, faulthandler, gc, resource, shutil, signal, socket, subprocess, threading, time
+import shoal
+from shoal import CloneFd, cells
+from rig.cells import *
+from rig.workload import observe
+faulthandler.dump_traceback_later(20, exit=True)  # a script that hangs is a failure of the test
+libc = ctypes.CDLL(None, use_errno=True)
+watched = Watched(shoal.spawn)
+WORDS = ["workload"]
+def go(*words, **how):
+    with watched.launch(workload, ["workload", *words], **how) as process:
+        return process.wait(timeout=20)
+"""
+"""What stands in front of a script that launches and watches."""
+SHORT_PATIENCE = "faulthandler.dump_traceback_later(8, exit=True)\n"
+
 _SYSCALLS = ctypes.CDLL(None, use_errno=True)
 _IOPRIO_GET = {"x86_64": 252, "aarch64": 31}.get(os.uname().machine)
 
