@@ -30,6 +30,44 @@
 static _Atomic(char *) spare_stack[SPARE_STACKS]; /* kept between launches: mapping one anew costs more than the clone */
 static _Atomic int without_clone3;                /* a filter or an old kernel answers ENOSYS; asked once */
 
+/* A child that changes its user takes from the memory, which is ours, too, until exec, that it may be dumped, debugged and
+ * looked at in /proc: prctl(2). Some launch in flight may be why it is so right now; the first of them has seen how it was. */
+static atomic_flag counting = ATOMIC_FLAG_INIT;
+static int in_flight, was_dumpable;
+
+static long get_dumpable(void) { return sys5(__NR_prctl, PR_GET_DUMPABLE, 0, 0, 0, 0); }
+
+static void lock_count(void)
+{
+    while (atomic_flag_test_and_set_explicit(&counting, memory_order_acquire))
+        ;
+}
+
+static void begin_launch(void)
+{
+    lock_count();
+    if (!in_flight++)
+        was_dumpable = get_dumpable() == 1;
+    atomic_flag_clear_explicit(&counting, memory_order_release);
+}
+
+static void end_launch(void)
+{
+    lock_count();
+    in_flight--;
+    if (was_dumpable && get_dumpable() != 1)
+        sys5(__NR_prctl, PR_SET_DUMPABLE, 1, 0, 0, 0);
+    atomic_flag_clear_explicit(&counting, memory_order_release);
+}
+
+void launch_after_fork(void)
+{
+    atomic_flag_clear(&counting);
+    if (in_flight && was_dumpable)
+        sys5(__NR_prctl, PR_SET_DUMPABLE, 1, 0, 0, 0);
+    in_flight = 0; /* those were the parent's */
+}
+
 static char *stack_get(void)
 {
     for (int i = 0; i < SPARE_STACKS; i++) {
@@ -208,16 +246,14 @@ void launch(struct plan *plan, struct outcome *out)
         plan->report.err = ENOMEM;
     } else {
         uint64_t all = ~(uint64_t)0, before;
-        long dumpable = sys5(__NR_prctl, PR_GET_DUMPABLE, 0, 0, 0, 0);
         sys4(__NR_rt_sigprocmask, 2 /* SIG_SETMASK */, &all, &before, sizeof all);
+        begin_launch(); /* no handler may launch while the count is locked */
         if (plan->head->enter_fd >= 0)
             clone_through_namespaces(&birth);
         else
             clone_program(&birth);
+        end_launch();
         sys4(__NR_rt_sigprocmask, 2 /* SIG_SETMASK */, &before, 0, sizeof before);
-        /* A change of user takes this from the memory, which is ours, too, until exec. */
-        if (dumpable == 1 && sys5(__NR_prctl, PR_GET_DUMPABLE, 0, 0, 0, 0) != 1)
-            sys5(__NR_prctl, PR_SET_DUMPABLE, 1, 0, 0, 0);
         stack_put(birth.stack);
         if (birth.err)
             plan->report.err = birth.err;

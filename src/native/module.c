@@ -8,6 +8,8 @@
 #include "sys.h"
 
 #include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -237,6 +239,9 @@ static int add_ops(PyObject *module)
 
 static int module_exec(PyObject *module)
 {
+    static atomic_flag seen = ATOMIC_FLAG_INIT; /* by another interpreter */
+    if (!atomic_flag_test_and_set(&seen) && pthread_atfork(NULL, NULL, launch_after_fork))
+        return PyErr_NoMemory(), -1;
     if (add_ops(module) < 0 || PyModule_AddIntMacro(module, STAGE_CLONE) < 0 || PyModule_AddIntMacro(module, STAGE_ENTER) < 0 ||
         PyModule_AddIntMacro(module, STAGE_OPS) < 0 || PyModule_AddIntMacro(module, STAGE_EXEC) < 0 ||
         PyModule_AddIntMacro(module, PLAN_SHARE_FDS) < 0 || PyModule_AddIntMacro(module, PLAN_COLLECT) < 0)

@@ -155,5 +155,6 @@ struct outcome {
     struct report report; /* stage EXEC and err 0: it runs. Anything else: it is gone and reaped. */
 };
 void launch(struct plan *plan, struct outcome *out);
+void launch_after_fork(void); /* in the child of a fork(2), whose other threads are gone */
 
 #endif

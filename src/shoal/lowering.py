@@ -31,7 +31,7 @@ from shoal.packing import (
     Packed,
     Packer,
 )
-from shoal.plan import JobPlace, Plan
+from shoal.plan import Descriptor, JobPlace, Plan
 from shoal.world import COMM_BYTES, World, begins_empty, comm, needs_id_map
 
 CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
@@ -54,6 +54,7 @@ class Lowered:
         program: holes for the keeper's pidfd and its socket (in a cell only), the number of the user and the id map (where it has
             one of its own), then one for each of `sources`.
         sources: the caller's descriptors that are handed over, in the order of the plan's descriptors.
+        targets: their numbers in the child.
         terminal: the controlling one, which a user of its own is to be able to open.
     """
 
@@ -61,6 +62,7 @@ class Lowered:
     tasks: str
     program: Packed
     sources: tuple[int, ...]
+    targets: tuple[int, ...]
     name: str
     label: str
     dies_with_caller: bool
@@ -69,21 +71,42 @@ class Lowered:
     terminal: int | None
 
 
-def lower(plan: Plan, *, filter_program: bytes | None, name_it: NameIt, no_mounts: NoMounts, nowhere_fd: int = NO_FD) -> Lowered:
+def lower(
+    plan: Plan,
+    *,
+    filter_program: bytes | None,
+    name_it: NameIt,
+    no_mounts: NoMounts,
+    nowhere_fd: int = NO_FD,
+    reopening: bool = True,
+) -> Lowered:
     """The whole of a plan.
 
     Args:
         filter_program: a seccomp filter that the plan's job asks for.
         no_mounts: gives a mount namespace in which nothing is, or NO_FD.
         nowhere_fd: an unusable directory to stand in when the wanted one cannot be entered, or NO_FD.
+        reopening: what is kept and has a high number may be opened anew by the child, by the caller's links in /proc.
     """
+    reopening = reopening and _may_look_at_caller(plan)
     empty_fd = no_mounts() if plan.world == "cell" and begins_empty(plan) else NO_FD
-    keeper, tasks = _lower_keeper(plan, empty_fd) if plan.world == "cell" else (None, "")
-    program = _lower_program(plan, filter_program, name_it, empty_fd != NO_FD, nowhere_fd)
-    sources = tuple(item.source for item in plan.descriptors if isinstance(item.source, int) and not item.reopened)
+    keeper, tasks = _lower_keeper(plan, empty_fd, reopening) if plan.world == "cell" else (None, "")
+    program = _lower_program(plan, filter_program, name_it, empty_fd != NO_FD, nowhere_fd, reopening)
+    handed = [(item.source, item.target) for item in plan.descriptors if isinstance(item.source, int) and not _reopens(item, reopening)]
+    sources, targets = tuple(source for source, _ in handed), tuple(target for _, target in handed)
     user = plan.confinement.own_user and keeper is not None
     return Lowered(
-        keeper, tasks, program, sources, plan.name, plan.program.label, plan.dies_with_caller, user, user and maps_ids(plan), plan.terminal
+        keeper,
+        tasks,
+        program,
+        sources,
+        targets,
+        plan.name,
+        plan.program.label,
+        plan.dies_with_caller,
+        user,
+        user and maps_ids(plan),
+        plan.terminal,
     )
 
 
@@ -135,7 +158,7 @@ def _lasts(source: MountSource) -> bool:
 def lower_waiting(plan: Plan, no_mounts: NoMounts) -> Waiting:
     """A plan in two parts. Only for those that `can_wait()`."""
     empty_fd = no_mounts() if begins_empty(plan) else NO_FD
-    keeper, tasks = _lower_keeper(plan, empty_fd)
+    keeper, tasks = _lower_keeper(plan, empty_fd, _may_look_at_caller(plan))
     packer = Packer()
     packer.unshare_fds()
     init, control = packer.hole(), packer.hole()
@@ -191,7 +214,7 @@ WAITING_SOCKET, WAITING_BASE, WAITING_RULES = 3, 4, 5
 """A waiting process's descriptors: src/native/request.h. The last one is there only with Landlock."""
 
 
-def _lower_keeper(plan: Plan, empty_fd: int) -> tuple[Packed, str]:
+def _lower_keeper(plan: Plan, empty_fd: int, reopening: bool) -> tuple[Packed, str]:
     """A cell's pid 1, and its tasks after exec."""
     packer = Packer()
     packer.unshare_fds()
@@ -201,7 +224,7 @@ def _lower_keeper(plan: Plan, empty_fd: int) -> tuple[Packed, str]:
         clone_flags |= CLONE_NEWNS
     else:
         # The copy of a mount namespace with nothing in it costs next to nothing, and so does its end.
-        empty_fd = _reopened(packer, empty_fd, os.O_RDONLY) if wants_reopening(empty_fd) else empty_fd
+        empty_fd = _reopened(packer, empty_fd, os.O_RDONLY) if reopening and wants_reopening(empty_fd) else empty_fd
         packer.op("SETNS", "leaving the caller's mounts", fd=empty_fd, a=CLONE_NEWNS)
         unshared |= CLONE_NEWNS
     where = _placement(plan)
@@ -224,13 +247,13 @@ def _lower_keeper(plan: Plan, empty_fd: int) -> tuple[Packed, str]:
     return keeper_plan(packer, null, clone_flags, **where), tasks
 
 
-def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, empty: bool, nowhere_fd: int) -> Packed:
+def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, empty: bool, nowhere_fd: int, reopening: bool) -> Packed:
     packer = Packer()
     packer.unshare_fds()
     in_cell = plan.world == "cell"
     keeper, control = (packer.hole(), packer.hole()) if in_cell else (NO_FD, NO_FD)
     user, id_map = _user_holes(packer, plan) if in_cell else (NO_FD, NO_FD)
-    holes = [packer.hole() if isinstance(item.source, int) and not item.reopened else NO_FD for item in plan.descriptors]
+    holes = [packer.hole() if isinstance(item.source, int) and not _reopens(item, reopening) else NO_FD for item in plan.descriptors]
     clone_flags = 0
     where = _placement(plan)
     needs_null = {0, 1, 2} - {item.target for item in plan.descriptors}
@@ -241,7 +264,7 @@ def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, em
         map_ids(packer)
     null = open_null(packer) if needs_null else NO_FD
     for position, item in enumerate(plan.descriptors):
-        if isinstance(item.source, int) and item.reopened:
+        if isinstance(item.source, int) and _reopens(item, reopening):
             holes[position] = _reopened(packer, item.source, os.O_RDONLY)
     if not in_cell and plan.netns_fd is not None:
         packer.op("SETNS", "entering the network handed over", fd=plan.netns_fd, a=CLONE_NEWNET)
@@ -269,7 +292,7 @@ def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, em
         if plan.mounts:
             world.mount_on_top(private=bool(clone_flags & CLONE_NEWNS))
         exec_fd, exec_path = _executable_in_callers_world(plan, memory_fd, name_it)
-        if wants_reopening(exec_fd):
+        if reopening and wants_reopening(exec_fd):
             exec_fd = _reopened(packer, exec_fd, os.O_PATH)
     # Not through /proc/self/fd: the caller's descriptors are still open, and a directory among them is a way out.
     packer.op("CHDIR", ENTERING, fd=nowhere_fd, text=plan.cwd, b=RESOLVE_NO_MAGICLINKS if in_cell else 0)
@@ -329,8 +352,20 @@ def _user_holes(packer: Packer, plan: Plan) -> tuple[int, int]:
     return user, packer.hole() if maps_ids(plan) else NO_FD
 
 
+REOPENING = "opening what is kept for all children"
+
+
+def _may_look_at_caller(plan: Plan) -> bool:
+    """Whether the child stays in the caller's user namespace: from another one, the links of /proc/PID/fd lead nowhere (ptrace(2))."""
+    return plan.privileged or (plan.world == "caller" and not plan.mounts)
+
+
+def _reopens(item: Descriptor, reopening: bool) -> bool:
+    return reopening and item.kept and isinstance(item.source, int) and wants_reopening(item.source)
+
+
 def _reopened(packer: Packer, fd: int, flags: int) -> int:
-    return packer.made("OPEN", "opening what is kept for all children", fd=CWD_FD, text=f"/proc/{os.getpid()}/fd/{fd}", a=flags)
+    return packer.made("OPEN", REOPENING, fd=CWD_FD, text=f"/proc/{os.getpid()}/fd/{fd}", a=flags)
 
 
 def _placement(plan: Plan) -> dict[str, int]:

@@ -69,13 +69,13 @@ class Descriptor:
         target: its number in the child.
         source: the caller's descriptor, or for a directory handed to a cell what will be mounted, detached, for it.
         label: what it is and where it comes from.
-        reopened: one with a high number, which would make the child copy all below it: the child opens the same file anew.
+        kept: the library's own, kept between launches; the child may open the same file anew instead of being handed it.
     """
 
     target: int
     source: int | Bind
     label: str
-    reopened: bool = False
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from shoal.entries import NETWORK_PREFIX
 from shoal.handles.base import PA_HND_TYPE, HandleType
-from shoal.handles.kept import wants_reopening
 from shoal.handles.mount import Bind
 from shoal.handles.netns import NetNs
 from shoal.plan import Descriptor, Mount
@@ -47,8 +46,7 @@ class Startup:
 
     def placed(self, fd: int) -> Descriptor:
         """Its place among the child's descriptors."""
-        reopened = self.kept and isinstance(self.source, int) and wants_reopening(self.source)
-        return Descriptor(fd, self.source, f"{self.kind} handle {self.id:#x}", reopened)
+        return Descriptor(fd, self.source, f"{self.kind} handle {self.id:#x}", self.kept)
 
 
 def numbering_order(handles: Sequence[Startup]) -> list[int]:

@@ -151,17 +151,16 @@ def remember(
         return
     if identity[:2] != (program.dev, program.ino):
         return
-    sources: list[int] = []
-    ahead_sources: list[int] = []
-    for item in plan.descriptors:
-        if not isinstance(item.source, int):
-            return
-        source = -1 - targets.index(item.target) if item.target in targets else item.source
-        ahead_sources.append(source)
-        if not item.reopened:
-            sources.append(source)
+    if not all(isinstance(item.source, int) for item in plan.descriptors):
+        return
+
+    def given(source: int, target: int) -> int:
+        return -1 - targets.index(target) if target in targets else source
+
+    sources = tuple(map(given, lowered.sources, lowered.targets))
+    ahead_sources = tuple(given(item.source, item.target) for item in plan.descriptors if isinstance(item.source, int))
     ahead = lower_waiting(plan, empty_mounts) if can_wait(plan) else None
-    known = _Known(identity, lowered, plan.cwd, startup, tuple(sources), same_libraries, ahead, tuple(ahead_sources))
+    known = _Known(identity, lowered, plan.cwd, startup, sources, same_libraries, ahead, ahead_sources)
     with _lock:
         _known[path, flags, argv[0] if argv else b"", targets] = known
         while len(_known) > KEPT:

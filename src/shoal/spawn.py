@@ -24,7 +24,7 @@ from shoal.handles.policy import deny_new_process_filter
 from shoal.handles.process import Process
 from shoal.handles.vmo import Vmo
 from shoal.launcher import run
-from shoal.lowering import ENTERING, Lowered, lower
+from shoal.lowering import ENTERING, REOPENING, Lowered, lower
 from shoal.naming import name_it
 from shoal.packing import count_strings
 from shoal.plan import NOTHING_MORE, Confinement, JobPlace, Plan
@@ -304,18 +304,23 @@ def _follow_renames(plan: Plan) -> Plan | None:
     return dataclasses.replace(plan, mounts=mounts, descriptors=placed) if held else None
 
 
-def _execute(plan: Plan, filter_program: bytes | None) -> tuple[Process, Lowered]:
-    lowered = lower(plan, filter_program=filter_program, name_it=name_it, no_mounts=empty_mounts)
+def _execute(plan: Plan, filter_program: bytes | None, reopening: bool = True) -> tuple[Process, Lowered]:
+    lowered = lower(plan, filter_program=filter_program, name_it=name_it, no_mounts=empty_mounts, reopening=reopening)
     argv, environ = count_strings(plan.argv), count_strings(plan.environ)
     try:
         return run(lowered, lowered.sources, argv, environ), lowered
     except AccessDeniedError as error:
+        if REOPENING in error.detail and reopening:
+            # We are not dumpable, so that our links in /proc are root's: prctl(2). It costs only time to hand it over.
+            return _execute(plan, filter_program, reopening=False)
         if ENTERING not in error.detail:
             raise
     # It cannot be entered, and without privileges the child can make no place to stand in instead.
     nowhere = _removed_directory()
     try:
-        lowered = lower(plan, filter_program=filter_program, name_it=name_it, no_mounts=empty_mounts, nowhere_fd=nowhere)
+        lowered = lower(
+            plan, filter_program=filter_program, name_it=name_it, no_mounts=empty_mounts, nowhere_fd=nowhere, reopening=reopening
+        )
         return run(lowered, lowered.sources, argv, environ), lowered
     finally:
         os.close(nowhere)

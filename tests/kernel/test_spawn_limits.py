@@ -57,6 +57,68 @@ answer(seen)
     assert all(status in ("NO_RESOURCES", "BAD_STATE") and number == errno.EMFILE for status, number in failures)
 
 
+@pytest.mark.parametrize(("world_of_child", "dumpable"), [("direct", True), ("direct", False), ("cell", True)])
+def test_a_caller_who_already_has_many_descriptors_open_can_spawn(run_python, world_of_child, dumpable):
+    # What is kept for all children then has a high number, and the links to it in /proc are root's where we are not dumpable.
+    script = """
+import ctypes, shoal
+from shoal import SpawnFlags
+if not args[1]:
+    ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
+held = [os.dup(0) for _ in range(100)]
+flags = SpawnFlags.CLONE_UTC_CLOCK | SpawnFlags.CLONE_JOB | SpawnFlags.CLONE_STDIO
+flags |= SpawnFlags.CLONE_NAMESPACE if args[0] == "direct" else SpawnFlags(0)
+codes = []
+for _ in range(4):
+    with shoal.spawn(workload, ["workload", "exit", "7"], flags=flags) as process:
+        codes.append(process.wait(timeout=30))
+answer(codes)
+"""
+    assert run_python(script, world_of_child, dumpable) == [7] * 4
+
+
+@needs("user namespaces for ordinary users")
+def test_an_ordinary_user_that_is_not_dumpable_is_told_so(run_python):
+    if os.geteuid() == 0:
+        pytest.skip("needs an ordinary user: root makes no user namespaces")
+    script = """
+import ctypes, shoal
+ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
+try:
+    shoal.spawn(workload, ["workload"], flags=shoal.SpawnFlags(0))
+except shoal.SpawnError as error:
+    answer([error.status.name, str(error)])
+"""
+    status, text = run_python(script)
+    assert status == "ACCESS_DENIED"
+    assert "not dumpable" in text
+
+
+def test_the_caller_is_as_dumpable_as_before_whatever_is_launched_side_by_side(run_python):
+    script = """
+import ctypes, threading, shoal
+prctl = ctypes.CDLL(None).prctl
+before = prctl(3, 0, 0, 0, 0)
+def some():
+    for _ in range(25):
+        with shoal.spawn(workload, ["workload"], flags=shoal.SpawnFlags(0)) as process:
+            process.wait(timeout=30)
+threads = [threading.Thread(target=some) for _ in range(6)]
+for thread in threads:
+    thread.start()
+forks = []
+for _ in range(20):  # while some are being launched
+    pid = os.fork()
+    if not pid:
+        os._exit(prctl(3, 0, 0, 0, 0))
+    forks.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+for thread in threads:
+    thread.join()
+answer([before, prctl(3, 0, 0, 0, 0), *forks])
+"""
+    assert run_python(script) == [1] * 22
+
+
 @needs("unshare and setpriv (Debian package util-linux)")
 @needs("user namespaces for ordinary users")
 @pytest.mark.parametrize("kind", ["mnt", "pid", "net", "uts", "ipc", "cgroup"])

@@ -21,6 +21,8 @@ from shoal.status import SpawnError, Stage, Status, failure, failure_from_errno
 CONTROL_FD = 3
 ID_MAPPED = "its files as the child's own"
 """The end of what an op is called that maps ids: some file systems cannot (tmpfs before Linux 6.3)."""
+DENY_SETGROUPS = "denying setgroups"
+"""What the first op is called that a new user namespace needs."""
 MAKE_NETWORK = "n"
 STAY, DIE_WITH_US, HOLD = b"g", b"d", b"j"
 """What a keeper is told: keep a program's cell; the same until the socket closes; hold a namespace until then."""
@@ -99,6 +101,9 @@ def _launch_error(labels: Sequence[str], label: str, stage: int, index: int, err
         if error == errno.EINVAL and labels[index].endswith(ID_MAPPED):
             what = f'{detail}: its file system cannot do that on this kernel; run as the caller (user="caller"), or use another file system'
             return failure(Status.NOT_SUPPORTED, Stage.SETUP, what, error)
+        if error == errno.EACCES and labels[index] == DENY_SETGROUPS and os.stat("/proc/self/fd").st_uid != os.geteuid():
+            what = f"{detail}: this process is not dumpable, so only root may make a user namespace for it: prctl(2), PR_SET_DUMPABLE"
+            return failure(Status.ACCESS_DENIED, Stage.SETUP, what, error)
         found = failure_from_errno(error, Stage.SETUP, detail)
         # NOT_FOUND belongs to the path given to spawn alone: any later one is INTERNAL (spec 2.4).
         return failure(Status.INTERNAL, Stage.SETUP, detail, error) if found.status is Status.NOT_FOUND else found

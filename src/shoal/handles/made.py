@@ -9,6 +9,7 @@ import os
 
 from shoal import _native
 from shoal.handles.forks import held_over_forks
+from shoal.handles.keeper import DENY_SETGROUPS
 from shoal.handles.kept import KeptFd
 from shoal.handles.mount import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
 from shoal.packing import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUSER, CWD_FD, Packer
@@ -19,7 +20,7 @@ from shoal.status import SpawnError, Stage, Status, failure, failure_from_errno
 def map_ids(packer: Packer) -> None:
     """Ops that map the caller's own user and group, and nobody else, into a new user namespace: user_namespaces(7)."""
     uid, gid = os.geteuid(), os.getegid()
-    packer.op("WRITE", "denying setgroups", text="/proc/self/setgroups", text2="deny")
+    packer.op("WRITE", DENY_SETGROUPS, text="/proc/self/setgroups", text2="deny")
     packer.op("WRITE", "mapping the user id", text="/proc/self/uid_map", text2=f"{uid} {uid} 1\n")
     packer.op("WRITE", "mapping the group id", text="/proc/self/gid_map", text2=f"{gid} {gid} 1\n")
 
