@@ -61,7 +61,7 @@ enum { FD = 1, FD2 = 2, OUT = 4, STR = 8, STR2 = 16 };
     X(RLIMIT, op_rlimit, 0)                          /* flags: resource, a: soft, b: hard */                                     \
     X(AFFINITY, op_affinity, STR)                    /* str: mask of processors, a: its size in bytes */                         \
     X(NICE, op_nice, 0)                              /* a: nice value */                                                         \
-    X(IDS, op_ids, FD | FD2)                         /* fd: user, fd2: group (numbers, no descriptors); no other groups */       \
+    X(IDS, op_ids, FD | FD2)                         /* fd: user, fd2: group: numbers, or slots that hold them; no other groups */   \
     X(LANDLOCK_RULES, op_landlock_rules, OUT)        /* flags: scopes, a: file accesses, b: network accesses, all handled */     \
     X(LANDLOCK_ALLOW, op_landlock_allow, FD | FD2)   /* fd: rules, fd2: what, a: accesses, b: 1: fine where it is in no directory */ \
     X(LANDLOCK_ENTER, op_landlock_enter, FD)         /* fd: rules */                                                             \

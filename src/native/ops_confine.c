@@ -29,14 +29,14 @@ int op_nice(struct plan *plan, const struct op *op)
 /* The groups first: they cannot be given up any more once the user has been. Leaving uid 0 empties the permitted set. */
 int op_ids(struct plan *plan, const struct op *op)
 {
-    (void)plan;
-    if (op->fd <= 0 || op->fd2 <= 0)
-        return EINVAL; /* a slot or root: not what anybody means */
+    int user = plan_fd(plan, op->fd), group = plan_fd(plan, op->fd2); /* a slot may hold such a number, too */
+    if (user <= 0 || group <= 0)
+        return EINVAL; /* root, or nothing: not what anybody means */
     long ret = sys2(__NR_setgroups, 0, 0);
     if (ret == 0)
-        ret = sys3(__NR_setresgid, op->fd2, op->fd2, op->fd2);
+        ret = sys3(__NR_setresgid, group, group, group);
     if (ret == 0)
-        ret = sys3(__NR_setresuid, op->fd, op->fd, op->fd);
+        ret = sys3(__NR_setresuid, user, user, user);
     return (int)-ret;
 }
 

@@ -1,21 +1,20 @@
-"""Warm cells: cells made ahead of their use by threads in the background, so that a launch into one is a message and an answer.
+"""Warm cells: cells made ahead of their use, so that a launch into one is a message and an answer.
 
 What a cell fixes is there already - namespaces, world of files, no privileges - and a process waits in it to be told its
-arguments, environment and descriptors, and becomes the program by exec. Each cell is used once. None is made before the same
-launch was seen twice within a moment, none is kept when launches stop, and there are never more than a few: a program
-that starts one child a minute has none.
+arguments, environment and descriptors, and becomes the program by exec. Each cell is used once. They are made by a process of
+ours, one for each kind of launch (`factory`). There is none before the same launch was seen twice within a moment, none when
+launches stop, and there are never more than a few cells: a program that starts one child a minute has none.
 
-A cell made ahead must not differ from one made now. So it is thrown away when the mounts of this process have changed since, and
-not used by a thread that has other limits, ids, capabilities, processors or filters than the one that made it. What is left
-is in docs/design.md.
+A cell made ahead must not differ from one made now. So all are thrown away when the mounts of this process have changed since, and
+when a thread asks that has other limits, ids, capabilities, processors or filters than the one for which they are made. What is
+left is in docs/design.md.
 
-Whatever happens to the owner, nothing stays: a waiting process ends with its socket, and its cell with it. Before a fork the
-threads pause, so that the child inherits nothing half-made; it begins without any.
+Whatever happens to the owner, nothing stays: a factory and a waiting process end with their sockets, and a cell with what waits in
+it. A thread gives up what is not needed any more; before a fork it pauses, and the child begins without any.
 """
 
 from __future__ import annotations
 
-import array
 import atexit
 import os
 import resource
@@ -24,17 +23,15 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from shoal import _native
+from shoal.factory import Factory, WaitingProcess, start_factory
 from shoal.handles import reaper
-from shoal.handles.deadline import Deadline
 from shoal.handles.keeper import Strings
 from shoal.handles.process import Process
-from shoal.launcher import WaitingProcess, prepare
-from shoal.lowering import Waiting
-from shoal.status import SpawnError
+from shoal.recipe import Recipe
 
 KEPT = 16
 """The most cells that wait at any time."""
@@ -42,20 +39,14 @@ IDLE_S = 2.0
 """Cells for a launch that was not seen for so long are given up."""
 SOON_S = 2.0
 """A launch seen again within this time will be seen once more."""
+HOPELESS, HOPELESS_S = 3, 1.0
+"""After so many cells in a row that came to nothing there are none for so long: the launch itself will say what is wrong."""
 FDS_FOR_ONE = 64
 """A cell that waits takes four or five descriptors: no more of them than one for so many that the limit allows."""
 FDS_MOST, STRINGS_MOST, BYTES_MOST = 253, 4096, 65000
 """What a message can hold: src/native/request.h."""
-QUIET_S = 0.003
-"""How long the making of cells waits for the end of a program that has just been launched."""
 PATIENCE_S = 0.1
 """How long a launch waits for a cell that is being made; it would make one itself in less."""
-
-
-@dataclass(slots=True)
-class _Cell:
-    process: WaitingProcess
-    inherited: bytes
 
 
 @dataclass(slots=True, eq=False)
@@ -64,17 +55,35 @@ class _Shelf:
 
     Attributes:
         wanted: how many should be ready or in the making.
-        quiet_for: the program launched last, which is not to be disturbed.
+        factory: who makes them; inherited: what a cell takes over from the thread it was started for.
         awaited: launches that wait for one in the making.
+        failures: cells that came to nothing, in a row; hopeless_until: when to try again.
     """
 
-    recipe: Waiting
-    wanted: int
+    recipe: Recipe
     seen: float
-    ready: deque[_Cell] = field(default_factory=deque)
-    making: int = 0
+    wanted: int = 0
+    ready: deque[WaitingProcess] = field(default_factory=deque)
+    factory: Factory | None = None
+    inherited: bytes = b""
+    starting: bool = False
     awaited: int = 0
-    quiet_for: reaper.OwnedFd | None = None
+    failures: int = 0
+    hopeless_until: float = 0.0
+
+    @property
+    def making(self) -> int:
+        return 0 if self.factory is None else self.factory.making
+
+    @property
+    def kept(self) -> int:
+        return len(self.ready) + self.making
+
+    def next(self) -> WaitingProcess | None:
+        """A cell that somebody has made, without waiting."""
+        if self.ready:
+            return self.ready.popleft()
+        return None if self.factory is None else self.factory.receive()
 
 
 class _Pool:
@@ -84,156 +93,211 @@ class _Pool:
         self._begin()
 
     def _begin(self) -> None:
-        self._work = threading.Condition(self._lock)  # for the threads: something to make, to give up, or to end
-        self._done = threading.Condition(self._lock)  # for all others: a cell was made, or could not be
-        self._shelves: dict[Waiting, _Shelf] = {}
-        self._threads: set[threading.Thread] = set()
-        self._making = 0
+        self._work = threading.Condition(self._lock)  # for the thread: something to give up, or to end
+        self._done = threading.Condition(self._lock)  # for all others: a factory was started, or could not be
+        self._shelves: dict[Recipe, _Shelf] = {}
+        self._unwanted: list[Factory | WaitingProcess] = []
+        self._threads: set[threading.Thread] = set()  # that have not ended yet, or were not joined
+        self._tidying = False  # one of them gives up what is not wanted
         self._paused = 0
-        self._epoch = 0
         self._generation = 0  # threads of an earlier one end
         self._taken: set[WaitingProcess] = set()
-        self._mounts_of = -1
+        self._mounts_of = b""
         self._mounts: select.poll | None = None
         self._mounts_fd: reaper.OwnedFd | None = None
 
-    def take(self, recipe: Waiting) -> WaitingProcess | None:
+    def take(self, recipe: Recipe) -> WaitingProcess | None:
         """A cell for `recipe`, or None where making one takes less time than waiting. Asks for more to be made."""
         with self._lock:
             shelf = self._shelves.get(recipe)
             if shelf is None:
                 self._forget_old()
                 if self.most > 0:
-                    self._shelves[recipe] = _Shelf(recipe, 0, time.monotonic())
+                    self._shelves[recipe] = _Shelf(recipe, time.monotonic())
                 return None
-            unwanted = self._all_ready() if self._mounts_changed() else []
+            own = _native.inherited()
+            if self._mounts_changed(own):
+                for other in self._shelves.values():
+                    self._retire(other)
+                    other.failures, other.hopeless_until = 0, 0.0
             now = time.monotonic()
             soon, shelf.seen = now - shelf.seen < SOON_S, now
-            own = _native.inherited()
-            found, others = self._pick(shelf, own)
-            unwanted += others
-            if others:
-                self._end_threads()  # they differ from this one as their cells do
-            if soon:
+            if shelf.factory is not None and shelf.inherited != own:
+                self._retire(shelf)
+            found = shelf.next()
+            if soon and now >= shelf.hopeless_until:
                 # One more than needed so far, until a launch finds one ready.
-                shelf.wanted = min(shelf.wanted + (not found), self.most)
+                shelf.wanted = min(shelf.wanted + (found is None), self.most)
                 if found is None:
-                    self._ask()
-            if found is None and not self._paused and shelf.making > shelf.awaited:
+                    self._ask(shelf)
+            if found is None and shelf.making > shelf.awaited:
                 shelf.awaited += 1
                 try:
-                    self._done.wait_for(lambda: shelf.ready or shelf.making < shelf.awaited, PATIENCE_S)
+                    found = self._wait(shelf)
                 finally:
                     shelf.awaited -= 1
-                found, others = self._pick(shelf, own)
-                unwanted += others
+            if shelf.factory is not None and shelf.factory.failed:
+                self._note_failure(shelf)
+                self._retire(shelf)
             if found is not None:
-                self._taken.add(found.process)
-        for cell in unwanted:
-            cell.process.give_up()
-        return None if found is None else found.process
+                self._taken.add(found)
+            return found
 
-    def done_with(self, process: WaitingProcess) -> None:
+    def done_with(self, process: WaitingProcess, recipe: Recipe, *, failed: bool) -> None:
         """It has become the program, or nothing."""
         with self._lock:
             self._taken.discard(process)
+            if (shelf := self._shelves.get(recipe)) is None:
+                return
+            if failed:
+                self._note_failure(shelf)
+            else:
+                shelf.failures = 0
 
-    def refill(self, recipe: Waiting | None, launched: Process | None) -> None:
-        """Make what is wanted: while `launched` runs only where little is left, since most programs are over soon."""
+    def refill(self, recipe: Recipe | None, launched: Process | None) -> None:
+        """Make what is wanted: a moment later while `launched` runs only where little is left, since most programs are over soon."""
         with self._lock:
-            shelf = None if recipe is None else self._shelves.get(recipe)
-            if shelf is not None:
-                shelf.quiet_for = None if launched is None or 2 * len(shelf.ready) < shelf.wanted else launched.pidfd
-            self._ask()
+            for shelf in self._shelves.values() if recipe is None else [self._shelves[recipe]] if recipe in self._shelves else []:
+                quiet_for = None if launched is None or 2 * len(shelf.ready) < shelf.wanted else launched.pidfd
+                self._ask(shelf, quiet_for)
 
     def wait_ready(self) -> int:
         with self._lock:
-            while self._making:
+            while any(shelf.starting for shelf in self._shelves.values()):
                 self._done.wait()
+            for shelf in self._shelves.values():
+                while shelf.factory is not None and (cell := shelf.factory.receive(wait=True)) is not None:
+                    shelf.ready.append(cell)
             return sum(len(shelf.ready) for shelf in self._shelves.values())
 
     def drain(self) -> bool:
-        """Give up every cell, wait until none is in the making, and end the threads. Whether there was any."""
+        """Give up every cell and every factory, wait until they are gone, and end the threads. Whether there was any."""
         with self._lock:
             self._paused += 1
             try:
-                while self._making:
-                    self._done.wait()
-                cells = self._all_ready()
-                self._shelves.clear()
                 threads = self._end_threads()
+                for shelf in self._shelves.values():
+                    self._retire(shelf)
+                self._shelves.clear()
             finally:
                 self._paused -= 1
             self._mounts = self._mounts_fd = None
         for thread in threads:
             thread.join()
-        for cell in cells:
-            cell.process.end()
-        return bool(cells or threads)
+        with self._lock:
+            unwanted, self._unwanted = self._unwanted, []
+        _dispose(unwanted)
+        return bool(unwanted)
 
     def before_fork(self) -> None:
         with self._lock:
             self._paused += 1
             threads = self._end_threads()
-            while self._making:
-                self._done.wait()
         for thread in threads:
             thread.join()
         self._lock.acquire()
 
     def after_fork(self) -> None:
         self._paused -= 1
-        self._ask()
+        if self._shelves or self._unwanted:
+            self._need_thread()
         self._lock.release()
 
     def after_fork_in_child(self) -> None:
         for shelf in self._shelves.values():
             for cell in shelf.ready:
-                cell.process.forget()
+                cell.forget()
+            if shelf.factory is not None:
+                shelf.factory.forget()
+        for unwanted in self._unwanted:
+            unwanted.forget()
         for process in self._taken:
             process.forget()
         self._lock = threading.RLock()
         self._begin()
 
-    def _end_threads(self) -> tuple[threading.Thread, ...]:
-        """Tell them to end; those that are needed begin anew."""
-        self._generation += 1
-        threads = tuple(self._threads)
-        self._threads.clear()
-        self._work.notify_all()
-        return threads
+    def _wait(self, shelf: _Shelf) -> WaitingProcess | None:
+        """Wait for one in the making. Gives up the lock meanwhile."""
+        last = time.monotonic() + PATIENCE_S
+        while (factory := shelf.factory) is not None and factory.making and not factory.failed and not self._paused:
+            # A copy: another thread may close it while this one waits.
+            socket = reaper.OwnedFd(os.dup(factory.fileno()))
+            self._lock.release()
+            try:
+                poll = select.poll()
+                poll.register(socket.fd, select.POLLIN)
+                answered = poll.poll(max(0.0, last - time.monotonic()) * 1000)
+            finally:
+                self._lock.acquire()
+            if shelf.factory is not factory:
+                return None  # by now they are made for another thread's launches
+            if (found := shelf.next()) is not None or not answered:
+                return found
+        return None
+
+    def _ask(self, shelf: _Shelf, quiet_for: reaper.OwnedFd | None = None) -> None:
+        """See to it that what is wanted is made."""
+        most = min(self.most, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // FDS_FOR_ONE)
+        need = min(shelf.wanted - shelf.kept, most - sum(other.kept for other in self._shelves.values()))
+        if self._paused or need <= 0 or shelf.starting:
+            return
+        if shelf.factory is not None:
+            shelf.factory.ask(need, -1 if quiet_for is None else quiet_for.fd)
+        else:
+            shelf.starting = self._start_thread(lambda: self._start(shelf), "shoal-factory")
+            self._need_thread()
+
+    def _start(self, shelf: _Shelf) -> None:
+        """In a thread that ends then: a child asked to die with the thread that made it (PR_SET_PDEATHSIG) shall not, so no thread
+        of the program's may have made it."""
+        inherited = _native.inherited()
+        factory = start_factory(shelf.recipe)
+        with self._lock:
+            shelf.starting = False
+            if factory is None:
+                self._note_failure(shelf)
+            elif self._shelves.get(shelf.recipe) is not shelf:
+                self._unwanted.append(factory)
+                self._work.notify_all()
+            else:
+                shelf.factory, shelf.inherited = factory, inherited
+                self._ask(shelf)
+            self._done.notify_all()
+
+    def _note_failure(self, shelf: _Shelf) -> None:
+        shelf.failures += 1
+        if shelf.failures >= HOPELESS:
+            shelf.wanted, shelf.failures, shelf.hopeless_until = 0, 0, time.monotonic() + HOPELESS_S
+            self._retire(shelf)
+
+    def _retire(self, shelf: _Shelf) -> None:
+        """What was made for it, and who makes it, is not to be used any more."""
+        self._unwanted += shelf.ready
+        shelf.ready.clear()
+        if shelf.factory is not None:
+            self._unwanted.append(shelf.factory)
+            shelf.factory = None
+        if self._unwanted:
+            self._need_thread()
+            self._work.notify_all()
 
     def _forget_old(self) -> None:
         now = time.monotonic()
         for shelf in tuple(self._shelves.values()):
-            if not shelf.ready and not shelf.making and now - shelf.seen > SOON_S:
+            if not shelf.ready and shelf.factory is None and not shelf.starting and now - shelf.seen > SOON_S:
                 del self._shelves[shelf.recipe]
 
-    def _pick(self, shelf: _Shelf, own: bytes) -> tuple[_Cell | None, list[_Cell]]:
-        """A cell that is like one made by this thread, and those that are not."""
-        others: list[_Cell] = []
-        while shelf.ready:
-            cell = shelf.ready.popleft()
-            if cell.inherited == own:
-                return cell, others
-            others.append(cell)
-        return None, others
+    def _mounts_changed(self, own: bytes) -> bool:
+        """Whether anything was mounted or unmounted here since the last time. proc_pid_mounts(5) tells by POLLPRI.
 
-    def _all_ready(self) -> list[_Cell]:
-        self._epoch += 1  # what is in the making is not wanted either
-        cells = [cell for shelf in self._shelves.values() for cell in shelf.ready]
-        for shelf in self._shelves.values():
-            shelf.ready.clear()
-        return cells
-
-    def _mounts_changed(self) -> bool:
-        """Whether anything was mounted or unmounted here since the last time. proc_pid_mounts(5) tells by POLLPRI."""
+        Args:
+            own: what this thread's children inherit, which is not the same in any two mount namespaces.
+        """
         try:
-            here = os.stat("/proc/thread-self/ns/mnt").st_ino
-            if self._mounts is None or here != self._mounts_of:
+            if self._mounts is None or own != self._mounts_of:
                 self._mounts = None
                 self._mounts_fd = reaper.OwnedFd(os.open("/proc/thread-self/mountinfo", os.O_RDONLY | os.O_CLOEXEC))
-                self._mounts_of = here
+                self._mounts_of = own
                 self._mounts = select.poll()
                 self._mounts.register(self._mounts_fd.fd, select.POLLPRI)
                 return True  # what happened before is not known
@@ -241,106 +305,71 @@ class _Pool:
             return True
         return bool(self._mounts.poll(0))
 
-    def _next(self) -> _Shelf | None:
-        if self._paused:
-            return None
-        kept = sum(len(shelf.ready) + shelf.making for shelf in self._shelves.values())
-        if kept >= min(self.most, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // FDS_FOR_ONE):
-            return None
-        return next((shelf for shelf in self._shelves.values() if len(shelf.ready) + shelf.making < shelf.wanted), None)
+    def _end_threads(self) -> tuple[threading.Thread, ...]:
+        """Tell them to end; the one that is needed begins anew."""
+        self._generation += 1
+        threads = tuple(self._threads)
+        self._threads.clear()
+        self._tidying = False
+        self._work.notify_all()
+        return threads
 
-    def _ask(self) -> None:
-        if self._next() is None:
-            return
-        if len(self._threads) < len(os.sched_getaffinity(0)):
-            thread = threading.Thread(target=self._run, args=(self._generation,), name="shoal-cells", daemon=True)
-            # Signals are for the threads of the program.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-            try:
-                thread.start()
-            except RuntimeError:  # no more threads, or the interpreter ends
-                return
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            self._threads.add(thread)
-        self._work.notify()
+    def _need_thread(self) -> None:
+        if not self._paused and not self._tidying:
+            generation = self._generation
+            self._tidying = self._start_thread(lambda: self._tidy(generation), "shoal-cells")
 
-    def _run(self, generation: int) -> None:
-        """A thread's life: make what is asked for; give up what nobody asks for any more, and then end."""
-        me = threading.current_thread()
+    def _start_thread(self, target: Callable[[], None], name: str) -> bool:
+        thread = threading.Thread(target=target, name=name, daemon=True)
+        # Signals are for the threads of the program.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        self._threads = {known for known in self._threads if known.is_alive()} | {thread}
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads, or the interpreter ends
+            self._threads.discard(thread)
+            return False
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return True
+
+    def _tidy(self, generation: int) -> None:
+        """The thread's life: give up what is not wanted or was not asked for any more, until nothing is left."""
         while True:
             with self._lock:
                 if generation != self._generation:
                     return
-                shelf = self._next()
-                while shelf is None:
-                    idle = self._give_up_idle()
-                    if idle or not self._shelves:
-                        break
-                    self._work.wait(IDLE_S)
-                    if generation != self._generation:
-                        return
-                    shelf = self._next()
-                if shelf is None and not idle:
-                    self._threads.discard(me)
+                self._retire_idle()
+                unwanted, self._unwanted = self._unwanted, []
+                if not unwanted:
                     if not self._shelves:
+                        self._tidying = False
                         self._mounts = self._mounts_fd = None
-                    return
-                if shelf is not None:
-                    epoch, quiet_for = self._epoch, shelf.quiet_for
-                    shelf.making += 1
-                    self._making += 1
-            if shelf is None:
-                for cell in idle:
-                    cell.process.end()
-                continue
-            if quiet_for is not None:
-                Deadline(QUIET_S).wait_ready(quiet_for.fd, select.POLLIN)
-            made = _made_by_nobody(shelf.recipe)
-            with self._lock:
-                shelf.making -= 1
-                self._making -= 1
-                if made is None:
-                    shelf.wanted = 0  # the launch itself will say what is wrong
-                elif epoch == self._epoch:
-                    shelf.ready.append(made)
-                    made = None
-                self._done.notify_all()
-            if made is not None:
-                made.process.give_up()
+                        return
+                    self._work.wait(IDLE_S)
+            _dispose(unwanted)
 
-    def _give_up_idle(self) -> list[_Cell]:
+    def _retire_idle(self) -> None:
         now = time.monotonic()
-        cells: list[_Cell] = []
         for shelf in tuple(self._shelves.values()):
-            if now - shelf.seen >= IDLE_S and not shelf.making:
-                cells += shelf.ready
+            if now - shelf.seen >= IDLE_S and not shelf.starting and not shelf.awaited:
+                self._retire(shelf)
                 del self._shelves[shelf.recipe]
-        return cells
 
 
-def _made_by_nobody(recipe: Waiting) -> _Cell | None:
-    """A cell made by a thread that has ended: a child asked to die with the thread that made it (PR_SET_PDEATHSIG) shall not."""
-    made: list[_Cell | None] = []
-    maker = threading.Thread(target=lambda: made.append(_make(recipe)), name="shoal-cell", daemon=True)
-    try:
-        maker.start()
-    except RuntimeError:
-        return None
-    maker.join()
-    return made[0] if made else None
+def _dispose(unwanted: Sequence[Factory | WaitingProcess]) -> None:
+    """End all of them, and wait until they are gone."""
+    cells: list[WaitingProcess] = []
+    for item in unwanted:
+        if isinstance(item, Factory):
+            cells += item.end()
+        else:
+            cells.append(item)
+    for cell in cells:
+        cell.end()
 
 
-def _make(recipe: Waiting) -> _Cell | None:
-    before = _native.inherited()
-    try:
-        process = prepare(recipe)
-    except (SpawnError, OSError):
-        return None
-    return _Cell(process, before)
-
-
-def launch_warm(recipe: Waiting, fds: Sequence[int], argv: Strings, environ: Strings, *, refilled: bool = True) -> Process | None:
+def launch_warm(recipe: Recipe, fds: Sequence[int], argv: Strings, environ: Strings, *, refilled: bool = True) -> Process | None:
     """Launch into a cell made ahead. None where there is none, or it did not work out: to be done the cold way then.
 
     Args:
@@ -352,10 +381,11 @@ def launch_warm(recipe: Waiting, fds: Sequence[int], argv: Strings, environ: Str
     waiting = _pool.take(recipe)
     if waiting is None:
         return None
+    process = None
     try:
-        process = waiting.become(recipe.finish, array.array("i", fds).tobytes(), argv, environ)
+        process = waiting.become(recipe.finish, fds, argv, environ)
     finally:
-        _pool.done_with(waiting)
+        _pool.done_with(waiting, recipe, failed=process is None)
     if refilled:
         _pool.refill(recipe, process)  # only now: the making of another would compete with this one
     return process

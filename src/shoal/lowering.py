@@ -15,7 +15,7 @@ from shoal.confine import Confine
 from shoal.handles.keeper import MAKE_NETWORK, keeper_plan, open_null
 from shoal.handles.kept import wants_reopening
 from shoal.handles.made import map_ids
-from shoal.handles.mount import Bind, Devices, MountSource, NewMount
+from shoal.handles.mount import Bind
 from shoal.packing import (
     CLONE_NEWCGROUP,
     CLONE_NEWIPC,
@@ -31,12 +31,14 @@ from shoal.packing import (
     Packed,
     Packer,
 )
-from shoal.plan import Descriptor, JobPlace, Plan
+from shoal.plan import Descriptor, Plan
 from shoal.world import COMM_BYTES, World, begins_empty, comm, needs_id_map
 
 CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
 HOSTNAME = "shoal"
 UMASK = 0o022
+FIRST_USER = 0x70000000
+"""Above what people, distributions and containers use: login.defs(5), subuid(5). The pid of the cell is added to it."""
 ENTERING = "entering the working directory"
 
 NoMounts = Callable[[], int]
@@ -110,128 +112,33 @@ def lower(
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Waiting:
-    """A cell made ahead of its use, and what turns the process waiting in it into the program.
-
-    Attributes:
-        keeper, tasks: of the cell's pid 1, as in `Lowered`.
-        prepare: the launch of the waiting process; holes: the keeper's pidfd, our end of its socket, user and id map as in
-            `Lowered`, shoal-init's image, the socket to wait on.
-        finish: the plan that goes to the waiting process; its slots are the descriptors of `sources`.
-        sources: the caller's descriptors, in the order of the plan's descriptors.
-        comm: what the kernel calls the program.
-    """
-
-    keeper: Packed
-    tasks: str
-    prepare: Packed
-    finish: bytes
-    sources: tuple[int, ...]
-    name: str
-    comm: str
-    own_user: bool
-    maps_ids: bool
-    dies_with_caller: bool
-
-
-def can_wait(plan: Plan) -> bool:
-    """Whether the cell of this plan could be made before it is known what runs in it: nothing in it is the caller's of one moment."""
-    return (
-        plan.world == "cell"
-        and plan.network == "loopback"
-        and plan.program.fd is None
-        and plan.terminal is None
-        and plan.listen_pid is None
-        and plan.job == JobPlace(plan.job.label)
-        and (plan.confinement.early or not plan.confinement.filter)  # what it still has to do must be allowed
-        and all(isinstance(item.source, int) for item in plan.descriptors)
-        and all(_lasts(mount.source) for mount in plan.mounts)
-    )
-
-
-def _lasts(source: MountSource) -> bool:
-    """Whether it can be mounted any time and any number of times: it holds no descriptor."""
-    return isinstance(source, NewMount | Devices) or (isinstance(source, Bind) and source.fd < 0 and source.follow_fd < 0)
-
-
-def lower_waiting(plan: Plan, no_mounts: NoMounts) -> Waiting:
-    """A plan in two parts. Only for those that `can_wait()`."""
-    empty_fd = no_mounts() if begins_empty(plan) else NO_FD
-    keeper, tasks = _lower_keeper(plan, empty_fd, _may_look_at_caller(plan))
-    packer = Packer()
-    packer.unshare_fds()
-    init, control = packer.hole(), packer.hole()
-    user, id_map = _user_holes(packer, plan)
-    image, socket = packer.hole(), packer.hole()
-    null = open_null(packer)
-    world = World(packer, plan, empty=empty_fd != NO_FD, id_map=id_map)
-    world.clone()
-    _enter_cell(packer, init)
-    packer.op("UMASK", "setting the file mode mask", a=UMASK)
-    base, exec_path = world.make()
-    packer.op("DROP_BOUNDING", "emptying the capability bounding set")
-    _enter_network(packer, init, control)
-    packer.op("CHDIR", ENTERING, text=plan.cwd, b=RESOLVE_NO_MAGICLINKS)
-    packer.op("SETSID", "making a session")
-    confine = Confine(packer, plan.confinement)
-    confine.as_process()
-    packer.op("NO_NEW_PRIVS", "setting no_new_privs")
-    rules = confine.rules(world)
-    confine.user(user)
-    packer.op("DROP_CAPS", "dropping capabilities")
-    kept = [(socket, WAITING_SOCKET), (base, WAITING_BASE)] + ([] if rules is None else [(rules, WAITING_RULES)])
-    packer.fd_map(kept, null)
-    if plan.confinement.early:
-        confine.filter()
-    packer.op("SIGNALS", "resetting signals")
-    prepare = packer.packed(exec_fd=image, **_inside(plan, init))  # type: ignore[arg-type]
-    packer = Packer()
-    pairs = [(packer.received(), item.target) for item in plan.descriptors]
-    confine = Confine(packer, plan.confinement)
-    confine.enter_rules(None if rules is None else WAITING_RULES, [fd for fd, _ in pairs])
-    packer.fd_map(pairs, 0)  # where it waits, 0 is /dev/null
-    confine.limits()
-    if not plan.confinement.early:
-        confine.filter()
-    finish = packer.packed(exec_fd=WAITING_BASE, exec_path=exec_path)
-    sources = tuple(item.source for item in plan.descriptors if isinstance(item.source, int))
-    return Waiting(
-        keeper,
-        tasks,
-        prepare,
-        finish.filled(()),
-        sources,
-        plan.name,
-        comm(plan),
-        plan.confinement.own_user,
-        maps_ids(plan),
-        plan.dies_with_caller,
-    )
-
-
-WAITING_SOCKET, WAITING_BASE, WAITING_RULES = 3, 4, 5
-"""A waiting process's descriptors: src/native/request.h. The last one is there only with Landlock."""
-
-
 def _lower_keeper(plan: Plan, empty_fd: int, reopening: bool) -> tuple[Packed, str]:
     """A cell's pid 1, and its tasks after exec."""
     packer = Packer()
     packer.unshare_fds()
     null = open_null(packer)
+    if empty_fd != NO_FD and reopening and wants_reopening(empty_fd):
+        empty_fd = _reopened(packer, empty_fd, os.O_RDONLY)
+    where = _placement(plan)
+    if plan.userns_fd is not None:
+        # A network made without root belongs to a user namespace; only who lives there may enter it.
+        where["enter_fd"], where["enter_flags"] = plan.userns_fd, CLONE_NEWUSER
+    clone_flags, tasks = keeper_ops(packer, plan, empty_fd)
+    if tasks and not plan.privileged:
+        packer.op("KEEP_CAPS", "keeping what it takes to make a network", a=1 << CAP_NET_ADMIN | 1 << CAP_SYS_ADMIN)
+    return keeper_plan(packer, null, clone_flags, **where), tasks
+
+
+def keeper_ops(packer: Packer, plan: Plan, empty_fd: int) -> tuple[int, str]:
+    """What a cell's pid 1 does first. Returns the namespaces it is to be made in, and its tasks after that."""
     clone_flags, unshared, tasks = CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS, CLONE_NEWCGROUP, ""
     if empty_fd == NO_FD:
         clone_flags |= CLONE_NEWNS
     else:
         # The copy of a mount namespace with nothing in it costs next to nothing, and so does its end.
-        empty_fd = _reopened(packer, empty_fd, os.O_RDONLY) if reopening and wants_reopening(empty_fd) else empty_fd
         packer.op("SETNS", "leaving the caller's mounts", fd=empty_fd, a=CLONE_NEWNS)
         unshared |= CLONE_NEWNS
-    where = _placement(plan)
-    if plan.userns_fd is not None:
-        # A network made without root belongs to a user namespace; only who lives there may enter it.
-        where["enter_fd"], where["enter_flags"] = plan.userns_fd, CLONE_NEWUSER
-    elif not plan.privileged:
+    if plan.userns_fd is None and not plan.privileged:
         clone_flags |= CLONE_NEWUSER
         map_ids(packer)
     if plan.netns_fd is not None:
@@ -239,12 +146,10 @@ def _lower_keeper(plan: Plan, empty_fd: int, reopening: bool) -> tuple[Packed, s
     elif plan.network == "loopback":
         # The slowest of the namespaces is made while the program's launch makes the world of files.
         tasks = MAKE_NETWORK
-        if not plan.privileged:
-            packer.op("KEEP_CAPS", "keeping what it takes to make a network", a=1 << CAP_NET_ADMIN | 1 << CAP_SYS_ADMIN)
     # Not with the clone: the root of the new cgroup namespace is the cgroup one is in, and the clone itself moves us there.
     packer.op("UNSHARE", "making a cgroup namespace", a=unshared)
     packer.op("HOSTNAME", "setting the host name", text=HOSTNAME)
-    return keeper_plan(packer, null, clone_flags, **where), tasks
+    return clone_flags, tasks
 
 
 def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, empty: bool, nowhere_fd: int, reopening: bool) -> Packed:
@@ -272,7 +177,7 @@ def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, em
     world = World(packer, plan, empty=empty, memory_fd=memory_fd, id_map=id_map)
     world.clone()
     if in_cell:
-        _enter_cell(packer, keeper)
+        enter_cell(packer, keeper)
     pairs = [
         (world.detached(item.source) if isinstance(item.source, Bind) else hole, item.target)
         for hole, item in zip(holes, plan.descriptors, strict=True)
@@ -287,7 +192,7 @@ def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, em
         if plan.network == "host":
             packer.op("WAIT_READY", "waiting for the cell's first process", fd=control, fd2=keeper)
         else:
-            _enter_network(packer, keeper, control)
+            enter_network(packer, keeper, control)
     else:
         if plan.mounts:
             world.mount_on_top(private=bool(clone_flags & CLONE_NEWNS))
@@ -331,11 +236,11 @@ def _inside(plan: Plan, keeper: int) -> dict[str, int]:
     }
 
 
-def _enter_cell(packer: Packer, keeper: int) -> None:
+def enter_cell(packer: Packer, keeper: int) -> None:
     packer.op("SETNS", "entering the cell", fd=keeper, a=CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP)
 
 
-def _enter_network(packer: Packer, keeper: int, control: int) -> None:
+def enter_network(packer: Packer, keeper: int, control: int) -> None:
     packer.op("WAIT_READY", "waiting for the cell's network namespace", fd=control, fd2=keeper)
     packer.op("SETNS", "entering the cell's network", fd=keeper, a=CLONE_NEWNET)
 

@@ -23,9 +23,10 @@ from shoal.handles.made import empty_mounts
 from shoal.handles.process import Process
 from shoal.launcher import run
 from shoal.loader import FileIdentity
-from shoal.lowering import Lowered, Waiting, can_wait, lower_waiting
+from shoal.lowering import Lowered
 from shoal.packing import count_strings
 from shoal.plan import JobPlace, Plan
+from shoal.recipe import Recipe, can_wait, make_recipe
 from shoal.startup_table import VARIABLE
 
 KEPT = 256
@@ -49,7 +50,7 @@ class _Known:
     sources: tuple[int, ...]
     """Descriptors handed over, in the order of the plan: a number, or -1 - the index of the action that has it."""
     same_libraries: Callable[[], bool]
-    ahead: Waiting | None
+    ahead: Recipe | None
     """The same for a cell made ahead, if that can be; its sources are as those above."""
     ahead_sources: tuple[int, ...]
 
@@ -159,7 +160,7 @@ def remember(
 
     sources = tuple(map(given, lowered.sources, lowered.targets))
     ahead_sources = tuple(given(item.source, item.target) for item in plan.descriptors if isinstance(item.source, int))
-    ahead = lower_waiting(plan, empty_mounts) if can_wait(plan) else None
+    ahead = make_recipe(plan, empty_mounts) if can_wait(plan) else None
     known = _Known(identity, lowered, plan.cwd, startup, sources, same_libraries, ahead, ahead_sources)
     with _lock:
         _known[path, flags, argv[0] if argv else b"", targets] = known

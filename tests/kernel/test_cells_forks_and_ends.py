@@ -59,7 +59,7 @@ def test_cells_killed_in_the_middle_of_launches_make_none_of_them_fail(watched, 
                 # Only what waits: a program that runs may be killed too, but then its launch has worked.
                 try:
                     words = Path(f"/proc/{pid}/cmdline").read_bytes()
-                    if words == b"workload\0w\0":
+                    if words.rstrip(b"\0") == b"workload\0w":
                         os.kill(pid, signal.SIGKILL)
                         killed.append(pid)
                 except OSError:

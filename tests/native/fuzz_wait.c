@@ -4,7 +4,7 @@
  * which has memory where the other has red zones. No signal may end either, unless a filter of the plan left no other way; it
  * must not hang; and a message that was not touched is refused only if its plan does not verify. */
 #include "fuzz.h"
-#include "init/wait.h"
+#include "init/init.h"
 #include "waiting.h"
 
 #include <errno.h>

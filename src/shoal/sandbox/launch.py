@@ -30,10 +30,12 @@ from shoal.handles.mount import Bind
 from shoal.handles.netns import NetNs
 from shoal.handles.process import Process
 from shoal.launcher import run
-from shoal.lowering import Lowered, Waiting, can_wait, lower_waiting
+from shoal.loader import FileIdentity
+from shoal.lowering import Lowered
 from shoal.packing import count_strings
 from shoal.plan import Confinement, Plan
 from shoal.probe import is_privileged
+from shoal.recipe import Recipe, can_wait, make_recipe
 from shoal.sandbox.box import EACH_PROCESS, ENVIRONMENT, Sandbox, StrOrBytesPath
 from shoal.sandbox.confinement import confinement_of
 from shoal.sandbox.entries import make_entries
@@ -66,13 +68,13 @@ class _Kept:
         directives: arguments that #! lines put in front.
     """
 
-    program: Identity
+    program: FileIdentity | None
     files: tuple[tuple[str, Identity], ...]
     directives: tuple[bytes, ...]
     environ: Strings
     plan: Plan
     lowered: Lowered
-    ahead: Waiting | None
+    ahead: Recipe | None
     same_libraries: Callable[[], bool]
 
 
@@ -194,12 +196,12 @@ class Boxed:
                 files = tuple((path, _identity(path)) for path in named)
                 process, lowered = start(plan, draft)
                 if plain:
-                    ahead = lower_waiting(plan, empty_mounts) if can_wait(plan) else None
+                    ahead = make_recipe(plan, empty_mounts) if can_wait(plan) else None
                     directives = plan.argv[: len(plan.argv) - len(order.args) - 1]
                     self._remember(
                         key,
                         _Kept(
-                            _identity(program.path),
+                            program.identity,
                             files,
                             directives,
                             count_strings(plan.environ),
@@ -215,7 +217,8 @@ class Boxed:
 
     def _again(self, kept: _Kept, order: Order) -> Process | None:
         try:
-            same = _identity(order.program.path) == kept.program and all(_identity(path) == known for path, known in kept.files)
+            same = order.program.identity is not None and order.program.identity == kept.program
+            same = same and all(_identity(path) == known for path, known in kept.files)
         except OSError:
             return None
         if not same or kept.plan.privileged != is_privileged() or not kept.same_libraries():

@@ -6,7 +6,7 @@ import os
 import stat
 from typing import NamedTuple
 
-from shoal.loader.cache import FileIdentity, identity_at
+from shoal.loader.cache import FileIdentity
 from shoal.loader.interpreter import WINDOW_BYTES, InterpreterDirective, is_directive, parse_directive
 from shoal.sandbox.errors import NOT_EXECUTABLE, NOT_FOUND, RequestError
 
@@ -22,11 +22,15 @@ class Directive(NamedTuple):
 
 
 class Program(NamedTuple):
-    """What will be executed. `path` is absolute and as found: symbolic links in it are not resolved."""
+    """What will be executed. `path` is absolute and as found: symbolic links in it are not resolved.
+
+    `identity` is the state of the file when it was found, if it was looked at.
+    """
 
     name: str
     path: str
     directives: tuple[Directive, ...] = ()
+    identity: FileIdentity | None = None
 
     @property
     def is_script(self) -> bool:
@@ -64,17 +68,17 @@ def find_program(name: str, search: str, cwd: str) -> Program:
         raise RequestError("the program's name is empty", NOT_FOUND)
     if "/" in name:
         path = os.path.join(cwd, name)
-        reason = why_not_executable(path)
-        if reason is None:
-            return Program(name, _tidy(path), known_directives_of(path))
+        reason = _look(path)
+        if isinstance(reason, FileIdentity):
+            return Program(name, _tidy(path), known_directives_of(path, reason), reason)
         code = NOT_FOUND if reason == "not found" else NOT_EXECUTABLE
         raise RequestError(f"{name}: {reason}", code)
     refused: tuple[str, str] | None = None
     for directory in search.split(":"):
         path = os.path.join(cwd, directory, name)
-        reason = why_not_executable(path)
-        if reason is None:
-            return Program(name, _tidy(path), known_directives_of(path))
+        reason = _look(path)
+        if isinstance(reason, FileIdentity):
+            return Program(name, _tidy(path), known_directives_of(path, reason), reason)
         if reason != "not found" and refused is None:
             refused = (path, reason)
     if refused:
@@ -86,21 +90,27 @@ def find_program(name: str, search: str, cwd: str) -> Program:
 
 def why_not_executable(path: str) -> str | None:
     """None when `path` can be executed, else the reason in words ("not found" when there is no such file)."""
+    found = _look(path)
+    return found if isinstance(found, str) else None
+
+
+def _look(path: str) -> FileIdentity | str:
+    """Which file it is when it can be executed, else the reason why not."""
     try:
-        mode = os.stat(path).st_mode
+        found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         if os.path.islink(path):
             return f"is a symbolic link to {os.readlink(path)}, which does not exist"
         return "not found"
     except (OSError, ValueError) as error:
         return getattr(error, "strerror", None) or str(error)
-    if stat.S_ISDIR(mode):
+    if stat.S_ISDIR(found.st_mode):
         return "is a directory"
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(found.st_mode):
         return "is not a regular file"
     if not os.access(path, os.X_OK):
         return "is not executable (chmod +x makes it so)"
-    return None
+    return FileIdentity.of(found)
 
 
 _known: dict[str, tuple[FileIdentity, tuple[Directive, ...]]] = {}
@@ -108,11 +118,8 @@ _known: dict[str, tuple[FileIdentity, tuple[Directive, ...]]] = {}
 _KNOWN_MOST = 256
 
 
-def known_directives_of(path: str) -> tuple[Directive, ...]:
+def known_directives_of(path: str, identity: FileIdentity) -> tuple[Directive, ...]:
     """`directives_of()`, looking into the file only when it has changed."""
-    identity = identity_at(path)
-    if identity is None:
-        return ()
     known = _known.get(path)
     if known is None or known[0] != identity or known[1]:  # of a script the interpreters may have changed
         if len(_known) >= _KNOWN_MOST:

@@ -166,9 +166,11 @@ def _descriptors(pump: Pump, stdin: Any, stdout: Any, stderr: Any) -> dict[int, 
         if target in pump.ends:
             fds[target] = pump.ends[target]
         elif given is None:
-            with contextlib.suppress(OSError):
+            try:
                 os.fstat(target)
-                fds[target] = target
+            except OSError:
+                continue
+            fds[target] = target
         elif given == STDOUT and target == 2:
             if 1 in fds:
                 fds[2] = fds[1]

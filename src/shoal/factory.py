@@ -1,0 +1,225 @@
+"""Factory: a process of ours that makes cells ahead of their use, seen from here; src/native/init/make.c is what it does.
+
+It is asked by a socket and answers by it, cell by cell, so that what was made waits there until somebody takes it, without a thread
+or a descriptor of this process.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import select
+import socket
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
+
+from shoal import _native
+from shoal.handles import reaper
+from shoal.handles.deadline import Deadline
+from shoal.handles.images import init_image
+from shoal.handles.keeper import Strings, launch
+from shoal.handles.process import Process
+from shoal.handles.reaper import Keeper, OwnedFd
+from shoal.launcher import END_S
+from shoal.packing import count_strings
+from shoal.recipe import Recipe
+from shoal.status import SpawnError
+
+_MADE = struct.Struct("=iii")  # struct made of src/native/recipe.h
+_FDS = 4
+
+
+class WaitingProcess:
+    """A process in a cell of its own that waits to become the program.
+
+    Ownership: it has the process and our end of the socket; `become()` passes the process on.
+    """
+
+    __slots__ = ("_process", "_socket")
+
+    def __init__(self, process: Process, socket: OwnedFd) -> None:
+        self._process = process
+        self._socket = socket
+
+    def become(self, plan: bytes, fds: Sequence[int], argv: Strings, environ: Strings) -> Process | None:
+        """Send it what it is to be. Returns once it has been executed; None when it could not be, and is gone.
+
+        Args:
+            fds: for the slots of the plan; borrowed.
+        """
+        process = self._process
+        numbers = array.array("i", fds).tobytes()
+        stage, _, error = _native.hand_over(self._socket.fd, process.fileno(), plan, *argv, *environ, numbers)
+        if stage != _native.STAGE_EXEC or error:
+            self.give_up()
+            return None
+        process._begin()
+        self._socket = OwnedFd(-1)
+        return process
+
+    def give_up(self) -> None:
+        """End it and its cell; the rest is the reaper's."""
+        self._socket = OwnedFd(-1)  # which ends it, too, where we may not signal it any more
+        with suppress(OSError):
+            self._process.kill_cell()
+        self._process.close()
+
+    def end(self) -> None:
+        """The same, and wait until they are gone."""
+        self._socket = OwnedFd(-1)
+        with suppress(OSError):
+            self._process.end_cell(END_S)
+        self._process.close()
+
+    def forget(self) -> None:
+        """After os.fork() in the child: it is the parent's."""
+        self._process._forget()
+        self._socket = OwnedFd(-1)
+
+
+class Factory:
+    """Makes cells by one recipe. For one thread at a time.
+
+    Attributes:
+        making: how many were asked for and have not been received yet.
+        failed: it can make none.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        """Start it.
+
+        Raises:
+            SpawnError: why not. OSError: no socket or no memory file can be made.
+        """
+        self.making = 0
+        self.failed = False
+        self._recipe = recipe
+        near, far = socket.socketpair()  # a stream: each answer has its descriptors, and no two are ever taken for one
+        with far:
+            self._socket: socket.socket | None = near
+            file = os.memfd_create("shoal-recipe", os.MFD_CLOEXEC)
+            try:
+                os.write(file, recipe.file)
+                argv = count_strings((b"shoal-cells", b"f", recipe.comm))
+                pid, pidfd = launch(recipe.maker, (init_image(), far.fileno(), file), argv, (b"", 0), "a process that makes cells")
+            except BaseException:
+                near.close()
+                raise
+            finally:
+                os.close(file)
+        self._process = Keeper(pidfd, pid)
+
+    def ask(self, cells: int, quiet_for: int = -1) -> None:
+        """Ask for more.
+
+        Args:
+            quiet_for: the pidfd of a program that is not to be disturbed for a moment, or -1.
+        """
+        message = struct.pack("=I", cells)
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", quiet_for))] if quiet_for >= 0 else []
+        try:
+            if self._socket is not None:
+                self._socket.sendmsg([message], ancillary, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+                self.making += cells
+        except OSError:
+            self.failed = True
+
+    def fileno(self) -> int:
+        """Readable when there is something to receive; -1 when there never will be."""
+        return -1 if self._socket is None else self._socket.fileno()
+
+    def receive(self, *, wait: bool = False) -> WaitingProcess | None:
+        """The next cell that it has made, if there is one.
+
+        Args:
+            wait: wait for it, where one was asked for.
+        """
+        if self._socket is None or not self.making or self.failed:
+            return None
+        try:
+            return self._next(self._socket, 0 if wait else socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except EOFError:
+            self.failed = True  # it has ended: somebody has killed it
+            return None
+
+    def _next(self, talk: socket.socket, flags: int) -> WaitingProcess | None:
+        """The next answer: a cell, or None and `failed`.
+
+        Raises:
+            BlockingIOError: there is none yet. EOFError: there never will be.
+        """
+        try:
+            data, ancillary, _, _ = talk.recvmsg(_MADE.size, socket.CMSG_SPACE(_FDS * 4), flags | socket.MSG_CMSG_CLOEXEC)
+        except ConnectionError:
+            raise EOFError from None
+        if len(data) != _MADE.size:
+            raise EOFError
+        fds = array.array("i")
+        for _, _, content in ancillary:
+            fds.frombytes(content[: len(content) // 4 * 4])
+        self.making -= 1
+        keeper, waiting, error = _MADE.unpack(data)
+        if error or len(fds) != _FDS:
+            self._undo(keeper, waiting, fds)
+            self.failed = True
+            return None
+        return self._received(keeper, waiting, *fds)
+
+    def _received(self, keeper_pid: int, pid: int, keeper_pidfd: int, pidfd: int, control: int, talk: int) -> WaitingProcess:
+        keeper = Keeper(keeper_pidfd, keeper_pid)
+        if self._recipe.dies_with_caller:
+            keeper.control = control
+        else:
+            os.close(control)
+        keeper.look_ahead()
+        return WaitingProcess(Process._started(pidfd, pid, self._recipe.name, keeper), OwnedFd(talk))
+
+    @staticmethod
+    def _undo(keeper: int, waiting: int, fds: Sequence[int]) -> None:
+        """What could not be completed is still our child."""
+        for fd in fds:
+            os.close(fd)
+        for pid in (keeper, waiting):
+            if pid > 0:
+                with suppress(OSError):
+                    child = Keeper(os.pidfd_open(pid), pid)
+                    child.kill()
+                    reaper.register(child)
+
+    def end(self) -> list[WaitingProcess]:
+        """End it. Returns the cells that nobody has received yet: they are the caller's to end."""
+        if self._socket is None:
+            return []
+        cells = []
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)  # what it is making now is its last one
+        deadline = Deadline(END_S)
+        with suppress(OSError, EOFError):
+            while deadline.wait_ready(self._socket.fileno(), select.POLLIN):
+                if (cell := self._next(self._socket, socket.MSG_DONTWAIT)) is not None:
+                    cells.append(cell)
+        self._socket.close()
+        self._socket = None
+        with suppress(OSError, TimeoutError):  # it may be a former user's
+            self._process.kill()
+            self._process.wait(END_S)
+        reaper.register(self._process)
+        return cells
+
+    def forget(self) -> None:
+        """After os.fork() in the child: it is the parent's."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        self._process.release()
+
+
+def start_factory(recipe: Recipe) -> Factory | None:
+    """A factory, or None where none can be started: a launch will say why."""
+    try:
+        return Factory(recipe)
+    except (SpawnError, OSError):
+        return None

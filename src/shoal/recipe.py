@@ -1,0 +1,175 @@
+"""Recipes: what a process that makes cells ahead of their use needs to know, and what turns a process waiting in one into the program.
+
+A launch is cut in two. What is the same for each launch of its kind happens ahead: namespaces, world of files, no privileges. What
+is left are the descriptors and the limits. The layout of a recipe is in src/native/recipe.h.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+
+from shoal.confine import Confine
+from shoal.handles.keeper import CONTROL_FD, DIE_WITH_US, STAY, open_null
+from shoal.handles.made import map_ids
+from shoal.handles.mount import Bind, Devices, MountSource, NewMount
+from shoal.lowering import (
+    CAP_SYS_ADMIN,
+    ENTERING,
+    FIRST_USER,
+    UMASK,
+    NoMounts,
+    enter_cell,
+    enter_network,
+    keeper_ops,
+    maps_ids,
+)
+from shoal.packing import CLONE_NEWUSER, NO_FD, RESOLVE_NO_MAGICLINKS, Packed, Packer
+from shoal.plan import JobPlace, Plan
+from shoal.world import World, begins_empty, comm
+
+WAITING_SOCKET, WAITING_BASE, WAITING_RULES = 3, 4, 5
+"""A waiting process's descriptors: src/native/request.h. The last one is there only with Landlock."""
+REQUESTS, RECIPE, EMPTY = 3, 4, 5
+"""Those of the process that makes cells: src/native/recipe.h. The last one is a mount namespace with nothing in it."""
+_HEAD = struct.Struct("=IIIIII4sc3x16s")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recipe:
+    """How cells for one kind of launch are made.
+
+    Attributes:
+        maker: the launch of the process that makes them; holes: shoal-init's image, the socket it is asked by, `file`.
+        file: what it reads.
+        finish: the plan that goes to a waiting process; its slots are the descriptors of `sources`.
+        sources: the caller's descriptors, in the order of the plan's descriptors.
+        comm: what the kernel calls the program.
+    """
+
+    maker: Packed
+    file: bytes
+    finish: bytes
+    sources: tuple[int, ...]
+    name: str
+    comm: bytes
+    dies_with_caller: bool
+
+
+def can_wait(plan: Plan) -> bool:
+    """Whether the cell of this plan could be made before it is known what runs in it: nothing in it is the caller's of one moment."""
+    return (
+        plan.world == "cell"
+        and plan.network == "loopback"
+        and plan.program.fd is None
+        and plan.terminal is None
+        and plan.listen_pid is None
+        and plan.job == JobPlace(plan.job.label)
+        and (plan.confinement.early or not plan.confinement.filter)  # what it still has to do must be allowed
+        and all(isinstance(item.source, int) for item in plan.descriptors)
+        and all(_lasts(mount.source) for mount in plan.mounts)
+    )
+
+
+def _lasts(source: MountSource) -> bool:
+    """Whether it can be mounted any time and any number of times: it holds no descriptor."""
+    return isinstance(source, NewMount | Devices) or (isinstance(source, Bind) and source.fd < 0 and source.follow_fd < 0)
+
+
+def make_recipe(plan: Plan, no_mounts: NoMounts) -> Recipe:
+    """The recipe for a plan that `can_wait()`.
+
+    Args:
+        no_mounts: gives a mount namespace in which nothing is, or NO_FD.
+    """
+    empty_fd = no_mounts() if begins_empty(plan) else NO_FD
+    keeper, tasks = _keeper(plan, EMPTY if empty_fd != NO_FD else NO_FD)
+    prepare, exec_path, has_rules = _prepare(plan, empty=empty_fd != NO_FD)
+    own_user = plan.confinement.own_user
+    name = os.fsencode(comm(plan))
+    head = _HEAD.pack(
+        len(keeper),
+        len(prepare),
+        os.geteuid(),
+        os.getegid(),
+        FIRST_USER if own_user else 0,
+        maps_ids(plan),
+        tasks.encode(),
+        DIE_WITH_US if plan.dies_with_caller else STAY,
+        name,
+    )
+    file = head + keeper + b"\0" * (-len(keeper) % 8) + prepare
+    sources = tuple(item.source for item in plan.descriptors if isinstance(item.source, int))
+    finish = _finish(plan, exec_path, has_rules=has_rules)
+    return Recipe(_maker(plan, empty_fd), file, finish, sources, plan.name, name, plan.dies_with_caller)
+
+
+def _maker(plan: Plan, empty_fd: int) -> Packed:
+    packer = Packer()
+    packer.unshare_fds()
+    image, socket, file = packer.hole(), packer.hole(), packer.hole()
+    clone_flags = 0
+    if not plan.privileged:
+        # A place in which it may have processes made in the namespaces of others; each cell still has one of its own.
+        clone_flags = CLONE_NEWUSER
+        map_ids(packer)
+        packer.op("KEEP_CAPS", "keeping what it takes to enter a cell", a=1 << CAP_SYS_ADMIN)
+    null = open_null(packer)
+    packer.op("SETSID", "making a session")
+    packer.fd_map([(socket, REQUESTS), (file, RECIPE)] + ([(empty_fd, EMPTY)] if empty_fd != NO_FD else []), null)
+    packer.op("SIGNALS", "resetting signals")
+    return packer.packed(clone_flags=clone_flags, exec_fd=image)
+
+
+def _keeper(plan: Plan, empty_fd: int) -> tuple[bytes, str]:
+    packer = Packer()
+    control = packer.received()
+    null = open_null(packer)
+    clone_flags, tasks = keeper_ops(packer, plan, empty_fd)
+    packer.op("SETSID", "making a session")
+    packer.fd_map([(control, CONTROL_FD)], null)
+    return packer.packed(clone_flags=clone_flags).filled(()), tasks
+
+
+def _prepare(plan: Plan, *, empty: bool) -> tuple[bytes, str, bool]:
+    """What the waiting process does ahead, how it is to be executed, and whether it has rules to live by."""
+    packer = Packer()
+    init, control, socket, id_map, user = (packer.received() for _ in range(5))  # as in recipe.h
+    null = open_null(packer)
+    world = World(packer, plan, empty=empty, id_map=id_map if maps_ids(plan) else NO_FD)
+    world.clone()
+    packer.op("WAIT_READY", "waiting for the cell's namespaces", fd=control, fd2=init)
+    if not plan.privileged:
+        packer.op("SETNS", "entering the cell", fd=init, a=CLONE_NEWUSER)
+    enter_cell(packer, init)
+    packer.op("UMASK", "setting the file mode mask", a=UMASK)
+    base, exec_path = world.make()
+    packer.op("DROP_BOUNDING", "emptying the capability bounding set")
+    enter_network(packer, init, control)
+    packer.op("CHDIR", ENTERING, text=plan.cwd, b=RESOLVE_NO_MAGICLINKS)
+    packer.op("SETSID", "making a session")
+    confine = Confine(packer, plan.confinement)
+    confine.as_process()
+    packer.op("NO_NEW_PRIVS", "setting no_new_privs")
+    rules = confine.rules(world)
+    confine.user(user)
+    packer.op("DROP_CAPS", "dropping capabilities")
+    kept = [(socket, WAITING_SOCKET), (base, WAITING_BASE)] + ([] if rules is None else [(rules, WAITING_RULES)])
+    packer.fd_map(kept, null)
+    if plan.confinement.early:
+        confine.filter()
+    packer.op("SIGNALS", "resetting signals")
+    return packer.packed().filled(()), exec_path, rules is not None
+
+
+def _finish(plan: Plan, exec_path: str, *, has_rules: bool) -> bytes:
+    packer = Packer()
+    pairs = [(packer.received(), item.target) for item in plan.descriptors]
+    confine = Confine(packer, plan.confinement)
+    confine.enter_rules(WAITING_RULES if has_rules else None, [fd for fd, _ in pairs])
+    packer.fd_map(pairs, 0)  # where it waits, 0 is /dev/null
+    confine.limits()
+    if not plan.confinement.early:
+        confine.filter()
+    return packer.packed(exec_fd=WAITING_BASE, exec_path=exec_path).filled(())
