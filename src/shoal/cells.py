@@ -16,6 +16,7 @@ it. A thread gives up what is not needed any more; before a fork it pauses, and 
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import resource
 import select
@@ -186,7 +187,7 @@ class _Pool:
             thread.join()
         with self._lock:
             unwanted, self._unwanted = self._unwanted, []
-        _dispose(unwanted)
+        self._dispose(unwanted)
         return bool(unwanted)
 
     def before_fork(self) -> None:
@@ -347,7 +348,20 @@ class _Pool:
                         self._mounts = self._mounts_fd = None
                         return
                     self._work.wait(IDLE_S)
-            _dispose(unwanted)
+            self._dispose(unwanted)
+
+    def _dispose(self, unwanted: Sequence[Factory | WaitingProcess]) -> None:
+        """End all of them, and wait until they are gone."""
+        cells = [item for item in unwanted if isinstance(item, WaitingProcess)]
+        for item in unwanted:
+            if isinstance(item, Factory):
+                cells += item.end(functools.partial(self._received, cells))
+        for cell in cells:
+            cell.end()
+
+    def _received(self, unwanted: Sequence[WaitingProcess]) -> set[int]:
+        with self._lock:
+            return {pid for cell in (*unwanted, *self._taken) for pid in cell.pids}
 
     def _retire_idle(self) -> None:
         now = time.monotonic()
@@ -355,18 +369,6 @@ class _Pool:
             if now - shelf.seen >= IDLE_S and not shelf.starting and not shelf.awaited:
                 self._retire(shelf)
                 del self._shelves[shelf.recipe]
-
-
-def _dispose(unwanted: Sequence[Factory | WaitingProcess]) -> None:
-    """End all of them, and wait until they are gone."""
-    cells: list[WaitingProcess] = []
-    for item in unwanted:
-        if isinstance(item, Factory):
-            cells += item.end()
-        else:
-            cells.append(item)
-    for cell in cells:
-        cell.end()
 
 
 def launch_warm(recipe: Recipe, fds: Sequence[int], argv: Strings, environ: Strings, *, refilled: bool = True) -> Process | None:

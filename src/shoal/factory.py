@@ -11,7 +11,7 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
 from shoal import _native
@@ -57,6 +57,12 @@ class WaitingProcess:
         process._begin()
         self._socket = OwnedFd(-1)
         return process
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Its own, and that of the first process of its cell."""
+        keeper = self._process._keeper
+        return (self._process.pid,) if keeper is None else (self._process.pid, keeper.pid)
 
     def give_up(self) -> None:
         """End it and its cell; the rest is the reaper's."""
@@ -189,8 +195,12 @@ class Factory:
                     child.kill()
                     reaper.register(child)
 
-    def end(self) -> list[WaitingProcess]:
-        """End it. Returns the cells that nobody has received yet: they are the caller's to end."""
+    def end(self, known: Callable[[], Collection[int]]) -> list[WaitingProcess]:
+        """End it. Returns the cells that nobody has received yet: they are the caller's to end.
+
+        Args:
+            known: gives the processes of those that were received.
+        """
         if self._socket is None:
             return []
         cells = []
@@ -203,11 +213,25 @@ class Factory:
                     cells.append(cell)
         self._socket.close()
         self._socket = None
-        with suppress(OSError, TimeoutError):  # it may be a former user's
+        with suppress(OSError):  # it may be a former user's
             self._process.kill()
+        if self.making:
+            self._end_orphans({pid for cell in cells for pid in cell.pids}.union(known()))
+        with suppress(TimeoutError):
             self._process.wait(END_S)
         reaper.register(self._process)
         return cells
+
+    def _end_orphans(self, known: Collection[int]) -> None:
+        """End the cell that it was making when somebody killed it: its processes are our children, of which nobody has told us.
+
+        They are still in its session, whose number stays its own until it is reaped. Source: setsid(2), proc_pid_stat(5).
+        """
+        Deadline(END_S).wait_ready(self._process.fileno(), select.POLLIN)  # from then on there will be no more
+        for pid in _children():
+            with suppress(OSError):
+                if pid not in known and _session_of(pid) == self._process.pid:
+                    self._undo(pid, 0, ())
 
     def forget(self) -> None:
         """After os.fork() in the child: it is the parent's."""
@@ -215,6 +239,21 @@ class Factory:
             self._socket.close()
             self._socket = None
         self._process.release()
+
+
+def _children() -> set[int]:
+    """Those of all our threads."""
+    found: set[int] = set()
+    for thread in os.listdir("/proc/self/task"):
+        # It may have ended meanwhile.
+        with suppress(OSError), open(f"/proc/self/task/{thread}/children", "rb") as file:
+            found.update(map(int, file.read().split()))
+    return found
+
+
+def _session_of(pid: int) -> int:
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return int(file.read().rpartition(b")")[2].split()[3])
 
 
 def start_factory(recipe: Recipe) -> Factory | None:

@@ -127,7 +127,6 @@ def _keeper(plan: Plan, empty_fd: int) -> tuple[bytes, str]:
     control = packer.received()
     null = open_null(packer)
     clone_flags, tasks = keeper_ops(packer, plan, empty_fd)
-    packer.op("SETSID", "making a session")
     packer.fd_map([(control, CONTROL_FD)], null)
     return packer.packed(clone_flags=clone_flags).filled(()), tasks
 
@@ -148,7 +147,6 @@ def _prepare(plan: Plan, *, empty: bool) -> tuple[bytes, str, bool]:
     packer.op("DROP_BOUNDING", "emptying the capability bounding set")
     enter_network(packer, init, control)
     packer.op("CHDIR", ENTERING, text=plan.cwd, b=RESOLVE_NO_MAGICLINKS)
-    packer.op("SETSID", "making a session")
     confine = Confine(packer, plan.confinement)
     confine.as_process()
     packer.op("NO_NEW_PRIVS", "setting no_new_privs")
@@ -166,6 +164,7 @@ def _prepare(plan: Plan, *, empty: bool) -> tuple[bytes, str, bool]:
 def _finish(plan: Plan, exec_path: str, *, has_rules: bool) -> bytes:
     packer = Packer()
     pairs = [(packer.received(), item.target) for item in plan.descriptors]
+    packer.op("SETSID", "making a session")  # until now its session tells who made it
     confine = Confine(packer, plan.confinement)
     confine.enter_rules(WAITING_RULES if has_rules else None, [fd for fd, _ in pairs])
     packer.fd_map(pairs, 0)  # where it waits, 0 is /dev/null

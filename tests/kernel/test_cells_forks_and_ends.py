@@ -1,5 +1,6 @@
 """Cells made ahead when processes come and go around them: they are killed, their owner forks, gets signals, or ends."""
 
+import contextlib
 import os
 import random
 import select
@@ -20,6 +21,7 @@ from rig.cells import (
     await_end_of_adopted,
     children,
     keepers,
+    makers,
     waiting,
 )
 from rig.features import broken
@@ -80,6 +82,29 @@ def test_cells_killed_in_the_middle_of_launches_make_none_of_them_fail(watched, 
     assert sum(code == number for code, number in codes) > 60
     assert killed
     world.assert_unchanged()
+
+
+def test_what_makes_cells_may_be_killed_at_any_moment(watched, workload, world):
+    rng, done, killed = random.Random(2), threading.Event(), []
+
+    def kill_them():
+        while not done.wait(rng.uniform(0.0, 0.01)):
+            for pid in makers():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
+
+    killer = threading.Thread(target=kill_them)
+    killer.start()
+    try:
+        for number in range(200):
+            with watched(workload, ["workload", "exit", str(number)]) as process:
+                assert process.wait(timeout=PATIENCE_S) == number
+    finally:
+        done.set()
+        killer.join()
+    assert len(set(killed)) > 5
+    world.assert_unchanged()  # also of the cells in the making, of which nobody could be told any more
 
 
 # --- forks ---------------------------------------------------------------------------------------------------------
@@ -186,7 +211,7 @@ answer([set(launched) == {-9}, [os.waitpid(pid, 0)[1] for pid in forks] == [0] *
     assert script(text) == [True, True]
 
 
-@broken("between taking a cell and noting that it is taken there is a moment", always=False)
+@broken("a descriptor that another thread is closing at the moment of the fork stays open in the child", always=False)
 def test_forks_while_threads_launch_have_no_descriptor_that_leads_to_a_cell(script):
     found, _ = script(FORKED + WHILE_THREADS_LAUNCH, 60, "count_sockets_to_cells()")
     assert found == [0] * 60

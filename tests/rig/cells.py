@@ -79,6 +79,11 @@ def keepers(pid: int | None = None) -> set[int]:
     return {child for child in children(pid) if _words(child)[:1] == [b"shoal-init"]}
 
 
+def makers(pid: int | None = None) -> set[int]:
+    """The children that make cells."""
+    return {child for child in children(pid) if _words(child)[:2] == [b"shoal-cells", b"f"]}
+
+
 def until(holds: Callable[[], Any], what: str) -> Any:
     """Wait until `holds` gives something true, and return it. For what /proc tells of without any event."""
     deadline = time.monotonic() + PATIENCE_S

@@ -348,8 +348,11 @@ void make_cells(char **argv)
             sys5(__NR_ppoll, &watch, 1, &patience, 0, 8);
             sys1(__NR_close, program);
         }
-        for (; cells > 0; cells--)
-            if (!make_one())
+        for (; cells > 0; cells--) {
+            struct pollfd asked = { .fd = RECIPE_REQUESTS, .events = POLLRDHUP };
+            struct timespec now = { 0 };
+            if (sys5(__NR_ppoll, &asked, 1, &now, 0, 8) > 0 || !make_one())
                 return;
+        }
     }
 }

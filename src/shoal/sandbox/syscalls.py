@@ -200,7 +200,7 @@ RULES: Mapping[Literal["default", "strict"], Mapping[str, Rule]] = MappingProxyT
 ALWAYS = frozenset({"execveat", "exit", "exit_group", "restart_syscall", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn"})
 """What no filter refuses: after it was installed the child still resets its signals and executes the program."""
 
-WAITING = frozenset({"close", "close_range", "dup3", "fcntl", "prctl", "prlimit64", "recvmsg", "sendto"}) | ALWAYS
+WAITING = frozenset({"close", "close_range", "dup3", "fcntl", "prctl", "prlimit64", "recvmsg", "sendto", "setsid"}) | ALWAYS
 """What a process of a cell made ahead still does between its filter and its program: src/native/init/wait.c, and FD_MAP and RLIMIT."""
 
 
