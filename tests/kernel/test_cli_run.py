@@ -661,8 +661,10 @@ def test_a_program_killed_for_a_system_call_is_told_which(tmp_path: Path) -> Non
     done = shoal("run", "--json", "--profile", "fatal", "uname", env=env)
     result = json.loads(done.stderr.splitlines()[-1])
     assert (done.returncode, result["signal"], len(result["hints"])) == (159, "SIGSYS", 1)
-    if result["denied"]:  # this user may read the kernel's log
-        assert result["denied"] == ["uname"]
+    (denied,) = result["denied"]
+    assert (denied["kind"], denied["known_from"]) == ("system call", "kernel")
+    if denied["name"]:  # this user may read the kernel's log
+        assert denied["name"] == "uname"
         assert "the system call uname" in result["hints"][0]
     else:
         assert "dmesg" in result["hints"][0]

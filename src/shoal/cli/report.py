@@ -14,6 +14,7 @@ from shoal.units import parse_duration
 
 if TYPE_CHECKING:  # these cost milliseconds, and a plain run needs none of them
     from shoal.cli.session import Ended, Over
+    from shoal.sandbox.denied import Denied
     from shoal.sandbox.result import Result
 
 _PATIENCE_S = 2.0
@@ -117,16 +118,20 @@ def _give(advice: list[str]) -> None:
         hint(line)
 
 
-def _advice(request: Request, over: Over, code: int) -> tuple[list[str], tuple[str, ...]]:
-    """What would have helped, and the system calls that were refused."""
-    if code == _REFUSED and request.box.seccomp != "off":  # its own end, or that of something a shell has started
-        from shoal.cli.refused import refused_call
-
-        call = refused_call(over.pid, over.user, over.info.started_at, request.box.seccomp)
-        return [str(call)], (call.name,) if call.name else ()
-    if over.ended.returncode <= 0:
+def _advice(request: Request, over: Over, code: int) -> tuple[list[str], tuple[Denied, ...]]:
+    """What would have helped, and what is known to have been denied."""
+    returncode = over.ended.returncode
+    if returncode == 0 or (returncode < 0 and code != _REFUSED):
         return [], ()
-    from shoal.cli.hints import Run, hints_for
+    from shoal.sandbox.denied import denied_call, denied_files
+    from shoal.sandbox.hints import Run, hints_for
+
+    call = denied_call(returncode, over.pid, over.user, over.info.started_at, request.box.seccomp)
+    if call is not None:
+        told = f"it was killed for the {call}, which its filter refuses (SIGSYS)" if call.name else f"it made {call}"
+        return [told], (call,)
+    if returncode < 0:
+        return [], ()
     from shoal.sandbox.box import PATH
     from shoal.sandbox.grants import View
 
@@ -141,7 +146,7 @@ def _advice(request: Request, over: Over, code: int) -> tuple[list[str], tuple[s
         network=request.box.network == "host",
         exit_code=code,
     )
-    return [str(found) for found in hints_for(run)], ()
+    return [str(found) for found in hints_for(run)], denied_files(run, None)
 
 
 def _data(result: Result, over: Over, code: int, advice: list[str]) -> dict[str, Any]:
@@ -157,7 +162,7 @@ def _data(result: Result, over: Over, code: int, advice: list[str]) -> dict[str,
         "wall_s": round(over.ended.wall_s, 6),
         "usage": usage if over.info.usage is not None else None,
         "enforced": dict(result.enforced),
-        "denied": list(result.denied),
+        "denied": [asdict(what) for what in result.denied],
         "hints": advice,
         "error": None,
     }

@@ -9,7 +9,7 @@ import os
 import subprocess
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from shoal.cells import refill
 from shoal.handles.deadline import Deadline
@@ -24,6 +24,9 @@ from shoal.sandbox.program import current_directory, find_program
 from shoal.sandbox.result import Reason, Result, decoded
 from shoal.status import Stage, Status, failure
 from shoal.units import parse_duration, parse_size
+
+if TYPE_CHECKING:
+    from shoal.sandbox.denied import Denied
 
 PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
 OUTPUT_LIMIT = "64M"
@@ -128,6 +131,13 @@ def run(
         for path in spilled:
             late.add_note(f"what it wrote is in {path}")
         raise late
+    denied: tuple[Denied, ...] = ()
+    if returncode and reason is None:  # what ended well pays nothing for this
+        from shoal.sandbox.denied import denied_in
+
+        heard = captured.get("stdout" if stderr == STDOUT else "stderr")
+        order = Order(program, arguments[1:], {}, host_cwd)
+        denied = denied_in(boxed, order, process, time.time() - wall_s, returncode, None if heard is None else heard.data)
     result = Result(
         arguments,
         returncode,
@@ -137,6 +147,7 @@ def run(
         usage=usage,
         enforced=enforced,
         output={name: item.facts for name, item in captured.items()},
+        denied=denied,
     )
     if check:
         result.check_returncode()
