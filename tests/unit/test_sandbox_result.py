@@ -154,6 +154,7 @@ def test_it_becomes_json() -> None:
         enforced={"memory": True, "pids": "best-effort"},
         output=facts,
         denied=[CALL, Denied("file", "/x\udcff", "stderr")],
+        unkilled=[7],
     )
     told = json.loads(json.dumps(done.to_dict()))
     assert told == {
@@ -171,6 +172,7 @@ def test_it_becomes_json() -> None:
             {"kind": "system call", "name": "mount", "known_from": "kernel"},
             {"kind": "file", "name": "/x\\xff", "known_from": "stderr"},
         ],
+        "unkilled": [7],
     }
     assert told["usage"]["wall_s"] == 2.5
     assert told["usage"]["max_pids"] is None

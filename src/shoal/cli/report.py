@@ -40,6 +40,10 @@ class MetaFile:
 def report(request: Request, over: Over, *, as_json: bool, meta: MetaFile | None) -> Outcome:
     """Say what there is to say about the end; the terminal is the caller's again."""
     ended = over.ended
+    if ended.unkilled:
+        from shoal.sandbox.unkilled import in_words
+
+        complain(f"note: {in_words(ended.unkilled)}", patience_s=_PATIENCE_S)
     if not (as_json or meta or over.spent or ended.stopped or ended.returncode == -signal.SIGXCPU):
         # All there is to a plain run, without loading what tells of others.
         code = _own_code(ended)
@@ -76,6 +80,7 @@ def never_started(words: list[str], error: CommandError | OSError, code: int, me
         "usage": None,
         "enforced": {},
         "denied": [],
+        "unkilled": [],
         "hints": list(getattr(error, "hints", ())),
         "error": {"message": message, "status": known.status.name if known else None, "stage": known.stage.value if known else None},
     }
@@ -90,7 +95,9 @@ def _result(request: Request, over: Over) -> Result:
     own = over.info.usage or Usage(0.0, 0.0, 0)
     usage, why = sum_up(ended.wall_s, own, over.spent, ended.returncode, ended.stopped, request.box)
     reason = "wall_time" if why == "timeout" else why or ("exited" if ended.returncode >= 0 else "signaled")
-    return Result([request.program.name, *request.args], ended.returncode, reason=reason, usage=usage, enforced=over.enforced)
+    unkilled = [each.pid for each in ended.unkilled]
+    words = [request.program.name, *request.args]
+    return Result(words, ended.returncode, reason=reason, usage=usage, enforced=over.enforced, unkilled=unkilled)
 
 
 def _stopped(request: Request, reason: str, ended: Ended) -> tuple[str, int]:
@@ -163,6 +170,7 @@ def _data(result: Result, over: Over, code: int, advice: list[str]) -> dict[str,
         "usage": usage if over.info.usage is not None else None,
         "enforced": dict(result.enforced),
         "denied": [asdict(what) for what in result.denied],
+        "unkilled": list(result.unkilled),
         "hints": advice,
         "error": None,
     }

@@ -107,7 +107,8 @@ def run(args: argparse.Namespace) -> Outcome:
         code = report_failure(error)
         data = never_started(args.command, error, code, meta)
         return Outcome(data=data, code=code, stream="stdout" if args.explain else "stderr")
-    if over.ended.returncode == 0 and over.ended.stopped is None and over.spent is None and not args.json and meta is None:
+    ended = over.ended
+    if ended.returncode == 0 and ended.stopped is None and not ended.unkilled and over.spent is None and not args.json and meta is None:
         return Outcome()
     from shoal.cli.report import report  # it costs a little, and there is something to tell
 

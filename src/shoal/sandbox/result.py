@@ -108,6 +108,9 @@ class Result(subprocess.CompletedProcess[Any]):
         output: what became of each captured stream, by "stdout" and "stderr".
         denied: the system call that it was killed for and the files that it missed, as far as that is known; see `Denied`. Empty for
             what ended well, or was ended by a limit.
+        unkilled: pids of what was killed when the run ended and is still there, since it sleeps in the kernel where no signal reaches
+            it; `message` says more. It can do nothing any more, and is reaped when it ends. Where it is the program itself,
+            `returncode` is the one it will have, and what it used is what is known so far.
         message: what a person should know beyond the reason, such as why the setup failed.
     """
 
@@ -123,6 +126,7 @@ class Result(subprocess.CompletedProcess[Any]):
         enforced: Mapping[str, bool | str] | None = None,
         output: Mapping[str, OutputFacts] | None = None,
         denied: Sequence[Denied] = (),
+        unkilled: Sequence[int] = (),
         message: str = "",
     ) -> None:
         super().__init__(args, returncode, stdout, stderr)
@@ -132,6 +136,7 @@ class Result(subprocess.CompletedProcess[Any]):
         self.enforced: Mapping[str, bool | str] = dict(enforced or {})
         self.output: Mapping[str, OutputFacts] = dict(output or {})
         self.denied: tuple[Denied, ...] = tuple(denied)
+        self.unkilled: tuple[int, ...] = tuple(unkilled)
         self.message = message
 
     @property
@@ -172,6 +177,7 @@ class Result(subprocess.CompletedProcess[Any]):
             "usage": asdict(self.usage),
             "enforced": dict(self.enforced),
             "denied": [{name: _json_text(value) for name, value in asdict(what).items()} for what in self.denied],
+            "unkilled": list(self.unkilled),
         }
 
     def meta(self) -> str:
