@@ -492,6 +492,14 @@ static void do_pause(char **arg)
         pause();
 }
 
+static void do_vfork(char **arg) /* waits, as vfork() does, for a child that neither ends nor executes anything */
+{
+    (void)arg;
+    if (syscall(SYS_clone, CLONE_VM | CLONE_VFORK | SIGCHLD, NULL, NULL, NULL, NULL) == 0)
+        for (;;)
+            syscall(SYS_kill, syscall(SYS_getpid), SIGSTOP);
+}
+
 static volatile sig_atomic_t g_caught;
 static void note(int signal) { g_caught = signal; }
 
@@ -633,6 +641,7 @@ static const struct verb {
     {"sethostname", 1, do_sethostname}, {"ifaces", 0, do_ifaces}, {"connect", 1, do_connect}, {"listen", 0, do_listen},
     {"accept", 0, do_accept}, {"connect-unix", 1, do_connect_unix}, {"connect-abstract", 1, do_connect_abstract},
     {"exit", 1, do_exit}, {"kill", 1, do_kill}, {"probe", 1, do_probe}, {"pause", 0, do_pause}, {"await", 1, do_await},
+    {"vfork", 0, do_vfork},
     {"sigpipe", 0, do_sigpipe}, {"fork", 0, do_fork}, {"thread", 0, do_thread}, {"children", 2, do_children}, {"reap", 0, do_reap},
     {"daemon", 1, do_daemon}, {"bomb", 1, do_bomb}, {"alloc", 1, do_alloc}, {"exec", 1, do_exec},
 };

@@ -69,6 +69,7 @@ from shoal.status import WrongTypeError as WrongTypeError
 if TYPE_CHECKING:
     from shoal.loader import OciLayoutResolver as OciLayoutResolver
     from shoal.sandbox.box import Sandbox as Sandbox
+    from shoal.sandbox.denied import Denied as Denied
     from shoal.sandbox.result import Result as Result
     from shoal.sandbox.result import RunError as RunError
     from shoal.sandbox.result import RunUsage as RunUsage
@@ -80,6 +81,7 @@ __version__ = "0.1.0"
 _ON_FIRST_USE = {
     "OciLayoutResolver": "shoal.loader",
     "Sandbox": "shoal.sandbox.box",
+    "Denied": "shoal.sandbox.denied",
     "Result": "shoal.sandbox.result",
     "RunError": "shoal.sandbox.result",
     "RunUsage": "shoal.sandbox.result",

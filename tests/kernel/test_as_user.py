@@ -1,8 +1,4 @@
-"""Everything once more as an ordinary user: the tests of this folder in a second pytest under a uid that owns nothing.
-
-The interpreter may lie where only root can enter (a home folder). Then the second run gets a mount namespace of its own in
-which the way to it is open; nothing of the machine changes.
-"""
+"""Everything once more as an ordinary user: the tests of this folder in a second pytest under a uid that owns nothing."""
 
 import os
 import shlex
@@ -13,28 +9,10 @@ from pathlib import Path
 
 import pytest
 from rig.features import needs
+from rig.other_user import ORDINARY_UID, opening_the_way
 
 FOLDER = Path(__file__).parent
-ORDINARY_UID = 65534
 MODULES = sorted(path.name for path in FOLDER.glob("test_*.py") if path.name != Path(__file__).name)
-
-
-def closed_ancestor(path):
-    """The outermost folder on the way to `path` that others may not enter, if there is one."""
-    return next((at for at in [*reversed(path.parents), path] if not at.stat().st_mode & 0o001), None)
-
-
-def opening_the_way():
-    """Shell commands that make the interpreter reachable for everybody, in a mount namespace of their own."""
-    prefix = Path(sys.base_prefix).resolve()
-    closed = closed_ancestor(prefix)
-    if closed is None:
-        return ":"
-    quoted, hidden = shlex.quote(str(prefix)), shlex.quote(str(closed))
-    return (
-        f'way=$(mktemp -d) && mount --bind {quoted} "$way" && mount -t tmpfs -o mode=755 none {hidden} && mkdir -p {quoted} '
-        f'&& mount --move "$way" {quoted} && rmdir "$way"'
-    )
 
 
 @pytest.fixture

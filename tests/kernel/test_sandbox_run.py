@@ -128,6 +128,35 @@ def test_descriptors_of_the_caller_are_handed_over_as_with_subprocess(tmp_path):
         assert "to the file" in file.read() or not is_root()  # opened anew it was cut off
 
 
+@pytest.mark.root
+def test_a_file_of_the_callers_can_be_written_to_but_not_opened_anew_by_another_user(tmp_path):
+    """Its owner would have to change, and it is the caller's; opened through a mount of its own it would not share the caller's offset."""
+    with open(tmp_path / "out", "w+") as file:
+        script = "echo one; echo two > /dev/stdout || echo three; echo four >&1"
+        done = sh(script, capture_output=False, stdout=file, stderr=subprocess.PIPE)
+        file.seek(0)
+        assert file.read() == "one\nthree\nfour\n"
+        assert "Permission denied" in done.stderr
+        file.seek(0)
+        file.truncate()
+        sh("echo two > /dev/stdout", SH.replace(user="caller"), capture_output=False, stdout=file)
+        file.seek(0)
+        assert file.read() == "two\n"
+
+
+@pytest.mark.root
+def test_files_that_cannot_be_lent_to_another_user_are_an_error_that_tells_the_way():
+    """/proc and /sys, which / brings along, cannot show their files as another user's. It never runs as somebody else than was said."""
+    box = Sandbox(write=["/"])
+    for best in (box, box.replace(limits="best-effort")):
+        with pytest.raises(shoal.NotSupportedError, match=r'directory / .*user="caller"') as caught:
+            sh("id -u", best)
+        assert caught.value.stage is shoal.Stage.SETUP
+    done = sh("id -u; grep CapEff /proc/self/status", box.replace(user="caller"))
+    assert done.stdout.split() == ["0", "CapEff:", "0" * 16]
+    assert done.enforced["user"] is False
+
+
 def test_check_raises_an_error_that_says_why():
     with pytest.raises(subprocess.CalledProcessError, match="exited with status 3") as caught:
         sh("echo partly; exit 3", check=True)

@@ -33,11 +33,21 @@ def _user_namespaces() -> bool:
     return subprocess.run(["unshare", "--user", "true"], capture_output=True, check=False).returncode == 0
 
 
+def _readable_kernel_log() -> bool:
+    try:
+        os.close(os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return os.readlink("/proc/self/ns/pid") == "pid:[4026531836]"  # it tells of processes by the machine's own numbers
+
+
 FEATURES: dict[str, Callable[[], bool]] = {
     "root": lambda: os.geteuid() == 0,
     "an ordinary user": lambda: os.geteuid() != 0,
     "a cgroup v2 tree in which groups can be made": _can_make_cgroups,
     "user namespaces for ordinary users": _user_namespaces,
+    "a log of the kernel that this user may read": _readable_kernel_log,
+    "file systems in user space (/dev/fuse)": lambda: os.access("/dev/fuse", os.R_OK | os.W_OK) and os.geteuid() == 0,
     "systemd-socket-proxyd (Debian package systemd)": lambda: os.access(SOCKET_PROXY, os.X_OK),
     "dbus-daemon (Debian package dbus-daemon)": lambda: shutil.which("dbus-daemon") is not None,
     "unshare and setpriv (Debian package util-linux)": lambda: bool(shutil.which("unshare") and shutil.which("setpriv")),

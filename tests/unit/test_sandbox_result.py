@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shoal.sandbox.denied import Denied
 from shoal.sandbox.result import OutputFacts, Reason, Result, RunError, RunUsage, decoded
 from shoal.status import ShoalError
 
 USAGE = RunUsage(wall_s=2.5, user_s=1.25, system_s=0.5, max_memory_bytes=64 << 20)
+CALL = Denied("system call", "mount", "kernel")
 TREE = RunUsage(wall_s=1, user_s=0.0015, system_s=0, max_memory_bytes=10 << 20, counts_tree=True, max_pids=3)
 
 
@@ -65,15 +67,15 @@ def test_a_failed_check_says_why(returncode: int, reason: Reason, words: str) ->
 
 
 def test_a_failed_check_says_what_was_refused_and_what_else_is_known() -> None:
-    done = result(1, denied=("openat /etc/shadow", "connect\n127.0.0.1", "c", "d", "e"))
-    assert str(RunError(done)).endswith("; refused: openat /etc/shadow, connect\\n127.0.0.1, c and 2 more")
+    done = result(1, denied=[Denied("file", name, "stderr") for name in ("/etc/shadow", "/a\nb", "/c", "/d", "/e")])
+    assert str(RunError(done)).endswith("; denied: file /etc/shadow, file /a\\nb, file /c and 2 more")
     assert str(RunError(result(125, "setup_failed", message="no such\ndirectory"))).endswith("(setup_failed): no such\\ndirectory")
 
 
 def test_results_and_their_errors_survive_pickling_and_copying() -> None:
     facts = {"stdout": OutputFacts(10, 3, "/tmp/x", 10, None)}
     done = result(
-        -9, "oom", stdout=b"abc", usage=TREE, enforced={"memory": True, "pids": "best-effort"}, output=facts, denied=("a",), message="m"
+        -9, "oom", stdout=b"abc", usage=TREE, enforced={"memory": True, "pids": "best-effort"}, output=facts, denied=[CALL], message="m"
     )
     for again in (pickle.loads(pickle.dumps(done)), copy.deepcopy(done)):
         assert type(again) is Result
@@ -151,7 +153,8 @@ def test_it_becomes_json() -> None:
         stderr="text",
         enforced={"memory": True, "pids": "best-effort"},
         output=facts,
-        denied=("x",),
+        denied=[CALL, Denied("file", "/x\udcff", "stderr")],
+        unkilled=[7],
     )
     told = json.loads(json.dumps(done.to_dict()))
     assert told == {
@@ -165,7 +168,11 @@ def test_it_becomes_json() -> None:
         "output": {"stdout": {"total_bytes": 10, "kept_bytes": 3, "spill_path": "/tmp/x\\xff", "spilled_bytes": 10, "spill_error": None}},
         "usage": told["usage"],
         "enforced": {"memory": True, "pids": "best-effort"},
-        "denied": ["x"],
+        "denied": [
+            {"kind": "system call", "name": "mount", "known_from": "kernel"},
+            {"kind": "file", "name": "/x\\xff", "known_from": "stderr"},
+        ],
+        "unkilled": [7],
     }
     assert told["usage"]["wall_s"] == 2.5
     assert told["usage"]["max_pids"] is None

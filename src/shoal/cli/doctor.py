@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import shoal
 from shoal.cli.output import Outcome, printable
-from shoal.handles.hierarchy import DELEGATE, NoHome, availability, find_home, v1_controllers
+from shoal.handles.delegation import outlook
+from shoal.handles.hierarchy import DELEGATE, Home, NoHome, availability, find_home, v1_controllers
 from shoal.probe import Feature, features
 from shoal.sandbox.program import why_not_executable
 
@@ -35,18 +36,25 @@ def _jobs() -> list[Feature]:
     home = find_home()
     if isinstance(home, NoHome):
         return [jobs]
+    can_get, where_from, way = outlook()
+    scope = Feature("limit groups", can_get, False, where_from, way)
+    return [jobs, scope, _controllers(home)]
+
+
+def _controllers(home: Home) -> Feature:
+    """Which limits there are in the cgroup of this process. In a scope of its own there may be more."""
     try:
         with open(os.path.join(home.path, "cgroup.controllers"), encoding="ascii", errors="replace") as file:
             controllers = file.read().split()
     except OSError as error:
-        return [jobs, Feature("limits", False, False, f"{error.filename}: {error.strerror}")]
+        return Feature("limits", False, False, f"{error.filename}: {error.strerror}")
     missing = [name for name in _CONTROLLERS if name not in controllers]
     if not missing:
-        return [jobs, Feature("limits", True, False, f"controllers: {' '.join(controllers)}")]
+        return Feature("limits", True, False, f"controllers: {' '.join(controllers)}")
     taken = {name: where for name, where in v1_controllers().items() if name in missing}
     where = f"cgroup v1 holds {' '.join(sorted(taken))}" if taken else f"not offered in {home.path}"
     advice = "boot with systemd.unified_cgroup_hierarchy=1" if taken else f"start under: {DELEGATE}"
-    return [jobs, Feature("limits", False, False, f"no controller for {' '.join(missing)}: {where}", advice)]
+    return Feature("limits", False, False, f"no controller for {' '.join(missing)}: {where}", advice)
 
 
 def _trials() -> list[Feature]:

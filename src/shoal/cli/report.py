@@ -14,6 +14,7 @@ from shoal.units import parse_duration
 
 if TYPE_CHECKING:  # these cost milliseconds, and a plain run needs none of them
     from shoal.cli.session import Ended, Over
+    from shoal.sandbox.denied import Denied
     from shoal.sandbox.result import Result
 
 _PATIENCE_S = 2.0
@@ -39,6 +40,10 @@ class MetaFile:
 def report(request: Request, over: Over, *, as_json: bool, meta: MetaFile | None) -> Outcome:
     """Say what there is to say about the end; the terminal is the caller's again."""
     ended = over.ended
+    if ended.unkilled:
+        from shoal.sandbox.unkilled import in_words
+
+        complain(f"note: {in_words(ended.unkilled)}", patience_s=_PATIENCE_S)
     if not (as_json or meta or over.spent or ended.stopped or ended.returncode == -signal.SIGXCPU):
         # All there is to a plain run, without loading what tells of others.
         code = _own_code(ended)
@@ -75,6 +80,7 @@ def never_started(words: list[str], error: CommandError | OSError, code: int, me
         "usage": None,
         "enforced": {},
         "denied": [],
+        "unkilled": [],
         "hints": list(getattr(error, "hints", ())),
         "error": {"message": message, "status": known.status.name if known else None, "stage": known.stage.value if known else None},
     }
@@ -89,7 +95,9 @@ def _result(request: Request, over: Over) -> Result:
     own = over.info.usage or Usage(0.0, 0.0, 0)
     usage, why = sum_up(ended.wall_s, own, over.spent, ended.returncode, ended.stopped, request.box)
     reason = "wall_time" if why == "timeout" else why or ("exited" if ended.returncode >= 0 else "signaled")
-    return Result([request.program.name, *request.args], ended.returncode, reason=reason, usage=usage, enforced=over.enforced)
+    unkilled = [each.pid for each in ended.unkilled]
+    words = [request.program.name, *request.args]
+    return Result(words, ended.returncode, reason=reason, usage=usage, enforced=over.enforced, unkilled=unkilled)
 
 
 def _stopped(request: Request, reason: str, ended: Ended) -> tuple[str, int]:
@@ -117,16 +125,20 @@ def _give(advice: list[str]) -> None:
         hint(line)
 
 
-def _advice(request: Request, over: Over, code: int) -> tuple[list[str], tuple[str, ...]]:
-    """What would have helped, and the system calls that were refused."""
-    if code == _REFUSED and request.box.seccomp != "off":  # its own end, or that of something a shell has started
-        from shoal.cli.refused import refused_call
-
-        call = refused_call(over.pid, over.user, over.info.started_at, request.box.seccomp)
-        return [str(call)], (call.name,) if call.name else ()
-    if over.ended.returncode <= 0:
+def _advice(request: Request, over: Over, code: int) -> tuple[list[str], tuple[Denied, ...]]:
+    """What would have helped, and what is known to have been denied."""
+    returncode = over.ended.returncode
+    if returncode == 0 or (returncode < 0 and code != _REFUSED):
         return [], ()
-    from shoal.cli.hints import Run, hints_for
+    from shoal.sandbox.denied import denied_call, denied_files
+    from shoal.sandbox.hints import Run, hints_for
+
+    call = denied_call(returncode, over.pid, over.user, over.info.started_at, request.box.seccomp)
+    if call is not None:
+        told = f"it was killed for the {call}, which its filter refuses (SIGSYS)" if call.name else f"it made {call}"
+        return [told], (call,)
+    if returncode < 0:
+        return [], ()
     from shoal.sandbox.box import PATH
     from shoal.sandbox.grants import View
 
@@ -141,7 +153,7 @@ def _advice(request: Request, over: Over, code: int) -> tuple[list[str], tuple[s
         network=request.box.network == "host",
         exit_code=code,
     )
-    return [str(found) for found in hints_for(run)], ()
+    return [str(found) for found in hints_for(run)], denied_files(run, None)
 
 
 def _data(result: Result, over: Over, code: int, advice: list[str]) -> dict[str, Any]:
@@ -157,7 +169,8 @@ def _data(result: Result, over: Over, code: int, advice: list[str]) -> dict[str,
         "wall_s": round(over.ended.wall_s, 6),
         "usage": usage if over.info.usage is not None else None,
         "enforced": dict(result.enforced),
-        "denied": list(result.denied),
+        "denied": [asdict(what) for what in result.denied],
+        "unkilled": list(result.unkilled),
         "hints": advice,
         "error": None,
     }

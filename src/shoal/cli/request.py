@@ -25,7 +25,6 @@ class Request(NamedTuple):
     Attributes:
         grants, environ: all that the program sees: the profile's, and what was asked for besides.
         descriptors: the caller's number and the program's.
-        insists: on the user that the sandbox says; else a file system that cannot be lent to that user decides.
     """
 
     program: Program
@@ -38,7 +37,6 @@ class Request(NamedTuple):
     descriptors: Sequence[tuple[int, int]]
     name: str | None
     timeout_s: float | None
-    insists: bool
 
     @property
     def box(self) -> Sandbox:
@@ -85,7 +83,6 @@ def read_request(args: argparse.Namespace) -> Request:
         descriptors=_descriptors(args.fd),
         name=args.name,
         timeout_s=_timeout(args.timeout),
-        insists=args.box_user is not None or "user" in box.require,
     )
 
 

@@ -12,13 +12,11 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from shoal.cli.options import add_options, listed
-from shoal.cli.output import CommandError, Outcome, complain, hidden, report_failure
+from shoal.cli.output import CommandError, Outcome, hidden, report_failure
 from shoal.cli.request import Request, read_request
-from shoal.handles.keeper import ID_MAPPED
 from shoal.launcher import END_S, user_of
 from shoal.sandbox.box import PATH
-from shoal.sandbox.launch import Boxed, Order
-from shoal.status import SpawnError
+from shoal.sandbox.launch import Order
 from shoal.units import parse_duration
 
 if TYPE_CHECKING:  # loaded when a program is really started, and the terminal's code only when there is a terminal
@@ -107,7 +105,8 @@ def run(args: argparse.Namespace) -> Outcome:
         code = report_failure(error)
         data = never_started(args.command, error, code, meta)
         return Outcome(data=data, code=code, stream="stdout" if args.explain else "stderr")
-    if over.ended.returncode == 0 and over.ended.stopped is None and over.spent is None and not args.json and meta is None:
+    ended = over.ended
+    if ended.returncode == 0 and ended.stopped is None and not ended.unkilled and over.spent is None and not args.json and meta is None:
         return Outcome()
     from shoal.cli.report import report  # it costs a little, and there is something to tell
 
@@ -184,51 +183,41 @@ def _launch(request: Request) -> Over:
     wall_s = None if box.wall_time is None else parse_duration(box.wall_time)
     with ExitStack() as stack:
         signals = stack.enter_context(Signals())
-        budget = _budget(request.boxed, stack)
+        budget = _budget(request, stack)
         terminal = _terminal(request)
         if terminal:
             stack.enter_context(terminal)
-        boxed, process = _start(request, terminal, budget.job if budget else None)
-        stack.enter_context(process)
+        process = stack.enter_context(_start(request, terminal, budget.job if budget else None))
         try:
             ended = Session(process, signals, terminal, Bounds(request.timeout_s, wall_s, budget, box.linger)).follow()
         except BaseException:
             process.end_cell(END_S)
             raise
-        user = None if not boxed.enforced["user"] or process._keeper is None else user_of(process._keeper)
-        enforced = boxed.enforced | (budget.enforced if budget else {})
+        enforced = request.boxed.enforced | (budget.enforced if budget else {})
+        user = None if not enforced["user"] or process._keeper is None else user_of(process._keeper)
         return Over(ended, process.info(), budget.spent() if budget else None, enforced, process.pid, user)
 
 
-def _budget(boxed: Boxed, stack: ExitStack) -> Budget | None:
+def _budget(request: Request, stack: ExitStack) -> Budget | None:
     """What holds all that runs to its limits, until `stack` is left. None: there are none.
 
     Raises:
         SpawnError: a limit, or what is required, cannot be enforced.
     """
-    box = boxed.box
+    box = request.box
     if not listed(box) and not box.require:
         return None
     from shoal.sandbox.limits import Budget
 
     budget = Budget.of(box)
     stack.callback(budget.close)
-    boxed.enforced_with(budget.enforced)  # which insists on what is required
+    request.boxed.enforced_with(budget.enforced)  # which insists on what is required
     return budget
 
 
-def _start(request: Request, terminal: Terminal | None, job: Job | None) -> tuple[Boxed, Process]:
-    """The program, and the sandbox it is in at last."""
+def _start(request: Request, terminal: Terminal | None, job: Job | None) -> Process:
+    """The program."""
     order = _order(request, terminal)
     if request.boxed.enforced["user"]:
         _open_to_all(order.fds.values())
-    try:
-        return request.boxed, request.boxed.launch(order, job)
-    except SpawnError as error:
-        # Overlayfs, network and pseudo file systems cannot show their files as another user's; a container's root is such a one.
-        if request.insists or ID_MAPPED not in error.detail:
-            raise
-        what = error.detail.partition("mounting ")[2].partition(" at ")[0] or "a file system"
-        complain(f"note: {what} cannot show its files as another user's, so the program runs as you, without privileges (--user caller)")
-        boxed = Boxed(request.box.replace(user="caller"))
-        return boxed, boxed.launch(order, job)
+    return request.boxed.launch(order, job)

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from shoal.cli.signals import FORWARDED, Signals
 from shoal.handles.process import Process, ProcessInfo, Usage
+from shoal.launcher import END_S
 
 if TYPE_CHECKING:  # loaded only when there is a terminal, or a limit
     from shoal.cli.terminal import Terminal
     from shoal.handles.job_backend import Counters
     from shoal.sandbox.limits import Budget
+    from shoal.sandbox.unkilled import Unkilled
 
 _PATIENCE_S = 2.0
 _GIVE_UP = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT))
@@ -29,11 +31,18 @@ Stopped = Literal["timeout", "wall_time", "cpu_time"]
 
 
 class Ended(NamedTuple):
-    """How a run ended. `returncode` is the exit status, or the negative signal; `stopped` is why shoal ended it, if it did."""
+    """How a run ended.
+
+    Attributes:
+        returncode: the exit status, or the negative signal.
+        stopped: why shoal ended it, if it did.
+        unkilled: what is still there although it was killed.
+    """
 
     returncode: int
     stopped: Stopped | None
     wall_s: float
+    unkilled: tuple[Unkilled, ...] = ()
 
 
 class Over(NamedTuple):
@@ -92,16 +101,19 @@ class Session:
             stopped = None if rest is None else self._until_ready(rest.fd, lingers=True)
         wall_s = time.monotonic() - self._began
         keeps = stopped is None and self._linger == "keep"
-        if not keeps:
-            self._end_everything()
-        returncode = self._process.wait()
+        left: tuple[Unkilled, ...] = ()
+        if keeps or self._process.end_cell(END_S):
+            returncode = self._process.wait()
+        else:
+            from shoal.sandbox.unkilled import ending_of, unkilled
+
+            keeps = True  # the kernel does
+            left = unkilled(self._process)
+            returncode, _ = ending_of(self._process)
         if self._terminal:
             killed = stopped is not None or returncode < 0
             self._drain(self._terminal, killed=killed, keeps=keeps, patience_s=_PATIENCE_S if stopped is not None else None)
-        elif self._keeper is not None and not keeps:
-            while not self._gone() and not _GIVE_UP.intersection(self._signals.take()):
-                self._poll(self._keeper.fileno(), None)
-        return Ended(returncode, stopped, wall_s)
+        return Ended(returncode, stopped, wall_s, left)
 
     def _until_ready(self, fd: int, *, lingers: bool = False) -> Stopped | None:
         """Serve signals and the terminal until `fd` tells of an end, or a limit of time is reached.
@@ -180,12 +192,6 @@ class Session:
         return None if self._limit is None else max(0.0, self._began + self._limit[0] - time.monotonic())
 
     # --- when it has ended --------------------------------------------------------------------------
-
-    def _end_everything(self) -> None:
-        if self._keeper is not None:
-            self._keeper.kill()
-        else:
-            self._process.kill()
 
     def _drain(self, terminal: Terminal, killed: bool, keeps: bool, patience_s: float | None) -> None:
         """Write what the program wrote before it ended, until all is written or somebody insists on leaving.

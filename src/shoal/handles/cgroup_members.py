@@ -65,9 +65,7 @@ def make_room(fd: int, *, ours: bool = False) -> None:
         OSError: the kernel does not allow it.
     """
     pids = _pids(fd)
-    # 0 is a process that cannot be seen from here, and in what we write it would mean ourselves.
-    strangers = [pid for pid in pids if not pid or not (ours or pid == os.getpid() or _parent_of(pid) == os.getpid())]
-    if strangers:
+    if strangers := strangers_in(fd, ours=ours):
         who = f"process {strangers[0]}" if strangers[0] else "a process of another pid namespace"
         what = f"limits need a cgroup of our own, but {who} shares the one we live in; start under: {DELEGATE}"
         raise failure(Status.NOT_SUPPORTED, Stage.JOB, what)
@@ -78,6 +76,16 @@ def make_room(fd: int, *, ours: bool = False) -> None:
         with suppress(ProcessLookupError):  # ended meanwhile
             write_text(leaf.fd, "cgroup.procs", str(pid))
     set_mark(fd, LEAF, name)
+
+
+def strangers_in(fd: int, *, ours: bool = False) -> list[int]:
+    """The processes directly in the directory `fd` that are not ours to move. Raises OSError.
+
+    Args:
+        ours: as for `make_room()`.
+    """
+    # 0 is a process that cannot be seen from here, and in what we write it would mean ourselves.
+    return [pid for pid in _pids(fd) if not pid or not (ours or pid == os.getpid() or _parent_of(pid) == os.getpid())]
 
 
 def _make_leaf(fd: int, name: str) -> OwnedFd:

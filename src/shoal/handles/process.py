@@ -353,17 +353,22 @@ class Process(Handle):
         keeper = self._keeper
         return None if keeper is None else keeper.pidfd
 
-    def end_cell(self, timeout: float) -> None:
+    def end_cell(self, timeout: float) -> bool:
         """`kill_cell()`, and wait until it is gone. Needs `Rights.DESTROY` and `Rights.WAIT`.
 
+        Returns:
+            Whether it is. What sleeps in the kernel where no signal reaches it (state D) is left to the reaper.
         Args:
-            timeout: seconds, for the program and for the rest of the cell each; what takes longer is left to the reaper.
+            timeout: seconds, for the program and for the rest of the cell each.
         """
         self.kill_cell()
-        with suppress(TimeoutError):
+        try:
             self.wait(timeout)  # first: the cell is not gone as long as its program has not been reaped
             if self._keeper is not None:
                 self._keeper.wait(timeout)
+        except TimeoutError:
+            return False
+        return True
 
     def info(self) -> ProcessInfo:
         """A picture of the process as it is now. Needs `Rights.INSPECT`. Takes no status away from a waiter."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from shoal.handles.job import Job
+from shoal.handles.delegation import generation, obtain
+from shoal.handles.job import Job, given_job
 from shoal.handles.job_backend import Counters
 from shoal.handles.process import Usage
 from shoal.sandbox.box import EACH_PROCESS, Sandbox
@@ -51,22 +53,13 @@ class Budget:
         cpu_s = None if box.cpu_time is None else parse_duration(box.cpu_time)
         if not asked:
             return cls(None, {}, None)
-        job: Job | None = None
         try:
-            job = Job.default().create_child()
-            job.usage()  # refused where the job is no cgroup
-            _limit(job, box)
+            job = _job_somewhere(box, asked)
         except (NotSupportedError, AccessDeniedError) as error:
-            if job is not None:
-                job.close()
             if box.limits == "require":
                 raise failure(error.status, error.stage, f"{', '.join(asked)}: {error.detail}{_ADVICE}", error.errno) from None
             weaker: dict[str, bool | str] = dict.fromkeys(asked, False)
             return cls(None, weaker | ({"cpu_time": EACH_PROCESS} if cpu_s else {}), None)
-        except BaseException:
-            if job is not None:
-                job.close()
-            raise
         enforced: dict[str, bool | str] = dict.fromkeys(asked, True)
         return cls(job, enforced | ({"swap": True} if box.memory is not None and box.swap is not None else {}), cpu_s, box.linger == "keep")
 
@@ -89,6 +82,42 @@ class Budget:
                 with suppress(SpawnError):  # it is gone
                     self.job.kill()
             self.job.close()
+
+
+_CONTROLLERS = {"memory": "memory", "pids": "pids", "cpus": "cpu", "io": "io"}
+
+
+def _job_for(box: Sandbox) -> Job:
+    """A job with the limits of `box`. Raises NotSupportedError, AccessDeniedError."""
+    with Job.default() as default:
+        job = default.create_child()
+    try:
+        job.usage()  # refused where the job is no cgroup
+        _limit(job, box)
+    except BaseException:
+        job.close()
+        raise
+    return job
+
+
+def _job_somewhere(box: Sandbox, asked: Sequence[str]) -> Job:
+    """The same, in a cgroup that systemd makes for this process where the one it lives in does not do."""
+    while True:
+        before = generation()
+        try:
+            return _job_for(box)
+        except (NotSupportedError, AccessDeniedError) as error:
+            if given_job() is not None:  # which decides where our jobs are, not where we live
+                raise
+            refusal = obtain(before, [_CONTROLLERS[name] for name in asked if name in _CONTROLLERS])
+            if refusal is None:
+                continue
+            told = error.detail
+            if refusal.reason:
+                told += f"; no other cgroup is to be had: {refusal.reason}"
+            if refusal.fix and refusal.fix not in told:
+                told += f"; try: {refusal.fix}"
+            raise failure(error.status, error.stage, told, error.errno) from None
 
 
 _ADVICE = '; or say limits="best-effort" for what each process can be held to'

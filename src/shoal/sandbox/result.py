@@ -16,9 +16,12 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from shoal.status import ShoalError
+
+if TYPE_CHECKING:  # loaded only where something has ended badly
+    from shoal.sandbox.denied import Denied
 
 Reason = Literal["exited", "signaled", "oom", "wall_time", "cpu_time", "output_limit", "killed", "setup_failed"]
 
@@ -103,7 +106,11 @@ class Result(subprocess.CompletedProcess[Any]):
         usage: what it used.
         enforced: each protection, and whether it was in force; text says how far.
         output: what became of each captured stream, by "stdout" and "stderr".
-        denied: what the kernel refused, in words, as far as it told.
+        denied: the system call that it was killed for and the files that it missed, as far as that is known; see `Denied`. Empty for
+            what ended well, or was ended by a limit.
+        unkilled: pids of what was killed when the run ended and is still there, since it sleeps in the kernel where no signal reaches
+            it; `message` says more. It can do nothing any more, and is reaped when it ends. Where it is the program itself,
+            `returncode` is the one it will have, and what it used is what is known so far.
         message: what a person should know beyond the reason, such as why the setup failed.
     """
 
@@ -118,7 +125,8 @@ class Result(subprocess.CompletedProcess[Any]):
         usage: RunUsage,
         enforced: Mapping[str, bool | str] | None = None,
         output: Mapping[str, OutputFacts] | None = None,
-        denied: Sequence[str] = (),
+        denied: Sequence[Denied] = (),
+        unkilled: Sequence[int] = (),
         message: str = "",
     ) -> None:
         super().__init__(args, returncode, stdout, stderr)
@@ -127,7 +135,8 @@ class Result(subprocess.CompletedProcess[Any]):
         # Copies, and plain ones: a view of the caller's mapping could change, and one that cannot be changed cannot be pickled.
         self.enforced: Mapping[str, bool | str] = dict(enforced or {})
         self.output: Mapping[str, OutputFacts] = dict(output or {})
-        self.denied: tuple[str, ...] = tuple(denied)
+        self.denied: tuple[Denied, ...] = tuple(denied)
+        self.unkilled: tuple[int, ...] = tuple(unkilled)
         self.message = message
 
     @property
@@ -167,7 +176,8 @@ class Result(subprocess.CompletedProcess[Any]):
             "output": {name: asdict(facts) | {"spill_path": _json_text(facts.spill_path)} for name, facts in self.output.items()},
             "usage": asdict(self.usage),
             "enforced": dict(self.enforced),
-            "denied": [_json_text(what) for what in self.denied],
+            "denied": [{name: _json_text(value) for name, value in asdict(what).items()} for what in self.denied],
+            "unkilled": list(self.unkilled),
         }
 
     def meta(self) -> str:
@@ -228,7 +238,7 @@ class RunError(ShoalError, subprocess.CalledProcessError):
         denied = self.result.denied
         if denied:
             more = f" and {len(denied) - _SHOWN_REFUSALS} more" if len(denied) > _SHOWN_REFUSALS else ""
-            text += f"; refused: {', '.join(_one_line(what) for what in denied[:_SHOWN_REFUSALS])}{more}"
+            text += f"; denied: {', '.join(_one_line(str(what)) for what in denied[:_SHOWN_REFUSALS])}{more}"
         return text
 
 

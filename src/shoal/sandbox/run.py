@@ -9,7 +9,7 @@ import os
 import subprocess
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from shoal.cells import refill
 from shoal.handles.deadline import Deadline
@@ -24,6 +24,10 @@ from shoal.sandbox.program import current_directory, find_program
 from shoal.sandbox.result import Reason, Result, decoded
 from shoal.status import Stage, Status, failure
 from shoal.units import parse_duration, parse_size
+
+if TYPE_CHECKING:
+    from shoal.sandbox.denied import Denied
+    from shoal.sandbox.unkilled import Unkilled
 
 PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
 OUTPUT_LIMIT = "64M"
@@ -99,14 +103,21 @@ def run(
             process = boxed.launch(Order(program, arguments[1:], fds, host_cwd), budget.job)
             with process:
                 try:
-                    reason = _follow(process, pump, box, budget, patience, started)
+                    reason, gone = _follow(process, pump, box, budget, patience, started)
                 except BaseException:
                     process.end_cell(END_S)
                     raise
                 wall_s = time.monotonic() - started
                 captured = pump.finish()
-                returncode = process.wait()
-                own = process.usage or Usage(0.0, 0.0, 0)
+                left: tuple[Unkilled, ...] = ()
+                if gone:
+                    returncode = process.wait()
+                    own = process.usage or Usage(0.0, 0.0, 0)
+                else:
+                    from shoal.sandbox.unkilled import ending_of, in_words, unkilled
+
+                    left = unkilled(process)
+                    returncode, own = ending_of(process)
             spent = budget.spent()
         finally:
             budget.close()
@@ -127,7 +138,16 @@ def run(
         late = subprocess.TimeoutExpired(arguments, patience or 0.0, output.get("stdout"), output.get("stderr"))
         for path in spilled:
             late.add_note(f"what it wrote is in {path}")
+        if left:
+            late.add_note(in_words(left))
         raise late
+    denied: tuple[Denied, ...] = ()
+    if returncode and reason is None:  # what ended well pays nothing for this
+        from shoal.sandbox.denied import denied_in
+
+        heard = captured.get("stdout" if stderr == STDOUT else "stderr")
+        order = Order(program, arguments[1:], {}, host_cwd)
+        denied = denied_in(boxed, order, process, time.time() - wall_s, returncode, None if heard is None else heard.data)
     result = Result(
         arguments,
         returncode,
@@ -137,6 +157,9 @@ def run(
         usage=usage,
         enforced=enforced,
         output={name: item.facts for name, item in captured.items()},
+        denied=denied,
+        unkilled=[each.pid for each in left],
+        message=in_words(left) if left else "",
     )
     if check:
         result.check_returncode()
@@ -189,8 +212,8 @@ def _descriptors(pump: Pump, stdin: Any, stdout: Any, stderr: Any) -> dict[int, 
 
 def _follow(
     process: Process, pump: Pump, box: Sandbox, budget: Budget, patience: float | None, started: float
-) -> Reason | Literal["timeout"] | None:
-    """Wait for the end, and bring it about where it has to be. None: it ended by itself."""
+) -> tuple[Reason | Literal["timeout"] | None, bool]:
+    """Wait for the end, and bring it about where it has to be. Why it did (None: it ended by itself), and whether all has ended."""
     wall = None if box.wall_time is None else parse_duration(box.wall_time)
     by_wall = wall is not None and (patience is None or wall < patience)
     limit = wall if by_wall else patience
@@ -200,13 +223,11 @@ def _follow(
         process.wait()  # a cell is not gone as long as its program has not been reaped
         why = _wait(rest.fd, pump, budget, last)
     if why is Why.ENDED:
-        if box.linger == "kill" and process.left_something():
-            process.end_cell(END_S)
-        return None
-    process.end_cell(END_S)
+        return None, process.end_cell(END_S) if box.linger == "kill" and process.left_something() else True
+    gone = process.end_cell(END_S)
     if why == "cpu_time":
-        return "cpu_time"
-    return "output_limit" if why is Why.LIMIT else "wall_time" if by_wall else "timeout"
+        return "cpu_time", gone
+    return "output_limit" if why is Why.LIMIT else "wall_time" if by_wall else "timeout", gone
 
 
 def _wait(until: int, pump: Pump, budget: Budget, last: float | None) -> Why | Literal["cpu_time"]:

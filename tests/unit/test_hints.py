@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from shoal.cli.hints import HINTS_MAX, Run, hints_for
 from shoal.sandbox.grants import View, lay_out, parse_bind, working_directory
+from shoal.sandbox.hints import HINTS_MAX, Run, hints_for
 from shoal.sandbox.program import find_program
 
 PATH = "/usr/local/bin:/usr/bin:/bin"

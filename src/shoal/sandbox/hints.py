@@ -2,7 +2,8 @@
 
 Works from what is known without watching the program: its words, its #! lines, its exit code, and the difference between
 the host's files and the View it was given. A hint is only made on evidence: something exists on the host, the program was told of
-it or is known to need it, and it is not there inside. Pure: nothing is printed or started here.
+it or is known to need it, and it is not there inside. That this is what it failed for is likely, not known; see denied.py.
+Pure: nothing is printed or started here.
 """
 
 from __future__ import annotations
@@ -49,10 +50,11 @@ _DIRECTORY_WORKERS = re.compile(r"g?make|ninja|cmake|meson|git|npm|npx|yarn|carg
 
 
 class Hint(NamedTuple):
-    """What was not there, and the option that would put it there; "" when none would."""
+    """What was not there, and the option that would put it there, if any; `missing` is the file, where it is one that exists."""
 
     problem: str
     option: str
+    missing: str = ""
 
     def __str__(self) -> str:
         return f"{self.problem}; add {self.option}" if self.option else self.problem
@@ -122,7 +124,7 @@ def _interpreter(run: Run) -> Iterator[Hint]:
         return
     command = _env_command(last.argument)
     host = find_on_path(command, run.search) if command else None
-    if host and not _can_run(run, command):
+    if host and not can_run(run, command):
         yield Hint(f"{command}, which the #! line of {run.program.name} names, is not visible to the program", f"--ro {bundle(host)}")
 
 
@@ -180,14 +182,21 @@ def _words(run: Run) -> Iterator[Hint]:
         if _URL.search(word) or "\0" in word:
             continue
         value = word.partition("=")[2] if word.startswith("-") else word
-        was_path = bool(value) and (yield from _path_word(run, value))
+        was_path = bool(value) and (yield from path_word(run, value))
         if not was_path and (" " in word or "/" in word):
             yield from _paths_within(run, word)
         if word == "-m" and index + 1 < len(run.args):
             yield from _python_module(run, run.args[index + 1])
 
 
-def _path_word(run: Run, word: str) -> Generator[Hint, None, bool]:
+def missing_words(run: Run) -> Iterator[Hint]:
+    """Words that are the name of a file, and nothing else, which exists on the host and not inside."""
+    for word in run.args:
+        if word and not word.startswith("-") and "\0" not in word and not _URL.search(word):
+            yield from path_word(run, word)
+
+
+def path_word(run: Run, word: str) -> Generator[Hint, None, bool]:
     """Hints for `word` taken as a path; the value is whether it was one."""
     host = os.path.join(run.host_cwd, word)
     inside = os.path.normpath(os.path.join(run.cwd, word))
@@ -197,9 +206,9 @@ def _path_word(run: Run, word: str) -> Generator[Hint, None, bool]:
         path = os.path.normpath(host)
         gone = run.view.missing(path)
         if gone is None:
-            yield Hint(f"{word} means {inside} to the program, which runs in {run.cwd}", f"--cwd {run.host_cwd}")
+            yield Hint(f"{word} means {inside} to the program, which runs in {run.cwd}", f"--cwd {run.host_cwd}", inside)
         else:
-            yield Hint(f"{word} is not visible to the program", f"--ro {_least(gone)}")
+            yield Hint(f"{word} is not visible to the program", f"--ro {_least(gone)}", gone)
         return True
     parent = os.path.dirname(os.path.normpath(host))
     if "/" in word and " " not in word and parent != "/" and os.path.isdir(parent) and run.view.missing(os.path.dirname(inside)):
@@ -274,7 +283,7 @@ def _commands(run: Run) -> Iterator[Hint]:
             if "/" in token or token.startswith("-"):
                 continue
             host = find_on_path(token, run.search)
-            if host and not _can_run(run, token):
+            if host and not can_run(run, token):
                 yield Hint(f"the command {token} is not visible to the program", f"--ro {bundle(host)}")
                 return
     if _SHELLS.fullmatch(os.path.basename(run.program.executes)) and not any(map(run.view.is_directory, _inside_path(run))):
@@ -292,7 +301,7 @@ def _working_directory(run: Run) -> Iterator[Hint]:
         yield Hint(f"the current directory is not visible to the program, which ran in {run.cwd}", f"--rw {run.host_cwd}")
 
 
-def _can_run(run: Run, command: str) -> bool:
+def can_run(run: Run, command: str) -> bool:
     return any(run.view.missing(os.path.join(directory, command)) is None for directory in _inside_path(run))
 
 
