@@ -1,4 +1,5 @@
-/* shoal-init: pid 1 of a cell, or, where argv[1] is "w", a process of a cell that waits for its program (wait.c).
+/* shoal-init: pid 1 of a cell, or, where argv[1] is "w", a process of a cell that waits for its program (wait.c), or, where it
+ * begins with "h", what holds a program that has no cell (hold.c).
  *
  * Pid 1 adopts and reaps orphans, passes on the signals it is sent, and ends when the last process
  * of the cell has ended; when it ends, for whatever reason, the kernel kills everything in the cell (pid_namespaces(7)).
@@ -17,6 +18,7 @@
  * End of file before that byte: the caller died or gave up while starting; end.
  *
  * No libc, no allocation, no writable global: one such process costs a few pages. */
+#include "hold.h"
 #include "wait.h"
 #include "../op.h"
 #include "../sys.h"
@@ -83,7 +85,7 @@ static long make_network(void)
 }
 
 /* With no_new_privs and an empty permitted set nothing can come back, not even to uid 0 by exec. */
-static long drop_capabilities(void)
+long drop_capabilities(void)
 {
     struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
     struct __user_cap_data_struct none[2] = { { 0 }, { 0 } };
@@ -109,6 +111,8 @@ _Noreturn static void run(char **argv)
         leave(0);
     }
     sys5(__NR_prctl, PR_SET_NAME, "shoal-init", 0, 0, 0);
+    if (argv[0] && argv[1] && argv[1][0] == 'h')
+        hold(argv[1] + 1);
     int err = prepare(argv[0] ? argv[1] : 0);
     /* After a failure stay all the same until the caller, who is told here, closes the socket: it may be entering us now. */
     sys6(__NR_sendto, CONTROL, (long)&err, sizeof err, 0x4000 /* MSG_NOSIGNAL */, 0, 0);
