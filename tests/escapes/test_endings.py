@@ -161,6 +161,7 @@ unreaped = pytest.mark.xfail(strict=True, reason="only the filter is in the way:
 
 
 @pytest.mark.parametrize("filtered", ["default", pytest.param("off", marks=unreaped)])
+@pytest.mark.cell
 def test_a_program_gives_its_caller_no_children(inside, run_attacks, filtered):
     """The program is a child of its caller, so that a brother of the program is one, too. Who waits for any child would meet it, and the
     first process of a cell does not end before all others are reaped."""
@@ -229,6 +230,7 @@ def size_of(ground, path):
     return block * blocks, files
 
 
+@pytest.mark.cell
 def test_what_a_program_may_write_into_memory_has_an_end(inside):
     assert inside.but(tmp="8M").attack("fill", "/tmp/file", 64 << 20).one("fill") == [str(8 << 20), str(errno.ENOSPC)]
     assert inside.attack("fill", "/dev/shm/file", 256 << 20).one("fill") == [str(64 << 20), str(errno.ENOSPC)]
@@ -243,6 +245,7 @@ def test_what_a_program_may_write_into_memory_has_an_end(inside):
     assert with_file.returncode == -signal.SIGXFSZ
 
 
+@pytest.mark.cell
 def test_what_a_program_may_keep_in_memory_as_empty_files_has_an_end(inside):
     """Each takes about a KiB of the kernel's memory, and none of the file system's."""
     made, error = map(int, inside.but(tmp="1M").attack("many-files", "/tmp", 20_000).one("made"))

@@ -96,6 +96,8 @@ def check(wanted: Wanted, tier: Tier) -> None:
             continue
         if os.path.realpath(grant.dest) != grant.source:
             raise _refused(f"{grant.source} at {grant.dest}", "hand it over where it is", tier)
+        if grant.source == "/dev" or is_inside(grant.source, "/dev"):
+            raise _refused(f"{grant.dest} without its device nodes", "name the devices that it needs in devices", tier)
         holder = next((other for other in writes if not grant.writable and grant.asked and is_inside(grant.source, other.source)), None)
         if holder is not None:
             raise _refused(f"{grant.dest}, to be read only, inside {holder.dest}, which is written", "hand over what lies beside it", tier)
@@ -229,7 +231,9 @@ def _moved(environ: Mapping[str, str], tmp: str | None) -> dict[str, str]:
 def _rules(wanted: Wanted, plan: Plan, tmp: str | None) -> Iterator[FileRule]:
     for grant in wanted.grants:
         if grant.kind is Kind.PATH:
-            yield _rule(grant.source, "write" if grant.writable else "read" if grant.asked else "every program", writable=grant.writable)
+            origin = "write" if grant.writable else "read" if grant.asked else "every program"
+            for path in _parts(grant.source, private_tmp=tmp is not None):
+                yield _rule(path, origin, writable=grant.writable)
     if tmp is not None:
         yield _rule(tmp, "the private /tmp", writable=True)
     program = os.path.realpath(os.fsdecode(plan.program.path or b""))
@@ -240,6 +244,14 @@ def _rules(wanted: Wanted, plan: Plan, tmp: str | None) -> Iterator[FileRule]:
             yield _rule(os.path.realpath(library.path), "DEFAULT_LDSVC")
         if os.path.exists(_LINKER_CACHE):
             yield _rule(os.path.realpath(_LINKER_CACHE), "DEFAULT_LDSVC")
+
+
+def _parts(path: str, *, private_tmp: bool) -> list[str]:
+    """What a grant is made of: of the whole host all but what a program has of its own in a cell, which no rule could take away."""
+    if path != "/":
+        return [path]
+    own = ("dev", "proc", *(("tmp",) if private_tmp else ()))
+    return [entry.path for entry in os.scandir("/") if entry.name not in own and not entry.is_symlink()]
 
 
 def _rule(path: str, origin: str, *, writable: bool = False) -> FileRule:
