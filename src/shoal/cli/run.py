@@ -121,11 +121,11 @@ def _explain(request: Request) -> Outcome:
             stack.enter_context(terminal)
         plan = without_secrets(request.boxed.plan(_order(request, terminal)), request.box.secrets)
     limits = listed(request.box)
-    text = str(plan)
+    text = f"{plan}\ntier         {request.boxed.tier.described}"
     if limits:
         how = "" if request.box.limits == "require" else " (best effort)"
         text += f"\nlimits       {', '.join(f'{name} {value}' for name, value in limits.items())}{how}"
-    return Outcome(text=text, data=plan.to_dict() | {"limits": limits})
+    return Outcome(text=text, data=plan.to_dict() | {"limits": limits, "tier": request.boxed.tier.name})
 
 
 def without_secrets(plan: Plan, names: Sequence[str]) -> Plan:
