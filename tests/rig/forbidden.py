@@ -12,6 +12,7 @@ import os
 import struct
 import sys
 
+from shoal.probe import CAP_SYS_ADMIN, has_capability
 from shoal.sandbox import bpf, syscalls
 
 NAMESPACES = 0x7E020000
@@ -43,7 +44,7 @@ def forbid(hosts: str) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     buffer = ctypes.create_string_buffer(program, len(program))
     described = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
-    if os.geteuid() != 0 and libc.prctl(38, 1, 0, 0, 0):  # PR_SET_NO_NEW_PRIVS
+    if not has_capability(CAP_SYS_ADMIN) and libc.prctl(38, 1, 0, 0, 0):  # PR_SET_NO_NEW_PRIVS
         raise OSError(ctypes.get_errno(), "no_new_privs")
     if libc.prctl(22, 2, ctypes.c_char_p(described), 0, 0):  # PR_SET_SECCOMP
         raise OSError(ctypes.get_errno(), "seccomp")
