@@ -177,10 +177,15 @@ def test_what_listens_on_the_host_is_not_reached(outside, landlocked, folder, ki
             letters.recv(2)
 
 
-def test_no_socket_for_datagrams_is_handed_over_that_could_name_another_receiver(landlocked):
+def test_no_socket_is_handed_over_that_could_name_another_receiver(landlocked):
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    with ours, theirs, pytest.raises(RequestError, match="hand over a stream"):
+    with ours, theirs, pytest.raises(RequestError, match="hand over a connected stream"):
         landlocked.run("ids", stdin=theirs.fileno())
+    with socket.socket(socket.AF_UNIX) as unconnected, pytest.raises(RequestError, match="hand over a connected stream"):
+        landlocked.run("ids", stdin=unconnected.fileno())
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert landlocked.errno("getpid", stdin=theirs.fileno()) == 0
 
 
 def test_there_is_no_network_unless_it_was_asked_for(outside, landlocked):

@@ -55,7 +55,8 @@ static long wait_child(int which, long pid, int *info, int options, struct rusag
     return ret;
 }
 
-/* Whether somebody besides the program is left, after those that have ended were reaped. Where /proc does not tell: yes. */
+/* Whether somebody besides the program is left, after those that have ended were reaped. Where /proc does not tell: no, so that
+ * what is left is ended with the program, rather than waited for without an end. */
 static int has_others(void)
 {
     for (;;) {
@@ -64,7 +65,7 @@ static int has_others(void)
         long size = fd < 0 ? fd : sys3(__NR_read, fd, text, sizeof text);
         sys1(__NR_close, fd);
         if (size < 0)
-            return 1;
+            return 0;
         int reaped = 0, living = 0;
         long pid = 0;
         for (long i = 0; i < size; i++) {

@@ -13,6 +13,7 @@ Source: landlock(7).
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import socket
 import stat
@@ -108,8 +109,8 @@ def check(wanted: Wanted, tier: Tier) -> None:
     if box.linger == "keep" and _private_tmp(wanted.grants):
         raise _refused('a private /tmp with linger="keep"', "say tmp=False: nobody would be there to remove it", tier)
     for target, fd in wanted.fds.items():
-        if _is_datagram(fd):
-            raise _refused(f"descriptor {target}, a unix socket for datagrams,", "hand over a stream", tier)
+        if _names_receivers(fd):
+            raise _refused(f"descriptor {target}, a unix socket that could reach others,", "hand over a connected stream", tier)
 
 
 def enforced_without_cell(box: Sandbox, tier: Tier) -> dict[str, bool | str]:
@@ -126,15 +127,20 @@ def _refused(what: str, instead: str, tier: Tier) -> RequestError:
     return RequestError(f"{text}; {instead}, or allow them: {tier.fix}", hints=(instead, tier.fix))
 
 
-def _is_datagram(fd: int) -> bool:
-    """Whether it could send to any socket of the host that has a name."""
+def _names_receivers(fd: int) -> bool:
+    """Whether it could send to any socket of the host that has a name: for datagrams, or not connected yet."""
     try:
         if not stat.S_ISSOCK(os.fstat(fd).st_mode):
             return False
         with socket.socket(fileno=os.dup(fd)) as view:
-            return view.family == socket.AF_UNIX and view.type & 0xF == socket.SOCK_DGRAM
-    except OSError:
-        return False
+            if view.family != socket.AF_UNIX or view.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                return False
+            if view.type & 0xF == socket.SOCK_DGRAM:
+                return True
+            view.getpeername()
+    except OSError as error:
+        return error.errno == errno.ENOTCONN
+    return False
 
 
 def _private_tmp(grants: Sequence[Grant]) -> bool:
