@@ -12,8 +12,10 @@ import json
 import os
 import shlex
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -206,6 +208,39 @@ def test_it_has_no_privileges_whoever_starts_it(without_cell):
     status = dict(line.split(":\t", 1) for line in done.stdout.splitlines() if ":\t" in line)
     assert {status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
     assert (status["NoNewPrivs"], status["Seccomp"], int(status["Seccomp_filters"]) >= 2) == ("1", "2", True)
+
+
+OWN_USER = """
+import os, tempfile
+os.environ["TMPDIR"], tempfile.tempdir = args[0], None
+def user(**box):
+    output, _, _, enforced = sh("id -u; id -G; echo mine > $TMPDIR/x && stat -c %u $TMPDIR/x; (setsid sleep 60 &); kill -0 $PPID", **box)
+    return [int(word) for word in output.split()], enforced["user"]
+found = [user(), user(), user(user="caller"), user(write=[args[1]]), user(read=["/usr", args[1]])]
+try:
+    found.append(user(read=["/usr", args[1]], require=["user"]))
+except shoal.NotSupportedError as error:
+    found.append(str(error))
+answer([found, user(require=["user"])[1], os.listdir(args[0])])
+"""
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("host", HOSTS)
+def test_root_without_namespaces_is_another_user_where_nothing_is_the_callers_alone(on_host, host, tmp_path):
+    """What is written could not be mapped back to the caller, and what only the caller may read not be shown."""
+    with tempfile.TemporaryDirectory(prefix="tiers-", dir="/tmp") as folder:
+        os.chmod(folder, 0o711 | stat.S_IROTH)
+        tmp_path.chmod(0o700)
+        (first, second, caller, writing, reading, refused), insisted, left = on_host(host, OWN_USER, folder, str(tmp_path))
+    for own, is_own in (first, second):
+        assert is_own is True
+        assert len(set(own)) == 1
+        assert own[0] > 0x70000000
+    assert first != second, "nobody else has it while it lives"
+    assert [caller, writing, reading] == [[[0, 0, 0], False]] * 3
+    assert "nobody but the caller can use" in refused
+    assert (insisted, left) == (True, [])
 
 
 def test_streams_limits_variables_and_ends_are_as_in_a_cell(without_cell, world):

@@ -17,6 +17,7 @@ from shoal.cli.request import Request, read_request
 from shoal.handles.keeper import ID_MAPPED
 from shoal.launcher import END_S, user_of
 from shoal.sandbox.box import PATH
+from shoal.sandbox.landlocked import has_own_user
 from shoal.sandbox.launch import Boxed, Order
 from shoal.status import SpawnError
 from shoal.units import parse_duration
@@ -195,8 +196,11 @@ def _launch(request: Request) -> Over:
         except BaseException:
             process.end_cell(END_S)
             raise
-        user = None if not boxed.enforced["user"] or process._keeper is None else user_of(process._keeper)
         enforced = boxed.enforced | (budget.enforced if budget else {})
+        has_user = enforced["user"] if boxed.tier.is_cell else has_own_user(process)
+        user = None if not has_user or process._keeper is None else user_of(process._keeper)
+        if not boxed.tier.is_cell:
+            enforced["user"] = user is not None
         return Over(ended, process.info(), budget.spent() if budget else None, enforced, process.pid, user)
 
 

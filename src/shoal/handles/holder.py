@@ -31,12 +31,13 @@ _ENDED = struct.Struct("=iiqqq")
 class Holder(Keeper):
     """A process that holds a program and its descendants. It ends when nothing is left of them."""
 
-    __slots__ = ("at_end",)
+    __slots__ = ("at_end", "has_own_user")
 
     def __init__(self, pidfd: int, pid: int) -> None:
         super().__init__(pidfd, pid)
         self.at_end: Callable[[], None] | None = None
         """Called once all that it holds is gone."""
+        self.has_own_user = False
 
     def settle(self) -> bool:
         """As a keeper's; and what is to be done at the end is done."""
@@ -117,6 +118,7 @@ def start_holder(plan: Packed, label: str, how: str, fds: Sequence[int] = ()) ->
     del theirs, told  # their ends are its own now, so that its end is told
     holder = Holder(pidfd, pid)
     holder._control = ours
+    holder.has_own_user = OWN_USER in how
     try:
         refused, pid, pidfd = _read_held(ours.fd)
         if refused:

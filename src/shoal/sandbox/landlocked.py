@@ -43,6 +43,7 @@ from shoal.sandbox.landlock import (
     WRITE_FILE,
     first_wall,
 )
+from shoal.sandbox.own_user import is_open_to_all
 from shoal.sandbox.private import PrivateDirectory
 from shoal.sandbox.tier import Tier
 from shoal.sandbox.walls import LABEL, walls
@@ -167,9 +168,10 @@ def plan_landlocked(wanted: Wanted, tier: Tier, job: Job | None, tmp: str | None
         )
         if plan.program.path is None:
             raise _refused("a program that a resolver gave", "name its file", tier)
-        rules = (*_rules(wanted, plan, tmp), *_standard(wanted.devices))
+        handed = tuple(_rules(wanted, plan, tmp))
+        rules = (*handed, *_standard(wanted.devices))
         confinement = dataclasses.replace(
-            wanted.confinement,
+            _with_user(wanted, handed, tmp),
             landlock=first_wall(rules, tier.abi, network=box.network == "host"),
             walls=walls(abi=tier.abi, network=box.network == "host"),
             walls_label=LABEL,
@@ -217,6 +219,27 @@ def launch_landlocked(wanted: Wanted, tier: Tier, job: Job | None) -> Process:
     if tmp and isinstance(process._keeper, Holder):
         process._keeper.at_end = tmp.remove
     return process
+
+
+def _with_user(wanted: Wanted, handed: Sequence[FileRule], tmp: str | None) -> Confinement:
+    """The confinement with a user of its own only where that can use what it is handed.
+
+    Raises:
+        NotSupportedError: it cannot, and the box insists.
+    """
+    found = wanted.confinement
+    closed = [rule.path for rule in handed if rule.path != tmp and (rule.writable or not is_open_to_all(rule.path))]
+    if not found.own_user or not closed:
+        return found
+    if "user" in wanted.box.require:
+        what = f"user is required, but without namespaces nobody but the caller can use {closed[0]} as it is handed over"
+        raise failure(Status.NOT_SUPPORTED, Stage.SETUP, what)
+    return dataclasses.replace(found, own_user=False)
+
+
+def has_own_user(process: Process) -> bool:
+    """Whether a program without a cell runs as somebody else than its caller."""
+    return isinstance(process._keeper, Holder) and process._keeper.has_own_user
 
 
 def _nobody(user: int) -> None:

@@ -41,6 +41,7 @@ from shoal.sandbox.errors import RequestError
 from shoal.sandbox.grants import Grant, Kind, View, check_dest, grant_path, lay_out, working_directory
 from shoal.sandbox.landlock import abi, second_wall
 from shoal.sandbox.landlocked import Wanted, enforced_without_cell, launch_landlocked, plan_landlocked
+from shoal.sandbox.own_user import may_become_another
 from shoal.sandbox.program import Program
 from shoal.sandbox.tier import Tier, tier
 from shoal.spawn import make_plan, start
@@ -284,7 +285,8 @@ class Boxed:
 
     @functools.cached_property
     def _confinement(self) -> Confinement:
-        return confinement_of(self.box, privileged=self.tier.name == "cell, root")
+        own_user = self.tier.name == "cell, root" or (not self.tier.is_cell and may_become_another(self.box))
+        return confinement_of(self.box, privileged=own_user)
 
     def _wanted(self, order: Order) -> Wanted:
         """What is to be started without a cell."""
