@@ -424,6 +424,25 @@ static int do_bomb(char **arg)
     return 0;
 }
 
+/* Processes that are somebody else at every look: each makes one in its place, in a session of its own, and ends. Until the end of
+ * their input. arg: how many at a time. */
+static int do_chain(char **arg)
+{
+    pid_t first = getpid();
+    deafen();
+    signal(SIGCHLD, SIG_IGN);
+    for (int i = atoi(arg[0]); i > 0 && getpid() == first; i--)
+        if (fork() == 0)
+            for (struct pollfd input = { .fd = 0, .events = POLLIN }; poll(&input, 1, 0) == 0; setsid(), setpgid(0, 0))
+                if (fork() != 0)
+                    break;
+    if (getpid() != first)
+        _exit(0);
+    words("chain"), end();
+    stay();
+    return 0;
+}
+
 static int do_fill(char **arg)
 {
     static char block[1 << 20];
@@ -532,6 +551,7 @@ static const struct {
     { "call", 1, do_call }, { "descriptors", 0, do_descriptors }, { "ids", 0, do_ids }, { "target", 0, do_target },
     { "environments", 1, do_environments }, { "writable", 1, do_writable }, { "overwrite-self", 1, do_overwrite_self },
     { "reopen", 1, do_reopen }, { "lead", 1, do_lead }, { "swap", 2, do_swap }, { "linger", 1, do_linger }, { "bomb", 1, do_bomb },
+    { "chain", 1, do_chain },
     { "fill", 2, do_fill }, { "many-files", 2, do_many_files }, { "memory", 1, do_memory }, { "crash", 0, do_crash },
     { "sweep", 2, do_sweep }, { "int80", 0, do_int80 },
 };

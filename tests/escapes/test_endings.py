@@ -193,6 +193,29 @@ def test_processes_that_make_processes_end_with_their_time_and_leave_nothing(out
         assert own.is_over
 
 
+def test_who_is_another_process_at_every_look_ends_with_its_run(outside, inside, line):
+    """What kills one process after the other never meets it; what kills all at once has to let no fork through."""
+    theirs, ours = os.pipe()
+    try:
+        with subprocess.Popen([outside.program, "chain", "4"], stdin=theirs, stdout=line.write_end, process_group=0) as chain:
+            line.close_ours()
+            assert line.next() == ["chain"]
+            os.killpg(chain.pid, signal.SIGKILL)
+        assert not line.is_over, "the attack was not shown to work"
+        for _ in range(5):
+            own = Line()
+            with os.fdopen(own.read_end):
+                result = inside.but(wall_time=0.1).run("chain", 4, stdin=theirs, stdout=own.write_end)
+                own.close_ours()
+                assert result.reason == "wall_time"
+                assert own.next() == ["chain"]
+                assert own.is_over
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    line.wait_over()
+
+
 def refusal_or_result(ground, *words, **how):
     """The result of a run with a limit, or the refusal to start it where the kernel cannot enforce that."""
     try:

@@ -185,8 +185,8 @@ static void ends_all_when_told(void)
     give(tree, "orphan", pipes);
     CHECK(write(tree.control, "d", 1) == 1, "errno %d", errno);
     CHECK(line_of(pipes.out[0]) == 'l', "something was left");
-    CHECK(write(tree.control, "k", 1) == 1, "errno %d", errno);
     check_end(tree, CLD_EXITED, 0);
+    CHECK(write(tree.control, "k", 1) == 1, "errno %d", errno);
     ends_the_orphan(tree, pipes);
 }
 
