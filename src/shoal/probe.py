@@ -132,6 +132,13 @@ def try_cell(*, privileged: bool) -> Refusal | None:
     return _attempt(packer, flags)
 
 
+def is_forbidden(refusal: Refusal) -> bool:
+    """Whether it is refused always, and not for want of something at this moment: memory, processes, namespaces."""
+    if refusal.error == errno.ENOSPC:
+        return "0" in (_read(f"/proc/sys/user/max_{kind}_namespaces") for kind in ("user", "mnt", "pid"))
+    return refusal.error not in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EINTR)
+
+
 def cell_fix(refusal: Refusal, *, privileged: bool) -> str:
     """The setting that would let a cell be made."""
     if privileged:

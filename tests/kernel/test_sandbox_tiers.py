@@ -356,3 +356,19 @@ def test_a_caller_that_is_killed_takes_the_tree_with_it(without_cell, tmp_path):
         caller.kill()
         assert begun == b"begun\n"
         assert caller.stdout.read() == b"", "until nobody is left who could write"
+
+
+def test_what_is_short_for_a_moment_is_no_reason_for_a_weaker_tier(run_python):
+    """Out of descriptors nothing can be tried; a tier is what a machine allows, not what was there at one time."""
+    script = """
+import resource, shoal
+from shoal.sandbox.tier import tier
+most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1, most[1]))
+first = tier().is_cell
+resource.setrlimit(resource.RLIMIT_NOFILE, most)
+answer([first, tier().is_cell])
+"""
+    first, later = run_python(script)
+    assert later == tier().is_cell
+    assert first or not later

@@ -10,11 +10,10 @@ A sandbox runs in the first of these that works. Where none does it is refused: 
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Literal
 
-from shoal.probe import CAP_SYS_ADMIN, cell_fix, is_privileged, landlock_abi, landlock_fix, try_cell
+from shoal.probe import cell_fix, is_forbidden, is_privileged, landlock_abi, landlock_fix, try_cell
 from shoal.status import Stage, Status, failure
 
 Name = Literal["cell, root", "cell, user namespace", "landlock"]
@@ -52,19 +51,26 @@ def tier() -> Tier:
     Raises:
         NotSupportedError: there is none; says what would bring one.
     """
-    return _tried(privileged=is_privileged())
+    privileged = is_privileged()
+    known = _known.get(privileged)
+    return known if known is not None else _tried(privileged=privileged)
 
 
-@functools.cache
+_known: dict[bool, Tier] = {}
+"""What was found, by whether the caller was privileged."""
+
+
 def _tried(*, privileged: bool) -> Tier:
     abi = landlock_abi()
     refusal = try_cell(privileged=privileged)
-    if refusal is None:
-        return Tier("cell, root" if privileged else "cell, user namespace", abi)
+    if refusal is None or not is_forbidden(refusal):
+        cell = Tier("cell, root" if privileged else "cell, user namespace", abi)
+        if refusal is None:
+            _known[privileged] = cell
+        return cell  # which says what it lacks at this moment when it is made
     fix = cell_fix(refusal, privileged=privileged)
-    if privileged and try_cell(privileged=False) is None:
-        fix = f"give up CAP_SYS_ADMIN ({CAP_SYS_ADMIN}) before, since an ordinary user may; or {fix}"
     if not abi:
         what = f"neither namespaces ({refusal}) nor Landlock can be had here, and a sandbox takes one of them"
         raise failure(Status.NOT_SUPPORTED, Stage.SETUP, f"{what}. For namespaces: {fix}. For Landlock: {landlock_fix()}", refusal.error)
-    return Tier("landlock", abi, str(refusal), fix)
+    _known[privileged] = found = Tier("landlock", abi, str(refusal), fix)
+    return found
