@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from shoal.packing import CWD_FD, RESOLVE_IN_ROOT, Packer
+from shoal.packing import CWD_FD, RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, Packer
 from shoal.plan import Confinement
 from shoal.world import World
 
@@ -37,6 +37,13 @@ class Confine:
             beneath = 0 if world.root == CWD_FD else RESOLVE_IN_ROOT
             place = packer.made("OPEN", f"{label}: {path}", fd=world.root, text=path, a=os.O_PATH, b=beneath)
             packer.op("LANDLOCK_ALLOW", f"{label}: {path}", fd=rules, fd2=place, a=allowed)
+        for rule in landlock.only:
+            text = f"{label}: {rule.path}"
+            links = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS if rule.ino else 0
+            place = packer.made("OPEN", text, fd=CWD_FD, text=rule.path, a=os.O_PATH, b=links)
+            if rule.ino:
+                packer.op("EXPECT", text, fd=place, a=rule.dev, b=rule.ino)
+            packer.op("LANDLOCK_ALLOW", text, fd=rules, fd2=place, a=rule.allowed)
         return rules
 
     def enter_rules(self, rules: int | None, given: Sequence[int]) -> None:
@@ -67,6 +74,8 @@ class Confine:
             self._packer.op("RLIMIT", f"setting the limit {limit}", flags=limit.resource, a=limit.soft, b=limit.hard)
 
     def filter(self) -> None:
-        """The filter. Last: it may forbid what the others need."""
+        """The filters. Last: they may forbid what the others need."""
+        if self._what.walls:
+            self._packer.seccomp(self._what.walls, f"installing the filter {self._what.walls_label}")
         if self._what.filter:
             self._packer.seccomp(self._what.filter, f"installing the filter {self._what.filter_label}")

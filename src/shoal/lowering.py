@@ -119,7 +119,7 @@ def _lower_keeper(plan: Plan, empty_fd: int, reopening: bool) -> tuple[Packed, s
     null = open_null(packer)
     if empty_fd != NO_FD and reopening and wants_reopening(empty_fd):
         empty_fd = _reopened(packer, empty_fd, os.O_RDONLY)
-    where = _placement(plan)
+    where = placement(plan)
     if plan.userns_fd is not None:
         # A network made without root belongs to a user namespace; only who lives there may enter it.
         where["enter_fd"], where["enter_flags"] = plan.userns_fd, CLONE_NEWUSER
@@ -160,7 +160,7 @@ def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, em
     user, id_map = _user_holes(packer, plan) if in_cell else (NO_FD, NO_FD)
     holes = [packer.hole() if isinstance(item.source, int) and not _reopens(item, reopening) else NO_FD for item in plan.descriptors]
     clone_flags = 0
-    where = _placement(plan)
+    where = placement(plan)
     needs_null = {0, 1, 2} - {item.target for item in plan.descriptors}
     if in_cell:
         where = _inside(plan, keeper)
@@ -230,7 +230,7 @@ def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, em
 def _inside(plan: Plan, keeper: int) -> dict[str, int]:
     """Where a process begins that is made inside a cell."""
     return {
-        "cgroup_fd": _placement(plan).get("cgroup_fd", NO_FD),
+        "cgroup_fd": placement(plan).get("cgroup_fd", NO_FD),
         "enter_fd": keeper,
         "enter_flags": CLONE_NEWPID | (0 if plan.privileged else CLONE_NEWUSER),
     }
@@ -273,7 +273,8 @@ def _reopened(packer: Packer, fd: int, flags: int) -> int:
     return packer.made("OPEN", REOPENING, fd=CWD_FD, text=f"/proc/{os.getpid()}/fd/{fd}", a=flags)
 
 
-def _placement(plan: Plan) -> dict[str, int]:
+def placement(plan: Plan) -> dict[str, int]:
+    """Where a process of this plan begins, for `Packer.packed()`."""
     if plan.job.init_pidfd is not None:
         return {"enter_fd": plan.job.init_pidfd, "enter_flags": CLONE_NEWPID | (0 if plan.privileged else CLONE_NEWUSER)}
     return {"cgroup_fd": NO_FD if plan.job.cgroup_fd is None else plan.job.cgroup_fd}

@@ -95,7 +95,7 @@ class JobPlace:
     deny_new_process: bool = False
 
 
-Network = Literal["caller", "loopback", "host", "handed over"]
+Network = Literal["caller", "loopback", "host", "handed over", "closed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,26 @@ class Rlimit:
 
 
 @dataclass(frozen=True, slots=True)
+class FileRule:
+    """What is allowed with a file of the caller's world, or below a directory, where Landlock is what keeps a child from the rest.
+
+    Attributes:
+        path: without symbolic links; dev, ino: which file it was when it was looked at. 0: not looked at, it is the child's own.
+        origin: who asked for it.
+    """
+
+    path: str
+    allowed: int
+    dev: int
+    ino: int
+    writable: bool
+    origin: str
+
+    def __str__(self) -> str:
+        return f"{self.path}  {'rw' if self.writable else 'ro'}  ({self.origin})"
+
+
+@dataclass(frozen=True, slots=True)
 class Landlock:
     """What a child may do with files, whatever its mounts allow: landlock(7).
 
@@ -120,6 +140,7 @@ class Landlock:
         rules: paths in the child's world, and what is allowed there and below.
         program: what is allowed with the file that is executed; given: with files that are handed over as descriptors, when
             they are opened anew by their links in /proc.
+        only: all that is allowed, in a world that is not the child's own; `rules` is empty then.
     """
 
     files: int
@@ -128,6 +149,7 @@ class Landlock:
     rules: tuple[tuple[str, int], ...]
     program: int
     given: int
+    only: tuple[FileRule, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +162,7 @@ class Confinement:
         processors: the only ones it may run on; empty: any.
         own_user: it runs as an unprivileged user that nobody else has while its cell lives, without groups. What it writes to
             the caller's directories belongs to the caller there. Takes root.
+        walls: a second filter, which closes what the namespaces would that it lives without; walls_label: what it is.
     """
 
     filter: bytes = b""
@@ -150,6 +173,8 @@ class Confinement:
     nice: int | None = None
     own_user: bool = False
     landlock: Landlock | None = None
+    walls: bytes = b""
+    walls_label: str = ""
 
     def listed(self) -> list[str]:
         """In words, for a listing of the plan."""
@@ -158,8 +183,10 @@ class Confinement:
             found.append("a user of its own")
         if self.filter:
             found.append(f"seccomp: {self.filter_label}")
+        if self.walls:
+            found.append(f"seccomp, besides: {self.walls_label}")
         if self.landlock is not None:
-            found.append(f"landlock: {len(self.landlock.rules)} rules")
+            found.append(f"landlock: {len(self.landlock.rules) + len(self.landlock.only)} rules")
         if self.rlimits:
             found.append("limits of each process: " + ", ".join(str(limit) for limit in self.rlimits))
         if self.processors:
@@ -192,6 +219,7 @@ class Plan:
         listen_pid: index of the environment variable that gets the child's pid, or None.
         dies_with_caller: a cell that ends when the caller does.
         confinement: what is taken away besides.
+        held: it has no cell, but a holder: a process that is its parent and ends it with all that it has started.
     """
 
     program: Program
@@ -213,6 +241,7 @@ class Plan:
     listen_pid: int | None
     dies_with_caller: bool
     confinement: Confinement = NOTHING_MORE
+    held: bool = False
 
     @property
     def protections(self) -> tuple[str, ...]:
@@ -226,11 +255,23 @@ class Plan:
                 namespaces.append("user")
             found.append("namespaces: " + " ".join(namespaces))
             found += ["no_new_privs", "no capabilities", "a session of its own"]
+        elif self.held:
+            found += ["no namespaces: Landlock is all that keeps it from the caller's files"]
+            found += ["no_new_privs", "no capabilities", "a session of its own", "a holder, which ends all that it starts"]
         elif self.mounts:
             found.append("namespaces: mount" + ("" if self.privileged else " user"))
         if self.job.deny_new_process:
             found.append("seccomp: no new process")
         return (*found, *self.confinement.listed())
+
+    @property
+    def _world(self) -> str:
+        return _WORLDS["held" if self.held else self.world]
+
+    @property
+    def _rules(self) -> tuple[FileRule, ...]:
+        landlock = self.confinement.landlock
+        return () if landlock is None else landlock.only
 
     def to_dict(self) -> dict[str, Any]:
         """The plan in the types of JSON; bytes that are no UTF-8 are escaped as Python's surrogateescape does."""
@@ -244,6 +285,7 @@ class Plan:
                 {"where": mount.where, "what": str(mount.source), "writable": mount.source.writable, "from": mount.origin}
                 for mount in self.mounts
             ],
+            "files": [{"path": rule.path, "writable": rule.writable, "from": rule.origin} for rule in self._rules],
             "network": self.network,
             "descriptors": [{"fd": item.target, "what": item.label} for item in self.descriptors],
             "handles": [{"id": handle.id, "fd": handle.fd, "kind": handle.kind, "rights": handle.rights} for handle in self.table.handles],
@@ -260,8 +302,10 @@ class Plan:
             + (f", for the script {self.program.interpreter_for}" if self.program.interpreter_for else ""),
             f"arguments    {shlex.join(_text(arg) for arg in self.argv)}",
             f"name         {self.name}",
-            "world        " + ("a cell: nothing of the caller's but what is listed" if self.world == "cell" else "the caller's"),
+            f"world        {self._world}",
         ]
+        if self.held:
+            lines += _listing("files", [str(rule) for rule in self._rules], "none can be opened")
         if self.world == "cell" or self.mounts:
             lines += _listing("files", [_mount_line(mount) for mount in self.mounts], "none: the root directory is empty")
         networks = {
@@ -269,6 +313,7 @@ class Plan:
             "host": "the caller's, handed over at /svc/net",
             "loopback": "a private loopback device, nothing else",
             "handed over": "the one handed over at /svc/net",
+            "closed": "none: no socket can be made or connected",
         }
         lines.append(f"network      {networks[self.network]}")
         lines += _listing("descriptors", [f"{item.target:<4} {item.label}" for item in self.descriptors], "none: 0, 1 and 2 are /dev/null")
@@ -282,6 +327,13 @@ class Plan:
         lines.append(f"job          {self.job.label}")
         lines += _listing("confinement", list(self.protections), "none: it may do what the caller may")
         return "\n".join(lines)
+
+
+_WORLDS = {
+    "cell": "a cell: nothing of the caller's but what is listed",
+    "held": "the caller's, in which nothing can be opened but what is listed",
+    "caller": "the caller's",
+}
 
 
 def _text(data: bytes) -> str:

@@ -28,15 +28,13 @@ from shoal.handles.mount import (
     NewMount,
     Tree,
 )
-from shoal.packing import CLONE_NEWNS, CWD_FD, NO_FD, Packer
+from shoal.packing import CLONE_NEWNS, CWD_FD, NO_FD, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, Packer
 from shoal.plan import Mount, Plan
 from shoal.probe import is_initial_user_namespace
 
 AT_RECURSIVE = 0x8000
 MOUNT_ATTR_IDMAP = 0x00100000
 OPEN_TREE_CLONE = 1
-RESOLVE_NO_SYMLINKS = 0x04
-RESOLVE_NO_MAGICLINKS = 0x02
 COMM_BYTES = 15
 LINKS = "descriptors-of-this-process"  # longer than any name a program can have
 MANY_MOUNTS = 256

@@ -96,14 +96,14 @@ static void await_end_of_input(void)
 
 #define CALLS(C) \
     C(acct) C(bind) C(bpf) C(chdir) C(chroot) C(clock_settime) C(clone) C(clone3) C(connect) C(delete_module) C(fanotify_init) \
-    C(fchdir) C(fchmod) C(fchmodat) C(fchownat) C(fcntl) C(finit_module) C(flock) C(fsopen) C(getdents64) C(getpid) C(getppid) \
-    C(getsockopt) C(init_module) C(io_uring_setup) C(ioctl) C(kcmp) C(kexec_load) C(keyctl) C(kill) C(linkat) C(listen) C(lseek) \
+    C(execveat) C(fchdir) C(fchmod) C(fchmodat) C(fchown) C(fchownat) C(fsetxattr) C(fcntl) C(finit_module) C(flock) C(fsopen) C(getdents64) C(getpid) C(getppid) \
+    C(getsockopt) C(init_module) C(inotify_add_watch) C(inotify_init1) C(ioprio_set) C(io_uring_setup) C(ioctl) C(kcmp) C(kexec_load) C(keyctl) C(kill) C(linkat) C(listen) C(lseek) \
     C(mkdirat) C(mknodat) C(mmap) C(mount) C(mount_setattr) C(move_mount) C(mq_open) C(mq_unlink) C(msgctl) C(msgget) \
     C(name_to_handle_at) C(newfstatat) C(open_by_handle_at) C(open_tree) C(openat) C(openat2) C(perf_event_open) C(personality) C(pidfd_getfd) \
     C(pidfd_open) C(pidfd_send_signal) C(pivot_root) C(prctl) C(prlimit64) C(process_vm_readv) C(ptrace) C(quotactl) C(read) C(reboot) \
-    C(recvfrom) C(renameat2) C(semctl) C(semget) C(sendto) C(setdomainname) C(setgid) C(setgroups) C(sethostname) C(setns) \
+    C(recvfrom) C(renameat2) C(rt_sigqueueinfo) C(sched_setaffinity) C(sched_setscheduler) C(semctl) C(semget) C(sendto) C(setdomainname) C(setgid) C(setgroups) C(sethostname) C(setns) \
     C(setpriority) C(setresuid) C(setsid) C(settimeofday) C(setuid) C(setxattr) C(shmat) C(shmctl) C(shmget) C(socket) C(socketpair) \
-    C(statfs) C(swapoff) C(swapon) C(symlinkat) C(syslog) C(truncate) C(umount2) C(unlinkat) C(unshare) C(userfaultfd) C(utimensat) \
+    C(statfs) C(swapoff) C(swapon) C(symlinkat) C(syslog) C(tgkill) C(tkill) C(truncate) C(umount2) C(unlinkat) C(unshare) C(userfaultfd) C(utimensat) \
     C(vhangup) C(write)
 #define C(name) { #name, SYS_##name },
 static const struct {
@@ -424,6 +424,25 @@ static int do_bomb(char **arg)
     return 0;
 }
 
+/* Processes that are somebody else at every look: each makes one in its place, in a session of its own, and ends. Until the end of
+ * their input. arg: how many at a time. */
+static int do_chain(char **arg)
+{
+    pid_t first = getpid();
+    deafen();
+    signal(SIGCHLD, SIG_IGN);
+    for (int i = atoi(arg[0]); i > 0 && getpid() == first; i--)
+        if (fork() == 0)
+            for (struct pollfd input = { .fd = 0, .events = POLLIN }; poll(&input, 1, 0) == 0; setsid(), setpgid(0, 0))
+                if (fork() != 0)
+                    break;
+    if (getpid() != first)
+        _exit(0);
+    words("chain"), end();
+    stay();
+    return 0;
+}
+
 static int do_fill(char **arg)
 {
     static char block[1 << 20];
@@ -532,6 +551,7 @@ static const struct {
     { "call", 1, do_call }, { "descriptors", 0, do_descriptors }, { "ids", 0, do_ids }, { "target", 0, do_target },
     { "environments", 1, do_environments }, { "writable", 1, do_writable }, { "overwrite-self", 1, do_overwrite_self },
     { "reopen", 1, do_reopen }, { "lead", 1, do_lead }, { "swap", 2, do_swap }, { "linger", 1, do_linger }, { "bomb", 1, do_bomb },
+    { "chain", 1, do_chain },
     { "fill", 2, do_fill }, { "many-files", 2, do_many_files }, { "memory", 1, do_memory }, { "crash", 0, do_crash },
     { "sweep", 2, do_sweep }, { "int80", 0, do_int80 },
 };

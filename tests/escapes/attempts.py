@@ -21,15 +21,19 @@ from typing import Any, NamedTuple
 
 from rig.workload import Report
 
+from shoal.probe import landlock_abi
 from shoal.sandbox.box import Sandbox
+from shoal.sandbox.launch import Boxed
 from shoal.sandbox.result import Result
 from shoal.sandbox.run import run
+from shoal.sandbox.tier import Tier
 
 SOURCE = Path(__file__).parent / "attacks.c"
 PATIENCE_S = 60.0
 """Only a broken run ever waits this long."""
 
 AT_FDCWD = -100
+LANDLOCK = "landlock"
 MANY = os.environ.get("SHOAL_TEST_MANY") == "1"
 """Ten times as many rounds of what is a matter of chance."""
 
@@ -94,7 +98,8 @@ class Ground:
 
     Attributes:
         program: attacks.c, compiled.
-        box: what the sandbox is made with; None: outside.
+        box: what the sandbox is made with; None: outside. LANDLOCK in it: made as where no namespace can be had, with as much of
+            Landlock as a kernel of this ABI knows.
     """
 
     program: str
@@ -102,7 +107,18 @@ class Ground:
 
     @functools.cached_property
     def sandbox(self) -> Sandbox:
-        return Sandbox(**self.box or {})
+        box = dict(self.box or {})
+        abi = box.pop(LANDLOCK, None)
+        made = Sandbox(**box)
+        if abi is not None:
+            Boxed.of(made).tier = Tier("landlock", min(abi, landlock_abi()), "the test says so", "ask the test")
+        return made
+
+    @property
+    def abi(self) -> int | None:
+        """Of Landlock, where that is the first wall."""
+        abi = (self.box or {}).get(LANDLOCK)
+        return None if abi is None else min(abi, landlock_abi())
 
     @property
     def has_own_user(self) -> bool:

@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attempts import Ground, build
+from attempts import LANDLOCK, Ground, build
 
-TIERS = {"own-user": {"user": "dynamic"}, "callers-user": {"user": "caller"}} if os.geteuid() == 0 else {"callers-user": {}}
-"""As whom the program runs: started by root, as a user of its own, or as root without capabilities; else as the caller."""
+from shoal.probe import landlock_abi
+
+CELLS = {"own-user": {"user": "dynamic"}, "callers-user": {"user": "caller"}} if os.geteuid() == 0 else {"callers-user": {}}
+WITHOUT_CELL = {"landlock": {LANDLOCK: 99}, "landlock-5": {LANDLOCK: 5}, "landlock-1": {LANDLOCK: 1}}
+TIERS = {**CELLS, **(WITHOUT_CELL if landlock_abi() else {})}
+"""As whom the program runs: started by root, as a user of its own, or as root without capabilities; else as the caller. In a cell, or
+without one where the kernel has Landlock."""
 
 
 @pytest.fixture(scope="session")
@@ -27,9 +32,24 @@ def outside(attacks: str) -> Ground:
     return Ground(attacks)
 
 
-@pytest.fixture(params=TIERS)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every attack is made in every tier, unless what it asserts is of a cell."""
+    if "inside" in metafunc.fixturenames:
+        only_cells = any(metafunc.definition.iter_markers("cell"))
+        metafunc.parametrize("inside", CELLS if only_cells else TIERS, indirect=True)
+    if "landlocked" in metafunc.fixturenames:
+        metafunc.parametrize("landlocked", [name for name in TIERS if name not in CELLS], indirect=True)
+
+
+@pytest.fixture
 def inside(request: pytest.FixtureRequest, attacks: str) -> Ground:
     """In a sandbox, for each tier."""
+    return Ground(attacks, TIERS[request.param])
+
+
+@pytest.fixture
+def landlocked(request: pytest.FixtureRequest, attacks: str) -> Ground:
+    """In a sandbox without a cell, with as much of Landlock as kernels of different ages know."""
     return Ground(attacks, TIERS[request.param])
 
 

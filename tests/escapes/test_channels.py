@@ -41,6 +41,7 @@ def makes(key, name):
     )
 
 
+@pytest.mark.cell
 def test_what_is_shared_by_a_key_or_a_name_is_not_shared_with_the_host(outside, inside, key):
     name = f"shoal-escapes-{os.getpid()}"
     made = outside.calls(*makes(key, name))
@@ -62,6 +63,7 @@ def test_what_is_shared_by_a_key_or_a_name_is_not_shared_with_the_host(outside, 
         assert outside.errnos(*gone) == [0, 0, 0, 0]
 
 
+@pytest.mark.cell
 def test_what_is_shared_by_a_key_or_a_name_is_not_shared_between_siblings_and_does_not_stay(outside, inside, key):
     name = "shoal-siblings"
     with inside.held(*makes(key, name)) as other:
@@ -75,6 +77,7 @@ def test_what_is_shared_by_a_key_or_a_name_is_not_shared_between_siblings_and_do
         assert outside.errnos(*steps) == [errno.ENOENT], what
 
 
+@pytest.mark.cell
 def test_private_memory_file_systems_are_not_shared_between_siblings(inside):
     make = [("openat", AT_FDCWD, f"{at}/left", os.O_WRONLY | os.O_CREAT, 0o666) for at in ("/tmp", "/dev/shm")]
     look = [("openat", AT_FDCWD, f"{at}/left", os.O_RDONLY) for at in ("/tmp", "/dev/shm")]
@@ -100,12 +103,14 @@ def lock(kind):
     return struct.pack("=hh4xqqi4x", kind, os.SEEK_SET, 0, 0, 0)
 
 
+@pytest.mark.cell
 def test_a_file_that_was_not_granted_cannot_be_locked(outside, inside, file):
     steps = (("openat", AT_FDCWD, file, os.O_RDONLY), ("flock", Given(1), LOCK_EX_NB))
     assert outside.errnos(*steps) == [0, 0]
     assert inside.errnos(*steps)[0] == errno.ENOENT
 
 
+@pytest.mark.cell
 def test_a_file_that_is_read_can_be_locked_against_the_host_while_the_program_lives(inside, file):
     """Known, and so for every read-only mount of Linux: a lock changes no file. It belongs to the file, not to the mount, and ends
     with the program. What has to be locked by others should not be granted."""
@@ -119,6 +124,7 @@ def test_a_file_that_is_read_can_be_locked_against_the_host_while_the_program_li
         fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+@pytest.mark.cell
 def test_a_file_that_is_read_cannot_be_locked_for_writing(inside, file):
     """With the locks that look at how the file was opened."""
     opened = ("openat", AT_FDCWD, "/data/file", os.O_RDONLY)
@@ -126,6 +132,7 @@ def test_a_file_that_is_read_cannot_be_locked_for_writing(inside, file):
     assert inside.but(read={"/data": file.parent}).errnos(*steps) == [0, errno.EBADF, errno.EBADF]
 
 
+@pytest.mark.cell
 def test_a_file_that_is_read_cannot_be_leased(outside, inside, file):
     """Who opens a leased file waits until it is given back, or 45 seconds: the host for its own file. Its owner may lease it, whatever
     the mount, and a program that is its caller is the owner."""
@@ -141,6 +148,7 @@ def test_a_file_that_is_read_cannot_be_leased(outside, inside, file):
     assert found == [(0, True), (errno.EPERM, False)]
 
 
+@pytest.mark.cell
 def test_locks_and_leases_of_a_program_end_with_it(inside, file):
     box = inside.but(write={"/data": file.parent})
     steps = (

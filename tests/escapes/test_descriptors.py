@@ -95,11 +95,13 @@ def test_an_open_directory_leads_out_when_it_is_the_working_directory(outside, h
     assert outside.errno("newfstatat", AT_FDCWD, "../secret", bytes(144), 0, cwd=f"/proc/self/fd/{host_directory}") == 0
 
 
+@pytest.mark.cell
 def test_a_working_directory_that_is_named_by_a_descriptor_is_not_entered(inside, host_directory):
     for cwd in (f"/proc/self/fd/{host_directory}", f"/proc/self/fd/{host_directory}/..", f"/proc/thread-self/fd/{host_directory}"):
         assert not finds_the_host(inside, times=4, cwd=cwd), cwd
 
 
+@pytest.mark.cell
 def test_a_link_that_an_earlier_program_left_does_not_lead_a_later_one_out(inside, host_directory, folder):
     work = folder / "work"
     work.mkdir()
@@ -142,6 +144,7 @@ def test_a_pipe_that_was_granted_for_writing_is_read_by_a_program_that_is_its_ca
 # --- those that are passed on ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cell
 def test_what_a_program_sends_through_a_granted_socket_does_not_open_its_world_to_the_top(inside, folder, make_open):
     """That it may send what it has is what the socket was granted for. What arrives leads nowhere that the program itself cannot go."""
     (folder / "data").mkdir()
@@ -182,6 +185,7 @@ def test_what_is_sent_to_a_program_is_all_it_gets(outside, inside, folder, make_
         assert outcomes[2].errno == errno.ENOTDIR
 
 
+@pytest.mark.cell
 def test_who_holds_the_other_end_of_a_granted_socket_is_not_reached_through_it(outside, inside):
     """The kernel gives out a handle of the process at the other end: the caller itself."""
     so_peerpidfd, get_namespace = 77, 0xFF05  # of the network
@@ -205,6 +209,7 @@ def test_who_holds_the_other_end_of_a_granted_socket_is_not_reached_through_it(o
             assert errnos[4] == errno.EPERM
 
 
+@pytest.mark.cell
 def test_a_granted_socket_for_datagrams_sends_to_no_abstract_socket_of_the_host(outside, inside):
     """It is of the network that it was made in, and could send to whatever is bound there."""
     name = f"\0shoal-datagrams-{os.getpid()}"
@@ -220,6 +225,7 @@ def test_a_granted_socket_for_datagrams_sends_to_no_abstract_socket_of_the_host(
         assert error == (errno.EPERM if inside.is_scoped else 0)
 
 
+@pytest.mark.cell
 def test_sandboxes_of_one_caller_cannot_meet_under_a_name(outside, inside):
     address = struct.pack("=H", socket.AF_UNIX) + f"\0shoal-siblings-{os.getpid()}".encode()
     stream = ("socket", socket.AF_UNIX, socket.SOCK_STREAM, 0)
@@ -235,6 +241,7 @@ def test_sandboxes_of_one_caller_cannot_meet_under_a_name(outside, inside):
             assert sibling.errnos(*visit) == [0, errno.ECONNREFUSED]
 
 
+@pytest.mark.cell
 def test_sandboxes_of_one_caller_cannot_take_each_others_descriptors(outside, inside, folder):
     (folder / "secret").write_text("secret")
     reading = ("openat", AT_FDCWD, "/data/secret", os.O_RDONLY)

@@ -161,6 +161,7 @@ unreaped = pytest.mark.xfail(strict=True, reason="only the filter is in the way:
 
 
 @pytest.mark.parametrize("filtered", ["default", pytest.param("off", marks=unreaped)])
+@pytest.mark.cell
 def test_a_program_gives_its_caller_no_children(inside, run_attacks, filtered):
     """The program is a child of its caller, so that a brother of the program is one, too. Who waits for any child would meet it, and the
     first process of a cell does not end before all others are reaped."""
@@ -190,6 +191,29 @@ def test_processes_that_make_processes_end_with_their_time_and_leave_nothing(out
         assert (result.reason, result.returncode) == ("wall_time", -signal.SIGKILL)
         assert own.next() == ["bomb", str(MANY)]
         assert own.is_over
+
+
+def test_who_is_another_process_at_every_look_ends_with_its_run(outside, inside, line):
+    """What kills one process after the other never meets it; what kills all at once has to let no fork through."""
+    theirs, ours = os.pipe()
+    try:
+        with subprocess.Popen([outside.program, "chain", "4"], stdin=theirs, stdout=line.write_end, process_group=0) as chain:
+            line.close_ours()
+            assert line.next() == ["chain"]
+            os.killpg(chain.pid, signal.SIGKILL)
+        assert not line.is_over, "the attack was not shown to work"
+        for _ in range(5):
+            own = Line()
+            with os.fdopen(own.read_end):
+                result = inside.but(wall_time=0.1).run("chain", 4, stdin=theirs, stdout=own.write_end)
+                own.close_ours()
+                assert result.reason == "wall_time"
+                assert own.next() == ["chain"]
+                assert own.is_over
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    line.wait_over()
 
 
 def refusal_or_result(ground, *words, **how):
@@ -229,6 +253,7 @@ def size_of(ground, path):
     return block * blocks, files
 
 
+@pytest.mark.cell
 def test_what_a_program_may_write_into_memory_has_an_end(inside):
     assert inside.but(tmp="8M").attack("fill", "/tmp/file", 64 << 20).one("fill") == [str(8 << 20), str(errno.ENOSPC)]
     assert inside.attack("fill", "/dev/shm/file", 256 << 20).one("fill") == [str(64 << 20), str(errno.ENOSPC)]
@@ -243,6 +268,7 @@ def test_what_a_program_may_write_into_memory_has_an_end(inside):
     assert with_file.returncode == -signal.SIGXFSZ
 
 
+@pytest.mark.cell
 def test_what_a_program_may_keep_in_memory_as_empty_files_has_an_end(inside):
     """Each takes about a KiB of the kernel's memory, and none of the file system's."""
     made, error = map(int, inside.but(tmp="1M").attack("many-files", "/tmp", 20_000).one("made"))

@@ -46,6 +46,7 @@ def victim(attacks, folder):
     return path
 
 
+@pytest.mark.cell
 def test_a_program_cannot_overwrite_its_own_file(outside, inside, victim, folder):
     """With a descriptor of it that is kept over an exec, since nobody can write to a file that runs."""
     before = contents(victim)
@@ -55,6 +56,7 @@ def test_a_program_cannot_overwrite_its_own_file(outside, inside, victim, folder
     assert contents(victim).startswith(b"OVERWRITTEN")
 
 
+@pytest.mark.cell
 def test_a_program_cannot_change_the_file_of_another_that_it_was_handed(outside, inside, victim, attacks):
     change = (
         ("openat", AT_FDCWD, victim, os.O_WRONLY | os.O_TRUNC),
@@ -88,6 +90,7 @@ def test_the_program_that_is_the_first_process_of_every_cell_cannot_be_changed_b
                 assert fcntl.fcntl(image, F_GET_SEALS) & SEALS == SEALS
 
 
+@pytest.mark.cell
 def test_a_script_whose_interpreter_is_proc_self_exe_gets_the_launchers_program_and_cannot_write_to_it(inside, folder):
     script = folder / "script"
     script.write_text("#!/proc/self/exe\nimport os\nprint(os.statvfs('/proc/self/exe').f_flag & 1, os.readlink('/proc/self/exe'))\n")
@@ -110,6 +113,7 @@ def library(folder):
     return path, build(folder, f"-L{folder}", "-Wl,--no-as-needed", "-lvictim", f"-Wl,-rpath,{folder}")
 
 
+@pytest.mark.cell
 def test_a_library_of_the_host_cannot_be_overwritten_through_the_libraries_of_a_program(outside, inside, library):
     path, program = library
     before = contents(path)
@@ -190,6 +194,7 @@ def data(folder):
     return at
 
 
+@pytest.mark.cell
 def test_nothing_in_a_directory_that_is_read_can_be_changed(outside, inside, data):
     before = snapshot(data)
     for filtered in ("default", "off"):
@@ -202,6 +207,7 @@ def test_nothing_in_a_directory_that_is_read_can_be_changed(outside, inside, dat
         assert error == 0 or (change[0] == "setxattr" and error == errno.EOPNOTSUPP), change
 
 
+@pytest.mark.cell
 def test_a_file_that_is_read_cannot_be_changed_through_memory(outside, inside, data):
     size, shared, protection = 4096, 1, 3
     into = (("openat", AT_FDCWD, "{}/file", os.O_RDONLY), ("mmap", 0, size, protection, shared, Given(1), 0))
@@ -213,6 +219,7 @@ def test_a_file_that_is_read_cannot_be_changed_through_memory(outside, inside, d
     assert outside.errnos(*at(data)) == [0, errno.EACCES]
 
 
+@pytest.mark.cell
 def test_a_named_pipe_in_a_directory_that_is_read_cannot_be_written(outside, inside, data, make_open):
     """To the mount it is no file: only the second wall stands here."""
     os.mkfifo(data / "fifo")
@@ -224,6 +231,7 @@ def test_a_named_pipe_in_a_directory_that_is_read_cannot_be_written(outside, ins
     assert error == (errno.EACCES if in_box.enforced["landlock"] else 0)
 
 
+@pytest.mark.cell
 def test_nothing_can_be_written_but_what_was_granted(inside, data):
     """Every file of the whole world is opened for writing, and in every directory one is made."""
     devices = {f"file /dev/{name}" for name in ("null", "zero", "full", "random", "urandom")}
@@ -237,6 +245,7 @@ def test_nothing_can_be_written_but_what_was_granted(inside, data):
     assert granted | memory | devices <= found <= granted | memory | devices | implied
 
 
+@pytest.mark.cell
 def test_a_whole_host_that_is_read_has_no_processes_no_devices_and_is_not_written(inside):
     looks = (f"/proc/{os.getpid()}", "/dev/mem", "/dev/kmsg", "/dev/ptmx", "/dev/vda")
     spoils = ("/etc/passwd", "/proc/sys/kernel/core_pattern", "/sys/kernel/uevent_helper", "/sys/power/state")
@@ -250,6 +259,7 @@ def test_a_whole_host_that_is_read_has_no_processes_no_devices_and_is_not_writte
 # --- handed over to be written -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cell
 def test_files_are_not_linked_or_renamed_from_one_grant_to_another(outside, inside, data, folder):
     work = folder / "work"
     work.mkdir()
@@ -290,6 +300,7 @@ def test_a_set_user_id_program_of_root_gives_nothing(outside, inside, attacks, p
         assert (int(real) != 0) == inside.has_own_user
 
 
+@pytest.mark.cell
 def test_no_mount_of_a_world_gives_privileges_or_devices_to_what_lies_there(inside, data):
     size = 16384
     mounts, status = inside.but(read={"/data": data, "/usr": "/usr"}, write={"/work": data}, devices=["pts"]).calls(
@@ -312,6 +323,7 @@ def test_no_mount_of_a_world_gives_privileges_or_devices_to_what_lies_there(insi
 
 
 @pytest.mark.root
+@pytest.mark.cell
 def test_a_device_node_cannot_be_made_nor_used_where_it_lies_already(outside, inside, data):
     null = os.makedev(1, 3)
 
@@ -334,6 +346,7 @@ def test_a_device_node_cannot_be_made_nor_used_where_it_lies_already(outside, in
 
 
 @pytest.mark.root
+@pytest.mark.cell
 def test_a_file_is_not_found_by_its_number_on_the_disk(outside, inside, data, folder):
     """The kernel opens a file by its handle, wherever it lies on the file system of any directory at hand."""
     (folder / "secret").write_text("secret")

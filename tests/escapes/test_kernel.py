@@ -67,6 +67,7 @@ def test_the_keys_of_the_caller_are_not_read(keys):
 
 
 @pytest.mark.xfail(strict=True, reason="the program inherits the caller's session keyring, and /proc/keys lists what is in it")
+@pytest.mark.cell
 def test_the_keys_of_the_caller_are_not_listed(keys):
     outside, inside, _ = keys
     assert outside[2]
@@ -74,6 +75,7 @@ def test_the_keys_of_the_caller_are_not_listed(keys):
 
 
 @pytest.mark.xfail(strict=True, reason="the program inherits the caller's session keyring, and only the filter keeps it from using it")
+@pytest.mark.cell
 def test_the_keys_of_the_caller_are_not_read_without_the_filter(keys):
     _, _, unfiltered = keys
     assert unfiltered[1] != "top-secret"
@@ -133,12 +135,14 @@ def test_what_takes_privileges_is_refused_with_and_without_the_filter(outside, i
     assert os.uname().nodename == name
 
 
+@pytest.mark.cell
 def test_disk_quotas_are_not_read_or_set(inside):
     """It is the one call that names a file system by its device; where there is none, the kernel says that."""
     assert inside.errno("quotactl", 0x80000700, "/dev/vda", 0, bytes(128)) == errno.EPERM
     assert inside.but(seccomp="off").errno("quotactl", 0x80000700, "/dev/vda", 0, bytes(128)) in (errno.ENOENT, errno.EPERM)
 
 
+@pytest.mark.cell
 def test_the_name_of_the_host_is_not_told_and_stays(inside):
     name = os.uname().nodename
     assert text_of(inside, "/proc/sys/kernel/hostname") == "shoal\n"
@@ -158,6 +162,7 @@ def test_a_personality_that_weakens_memory_is_refused(outside, inside):
 # --- what tells too much ------
 
 
+@pytest.mark.cell
 def test_the_memory_of_the_machine_is_not_read(outside, inside):
     places = ("/dev/mem", "/dev/kmem", "/dev/port", "/dev/kmsg", "/proc/kcore", "/proc/kmsg", "/proc/kpageflags", "/proc/kpagecount")
     if os.geteuid() == 0:
@@ -171,6 +176,7 @@ def test_the_memory_of_the_machine_is_not_read(outside, inside):
         assert {errnos[place] for place in places} <= hidden
 
 
+@pytest.mark.cell
 def test_addresses_of_the_kernel_are_not_told(outside, inside):
     """The kernel tells them to those who may trace it; to others they are 0."""
     symbols = text_of(inside, "/proc/kallsyms").splitlines()[:500]
@@ -178,11 +184,13 @@ def test_addresses_of_the_kernel_are_not_told(outside, inside):
     assert {line.split()[0] for line in symbols} == {"0" * 16}
 
 
+@pytest.mark.cell
 def test_there_is_no_sysfs_no_debugfs_and_no_tree_of_groups(inside):
     places = ("/sys", "/sys/kernel", "/sys/fs/cgroup", "/sys/kernel/debug", "/sys/kernel/tracing", "/sys/firmware", "/dev/disk", "/boot")
     assert inside.errnos(*map(reading, places)) == [errno.ENOENT] * len(places)
 
 
+@pytest.mark.cell
 def test_the_list_of_processes_is_that_of_the_cell(inside):
     size = 8192
     entries = inside.calls(("openat", AT_FDCWD, "/proc", os.O_RDONLY | os.O_DIRECTORY), ("getdents64", Given(1), bytes(LONG), LONG))[1].data
@@ -209,6 +217,7 @@ def test_no_setting_of_the_kernel_is_opened_for_writing(outside, inside):
         assert errnos[0] == (errno.EROFS if inside.box == {"user": "caller"} else errno.EACCES)
 
 
+@pytest.mark.cell
 def test_nothing_of_itself_that_confines_it_is_opened_for_writing(outside, inside):
     names = (
         "uid_map",
@@ -232,6 +241,7 @@ def test_nothing_of_itself_that_confines_it_is_opened_for_writing(outside, insid
     assert set(errnos[1:]) <= {errno.EROFS, errno.EACCES}
 
 
+@pytest.mark.cell
 def test_a_program_does_not_leave_its_control_group(outside, inside):
     """There is no tree of groups inside, none can be mounted, and one that was granted for reading cannot be written."""
     own = unified_cgroup()
@@ -246,6 +256,7 @@ def test_a_program_does_not_leave_its_control_group(outside, inside):
         assert errnos == [errno.EACCES if os.geteuid() or inside.has_own_user else errno.EROFS, errno.EROFS]
 
 
+@pytest.mark.cell
 def test_no_tree_of_groups_with_a_release_agent_is_mounted(inside):
     """The agent is executed by the kernel, outside of everything, when a group becomes empty."""
     errnos = inside.but(seccomp="off").errnos(
@@ -266,6 +277,7 @@ def core_goes_to_a_file():
     return not Path("/proc/sys/kernel/core_pattern").read_text().startswith(("|", "@"))
 
 
+@pytest.mark.cell
 def test_a_program_that_crashes_leaves_no_memory_behind(outside, inside, folder):
     """What is in memory is what it was told in confidence, and the file would lie in a directory of the caller's."""
     if core_goes_to_a_file():
@@ -325,6 +337,7 @@ answer([ids[4:], Ground(workload).errno("openat", AT_FDCWD, folder + "/file", os
 
 @pytest.mark.root
 @needs("unshare and setpriv (Debian package util-linux)")
+@pytest.mark.cell
 def test_a_group_of_the_caller_opens_nothing_to_a_user_of_its_own_and_to_the_caller_only_what_was_granted(inside, run_attacks, folder):
     file = folder / "file"
     file.write_text("of a group")

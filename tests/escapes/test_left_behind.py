@@ -41,6 +41,7 @@ def ways_to_set_an_id(at):
         yield ((mknod, f"{at}/old-node", stat.S_IFREG | 0o6755, 0),)
 
 
+@pytest.mark.cell
 def test_a_program_leaves_no_file_that_runs_as_the_caller(outside, inside, folder):
     """Whoever executes a set-user-id file of its making becomes the caller, be it root."""
     for ground, at in ((outside, folder), (inside.but(write={"/work": folder}), "/work")):
@@ -54,6 +55,7 @@ def test_a_program_leaves_no_file_that_runs_as_the_caller(outside, inside, folde
     assert risky == set()
 
 
+@pytest.mark.cell
 def test_a_program_leaves_no_file_with_capabilities(inside, folder):
     all_of_them = struct.pack("=IIIII", 0x02000001, 0xFFFFFFFF, 0, 0xFFFFFFFF, 0)
     steps = (
@@ -67,6 +69,7 @@ def test_a_program_leaves_no_file_with_capabilities(inside, folder):
 
 
 @pytest.mark.xfail(strict=True, reason="a directory that holds a place which is only read can be moved away with it, and made anew")
+@pytest.mark.cell
 def test_what_is_only_read_inside_what_is_written_is_not_replaced(inside, folder):
     """As one would keep the hooks of a repository from being changed: they are executed by whoever uses it next."""
     hooks = folder / "repo" / ".git" / "hooks"

@@ -51,6 +51,7 @@ def works_outside(outside, at):
     return outside.errnos(*steps) == [0] * len(steps)
 
 
+@pytest.mark.cell
 def test_no_mount_can_be_made_changed_moved_or_taken_away(outside, inside, folder):
     (folder / "file").write_text("as it was")
     assert works_outside(outside, folder)
@@ -60,6 +61,7 @@ def test_no_mount_can_be_made_changed_moved_or_taken_away(outside, inside, folde
     assert (folder / "file").read_text() == "as it was"
 
 
+@pytest.mark.cell
 def test_a_user_namespace_of_its_own_gives_no_program_other_mounts(outside, inside, folder):
     """Without the filter it may have one, with all privileges there; those do not reach what was mounted before."""
     assert works_outside(outside, folder)
@@ -82,6 +84,7 @@ def test_a_user_namespace_of_its_own_gives_no_program_other_mounts(outside, insi
     assert os.listdir(folder) == []
 
 
+@pytest.mark.cell
 def test_what_lies_below_a_mount_is_not_uncovered(inside, folder):
     """An empty directory over a secret of the host."""
     (folder / "home" / "private").mkdir(parents=True)
@@ -97,6 +100,7 @@ def test_what_lies_below_a_mount_is_not_uncovered(inside, folder):
     assert errnos[2] in (errno.EPERM, errno.EINVAL)
 
 
+@pytest.mark.cell
 def test_the_classic_way_out_of_a_chroot_is_none_out_of_a_cell(outside, inside, folder):
     """A directory is kept open, the root is changed to one below it, and `..` is followed from the one that was kept."""
     climb = (
@@ -148,6 +152,7 @@ answer([seen, written, os.listdir(f"{top}/data/sub")])
 @pytest.mark.root
 @needs("unshare and setpriv (Debian package util-linux)")
 @pytest.mark.parametrize("how", ["read", "write"])
+@pytest.mark.cell
 def test_what_the_host_mounts_later_does_not_appear_inside(inside, run_attacks, how, public_folder):
     """Where mounts are shared, as systemd makes them, it would come without any of the attributes that the grant was given."""
     alone = ("unshare", "--mount", "--propagation", "private")
@@ -157,6 +162,7 @@ def test_what_the_host_mounts_later_does_not_appear_inside(inside, run_attacks, 
 
 
 @pytest.mark.root
+@pytest.mark.cell
 def test_what_a_program_mounts_does_not_appear_on_the_host(inside, folder):
     """Without the filter, in a namespace of its own."""
     before = Path("/proc/self/mountinfo").read_text()

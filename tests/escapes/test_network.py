@@ -54,6 +54,7 @@ def listeners():
         yield listen
 
 
+@pytest.mark.cell
 def test_an_abstract_socket_of_the_host_is_not_reached(outside, inside, listeners):
     for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM):
         name = f"shoal-escapes-{os.getpid()}-{kind}"
@@ -64,6 +65,7 @@ def test_an_abstract_socket_of_the_host_is_not_reached(outside, inside, listener
             assert inside.but(seccomp=filtered).errnos(*attempt) == [0, errno.ECONNREFUSED]
 
 
+@pytest.mark.cell
 def test_what_listens_on_the_loopback_of_the_host_is_not_reached(outside, inside, listeners):
     addresses = [ipv4("127.0.0.1", listeners(socket.AF_INET, ("127.0.0.1", 0)).getsockname()[1])]
     with contextlib.suppress(OSError):  # a machine without IPv6
@@ -75,6 +77,7 @@ def test_what_listens_on_the_loopback_of_the_host_is_not_reached(outside, inside
     assert inside.enforced["network"] is True
 
 
+@pytest.mark.cell
 def test_no_packet_leaves_for_the_world(inside, listeners):
     receiver = listeners(socket.AF_INET, ("127.0.0.1", 0), socket.SOCK_DGRAM)
     here = ipv4("127.0.0.1", receiver.getsockname()[1])
@@ -87,6 +90,7 @@ def test_no_packet_leaves_for_the_world(inside, listeners):
         assert inside.errnos(*connect(address, socket.SOCK_DGRAM))[1] == errno.ENETUNREACH
 
 
+@pytest.mark.cell
 def test_the_network_of_the_host_is_reached_when_it_was_asked_for_and_only_then(inside, listeners):
     name = f"shoal-escapes-host-{os.getpid()}"
     listeners(socket.AF_UNIX, f"\0{name}")
@@ -98,6 +102,7 @@ def test_the_network_of_the_host_is_reached_when_it_was_asked_for_and_only_then(
     assert host.errnos(*connect(abstract(name)))[1] == (errno.EPERM if host.is_scoped else 0)
 
 
+@pytest.mark.cell
 def test_raw_sockets_and_other_families_are_closed(outside, inside):
     raw = (
         ("socket", socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP),
@@ -119,6 +124,7 @@ def test_raw_sockets_and_other_families_are_closed(outside, inside):
     assert inside.but(seccomp="off").errnos(*raw, *others[:2]) == [errno.EPERM] * 4
 
 
+@pytest.mark.cell
 def test_devices_and_routes_are_not_changed(outside, inside):
     """By netlink and by ioctl, also not in the network of its own."""
     newlink = struct.pack("=IHHIIBxHiII", 32, 16, 0x605, 1, 0, 0, 0, 0, 0, 0)  # RTM_NEWLINK: request, acknowledge, create
@@ -150,12 +156,14 @@ def service(listeners, folder):
     return at, listener
 
 
+@pytest.mark.cell
 def test_a_socket_that_is_a_file_is_not_reached_where_its_directory_was_not_granted(outside, inside, service):
     at, _ = service
     assert outside.errnos(*connect(unix(at / "socket"))) == [0, 0]
     assert inside.errnos(*connect(unix(at / "socket"))) == [0, errno.ENOENT]
 
 
+@pytest.mark.cell
 def test_a_directory_that_is_read_gives_what_listens_in_it(inside, service):
     """To connect changes no file, so a read-only mount does not prevent it, nor does a network of one's own. SECURITY.md says so."""
     at, listener = service
@@ -165,6 +173,7 @@ def test_a_directory_that_is_read_gives_what_listens_in_it(inside, service):
     assert "A directory that contains a unix socket gives what listens there" in text
 
 
+@pytest.mark.cell
 def test_a_socket_in_a_directory_that_is_read_keeps_its_permissions(inside, service):
     at, _ = service
     (at / "socket").chmod(0o700)
@@ -172,6 +181,7 @@ def test_a_socket_in_a_directory_that_is_read_keeps_its_permissions(inside, serv
     assert inside.but(read={"/service": at}).errnos(*connect(unix("/service/socket"))) == [0, expected]
 
 
+@pytest.mark.cell
 def test_no_socket_is_made_where_only_reading_was_granted(inside, service):
     at, _ = service
     address = unix("/service/another")
@@ -179,6 +189,7 @@ def test_no_socket_is_made_where_only_reading_was_granted(inside, service):
     assert inside.but(read={"/service": at}).errnos(*steps) == [0, errno.EROFS]
 
 
+@pytest.mark.cell
 def test_sandboxes_with_a_directory_in_common_meet_there_as_granted(inside, folder):
     """What one makes there belongs to the caller, and so to the other: that is what it is for."""
     address = unix("/common/socket")

@@ -45,6 +45,7 @@ def looks(pid, address):
     }
 
 
+@pytest.mark.cell
 def test_a_process_outside_cannot_be_looked_into(outside, inside, target):
     for way, steps in looks(*target).items():
         outcomes = outside.calls(*steps)
@@ -67,6 +68,7 @@ def test_the_first_process_of_the_cell_is_no_way_out_either(inside):
         assert inside.but(seccomp="off").errnos(*steps)[0] in (errno.EPERM, errno.EACCES, errno.EROFS), way
 
 
+@pytest.mark.cell
 def test_nobody_outside_is_signalled(outside, inside):
     """By number, by group, all at once, or by the first process of the cell."""
     group = subprocess.Popen([outside.program, "target"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0)
@@ -97,11 +99,13 @@ def test_nobody_outside_is_signalled(outside, inside):
         assert group.wait(30) == 0
 
 
+@pytest.mark.cell
 def test_a_signal_to_its_own_group_or_to_everybody_stays_in_the_cell(inside):
     """The group and session of a program are its own: the caller's are not reached by numbers that mean "mine"."""
     assert inside.run("call", "kill", 0, signal.SIGKILL.value).returncode == -signal.SIGKILL
 
 
+@pytest.mark.cell
 def test_processes_of_the_same_user_outside_keep_their_priority(outside, inside):
     """By user: when the program runs as its caller, the kernel knows no other difference than who is to be seen."""
     everybody = ("setpriority", PRIO_USER, 0, 19)
@@ -123,6 +127,7 @@ answer([os.getpid(), *found])
 """
 
 
+@pytest.mark.cell
 def test_the_environment_of_the_caller_is_not_read(inside, run_attacks, monkeypatch):
     """Also not by /proc/PPID/environ: there is no such process inside."""
     monkeypatch.setenv("SHOAL_TEST_SECRET", "not-for-children")

@@ -58,6 +58,7 @@ def content(place):
     return (("openat", AT_FDCWD, f"{place}/file", os.O_RDONLY), ("read", Given(1), bytes(6), 6))
 
 
+@pytest.mark.cell
 def test_what_is_mounted_is_what_the_name_was_found_to_be(outside, inside, exchanged):
     """A link that the name leads through is followed once. Then its target is granted at its own place as well: a secret that is seen at
     one place only came in between the look and the mount."""
@@ -78,6 +79,7 @@ def test_what_is_mounted_is_what_the_name_was_found_to_be(outside, inside, excha
     assert not seen["secret", "not followed"], seen
 
 
+@pytest.mark.cell
 def test_a_directory_that_is_exchanged_for_another_is_one_of_them(outside, inside, exchanged):
     (exchanged / "other").mkdir()
     for name in ("file", "mark"):
@@ -98,6 +100,7 @@ def test_a_directory_that_is_exchanged_for_another_is_one_of_them(outside, insid
     assert seen[b"meant!"] + seen[b"others"], seen
 
 
+@pytest.mark.cell
 def test_a_place_that_is_exchanged_for_a_link_is_not_followed(outside, inside, folder):
     """Something is mounted inside a directory that a sibling writes to, which exchanges the place for a link meanwhile."""
     work, data = folder / "work", folder / "data"
@@ -167,6 +170,7 @@ def state(repo):
     return found, git(repo, "status", "--porcelain", "--ignored"), git(repo, "rev-parse", "HEAD")
 
 
+@pytest.mark.cell
 def test_a_workspace_is_as_it_was_after_programs_that_did_nothing(inside, repo):
     before, mounts = state(repo), mounts_of_the_host()
     box = inside.but(write={"/work": repo}, cwd="/work")
@@ -176,6 +180,7 @@ def test_a_workspace_is_as_it_was_after_programs_that_did_nothing(inside, repo):
     assert mounts_of_the_host() == mounts
 
 
+@pytest.mark.cell
 def test_a_workspace_with_something_mounted_inside_is_as_it_was(inside, repo):
     """The place has to be there: none is made in a directory of the host."""
     before = state(repo)
@@ -213,6 +218,7 @@ def await_end_of_all_but(besides):
             select.select(ends, [], [], 1.0)
 
 
+@pytest.mark.cell
 def test_a_workspace_is_as_it_was_when_launchers_were_killed(inside, attacks, repo, world):
     """At moments that are chosen by chance: in the middle of a launch, of a run, of an end. Nothing of theirs lives on, either."""
     before, mounts, others = state(repo), mounts_of_the_host(), children()

@@ -53,6 +53,7 @@ def test_every_number_is_refused_or_does_what_it_does_outside(outside, inside):
             assert became in (*refused, expected[number]), (number, name, expected[number])
 
 
+@pytest.mark.cell
 def test_every_number_is_refused_or_does_what_it_does_outside_without_the_filter(outside, inside):
     """The kernel says EPERM before it looks at arguments that only privileged callers may give, or after."""
     expected, unfiltered = sweep(outside), sweep(inside.but(seccomp="off"))
@@ -85,6 +86,7 @@ def test_calls_of_the_32_bit_machine_kill(outside, inside):
     assert strict.returncode == -signal.SIGSYS
 
 
+@pytest.mark.cell
 def test_no_namespace_can_be_made_or_entered_in_any_way(outside, inside):
     kinds = (NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET)
     ways = [("unshare", kind) for kind in (*kinds, NEWTIME)]

@@ -79,6 +79,7 @@ def test_a_program_does_not_use_the_console_or_load_a_line_discipline(outside, i
         assert inside.errnos(*steps, stdin=slave) == [errno.EPERM] * 3
 
 
+@pytest.mark.cell
 def test_a_program_without_a_terminal_finds_none(inside):
     with terminal() as slave:
         assert inside.errnos(("openat", AT_FDCWD, "/dev/tty", os.O_RDWR), ("openat", AT_FDCWD, os.ttyname(slave), os.O_RDWR)) == [

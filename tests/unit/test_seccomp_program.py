@@ -207,7 +207,7 @@ def test_a_program_is_short_since_it_is_loaded_at_every_launch(base: str, longes
 ERRNOS = st.integers(1, 4095).map(bpf.answer)
 PLAIN = st.one_of(st.sampled_from([bpf.ALLOW, bpf.KILL, REFUSED, ABSENT]), ERRNOS)
 VALUES = st.one_of(st.integers(0, 9), st.integers(0, 0xFFFFFFFF))
-TESTS = st.builds(bpf.Test, st.integers(0, 5), st.sampled_from(["is", "is not", "any of", "none of"]), VALUES, st.booleans())
+TESTS = st.builds(bpf.Test, st.integers(0, 5), st.sampled_from(["is", "is not", "any of", "none of"]), VALUES, st.booleans(), st.booleans())
 CHECKED = st.builds(bpf.Check, st.lists(TESTS, max_size=5).map(tuple), st.booleans(), PLAIN)
 MAPS = st.dictionaries(st.one_of(st.integers(0, 40), st.integers(0, 700)), st.one_of(PLAIN, CHECKED), max_size=120)
 ARGUMENT_SETS = st.lists(st.tuples(*[st.one_of(st.integers(0, 9), st.integers(0, MINUS_ONE))] * 6), min_size=1, max_size=4)
@@ -217,9 +217,9 @@ def decided(outcome: bpf.Outcome, arguments: tuple[int, ...]) -> int:
     """What an outcome means, said once more in another way."""
     if isinstance(outcome, int):
         return outcome
-    for argument, how, value, passes in outcome.tests:
-        low = arguments[argument] % HIGH
-        if {"is": low == value, "is not": low != value, "any of": low & value != 0, "none of": low & value == 0}[how]:
+    for argument, how, value, passes, high in outcome.tests:
+        half = arguments[argument] // HIGH if high else arguments[argument] % HIGH
+        if {"is": half == value, "is not": half != value, "any of": half & value != 0, "none of": half & value == 0}[how]:
             return bpf.ALLOW if passes else outcome.refusal
     return bpf.ALLOW if outcome.otherwise else outcome.refusal
 

@@ -13,6 +13,7 @@
  *   d  the same, but end at once when the socket is closed: the cell dies with its caller
  *   j  there is no pid 2: hold the namespace until the socket is closed (a job's pid namespace)
  * End of file before that byte: the caller died or gave up while starting; end. */
+#include "hold.h"
 #include "init.h"
 #include "../op.h"
 #include "../sys.h"
@@ -78,7 +79,7 @@ static long make_network(void)
 }
 
 /* With no_new_privs and an empty permitted set nothing can come back, not even to uid 0 by exec. */
-static long drop_capabilities(void)
+long drop_capabilities(void)
 {
     struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
     struct __user_cap_data_struct none[2] = { { 0 }, { 0 } };
@@ -97,7 +98,6 @@ static int prepare(const char *what)
 
 _Noreturn void keep_cell(const char *tasks, int err)
 {
-    sys5(__NR_prctl, PR_SET_NAME, "shoal-init", 0, 0, 0);
     if (!err)
         err = prepare(tasks);
     /* After a failure stay all the same until the caller, who is told here, closes the socket: it may be entering us now. */

@@ -1,9 +1,11 @@
-/* shoal-init: a static program with three lives, by argv[1]:
+/* shoal-init: a static program with four lives, by argv[1]:
  *   w...  a process of a cell that waits for its program (wait.c)
  *   f...  a process that makes cells ahead of their use (make.c)
+ *   h...  what holds a program that has no cell (hold.c)
  *   else  pid 1 of a cell, and argv[1] its tasks (keep.c)
  *
  * No libc, no allocation: one such process costs a few pages. */
+#include "hold.h"
 #include "init.h"
 #include "../op.h"
 #include "../sys.h"
@@ -20,6 +22,9 @@ _Noreturn static void run(char **argv)
         wait_for_plan();
     } else {
         sys5(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0); /* the program, which may run before we are told anything, shall not look in here */
+        sys5(__NR_prctl, PR_SET_NAME, "shoal-init", 0, 0, 0);
+        if (what && *what == 'h')
+            hold(what + 1);
         keep_cell(what, 0);
     }
     leave(0);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 
@@ -13,7 +14,10 @@ from shoal.handles.delegation import outlook
 from shoal.handles.hierarchy import DELEGATE, Home, NoHome, availability, find_home, v1_controllers
 from shoal.probe import Feature, features
 from shoal.sandbox.program import why_not_executable
+from shoal.sandbox.tier import tier
 
+_SANDBOX = "sandbox"
+_OF_CELLS = ("user namespaces", "mount calls", "empty world")
 _CONTROLLERS = ("memory", "pids", "cpu")
 _TRIVIAL = ("/usr/bin/true", "/bin/true", "/run/current-system/sw/bin/true")
 
@@ -24,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Outcome:
     findings = [*features(), *_jobs(), *_trials()]
+    if any(finding.name == _SANDBOX and finding.available for finding in findings):
+        # Where sandboxes do without, nobody has to have it: what takes a cell says so.
+        findings = [finding._replace(essential=False) if finding.name in _OF_CELLS else finding for finding in findings]
     works = all(finding.available for finding in findings if finding.essential)
     data = {"works": works, "features": [finding._asdict() for finding in findings]}
     return Outcome(text=_table(findings, works), data=data, code=0 if works else 1)
@@ -66,7 +73,18 @@ def _trials() -> list[Feature]:
     return [
         _trial("spawn", "a program runs in this world", lambda: shoal.spawn(program, ["true"], flags=namespace | loader)),
         _trial("empty world", "a program runs with nothing but its libraries", lambda: shoal.spawn(program, ["true"], flags=loader)),
+        _sandbox(program),
     ]
+
+
+def _sandbox(program: str) -> Feature:
+    """The proof for `shoal run`, and what it is made of."""
+    try:
+        made_of = tier()
+        code = shoal.run([program], timeout="30s").returncode
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Feature(_SANDBOX, False, True, str(error), "see what is missing above")
+    return Feature(_SANDBOX, code == 0, True, made_of.described if code == 0 else f"the trial program returned {code}")
 
 
 def _trial(name: str, success: str, start: Callable[[], shoal.Process]) -> Feature:

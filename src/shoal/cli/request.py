@@ -13,6 +13,7 @@ from shoal.sandbox.box import ENVIRONMENT, PATH, Sandbox
 from shoal.sandbox.grants import Grant, View, parse_bind, parse_tmpfs, working_directory
 from shoal.sandbox.launch import Boxed
 from shoal.sandbox.program import Program, current_directory, find_program
+from shoal.sandbox.tier import tier
 
 _DEVICES = ("pts",)
 """What a program at a terminal may want besides the usual devices: terminals of its own."""
@@ -67,7 +68,8 @@ def read_request(args: argparse.Namespace) -> Request:
     grants = Boxed(box).grants(program, host_cwd, asked)
     cwd = working_directory(args.cwd or environ.get("PWD") or box.cwd, View(grants), host_cwd)
     environ["PWD"] = cwd
-    boxed = Boxed(box.replace(cwd=cwd, devices=tuple(dict.fromkeys((*box.devices, *_DEVICES)))))
+    devices = _DEVICES if tier().is_cell else ()
+    boxed = Boxed(box.replace(cwd=cwd, devices=tuple(dict.fromkeys((*box.devices, *devices)))))
     try:
         boxed.enforced  # noqa: B018 - which tells, now, of a limit that this process could not keep itself
     except ValueError as error:

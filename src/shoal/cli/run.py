@@ -16,6 +16,7 @@ from shoal.cli.output import CommandError, Outcome, hidden, report_failure
 from shoal.cli.request import Request, read_request
 from shoal.launcher import END_S, user_of
 from shoal.sandbox.box import PATH
+from shoal.sandbox.landlocked import has_own_user
 from shoal.sandbox.launch import Order
 from shoal.units import parse_duration
 
@@ -120,11 +121,11 @@ def _explain(request: Request) -> Outcome:
             stack.enter_context(terminal)
         plan = without_secrets(request.boxed.plan(_order(request, terminal)), request.box.secrets)
     limits = listed(request.box)
-    text = str(plan)
+    text = f"{plan}\ntier         {request.boxed.tier.described}"
     if limits:
         how = "" if request.box.limits == "require" else " (best effort)"
         text += f"\nlimits       {', '.join(f'{name} {value}' for name, value in limits.items())}{how}"
-    return Outcome(text=text, data=plan.to_dict() | {"limits": limits})
+    return Outcome(text=text, data=plan.to_dict() | {"limits": limits, "tier": request.boxed.tier.name})
 
 
 def without_secrets(plan: Plan, names: Sequence[str]) -> Plan:
@@ -194,7 +195,10 @@ def _launch(request: Request) -> Over:
             process.end_cell(END_S)
             raise
         enforced = request.boxed.enforced | (budget.enforced if budget else {})
-        user = None if not enforced["user"] or process._keeper is None else user_of(process._keeper)
+        has_user = enforced["user"] if request.boxed.tier.is_cell else has_own_user(process)
+        user = None if not has_user or process._keeper is None else user_of(process._keeper)
+        if not request.boxed.tier.is_cell:
+            enforced["user"] = user is not None
         return Over(ended, process.info(), budget.spent() if budget else None, enforced, process.pid, user)
 
 

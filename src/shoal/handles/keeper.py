@@ -88,10 +88,11 @@ def launch(plan: Packed, fds: Sequence[int], argv: Strings, environ: Strings, la
     pid, pidfd, stage, index, error, _ = _native.launch(plan.filled(fds), *argv, *environ)
     if pid > 0:
         return pid_of(pidfd) or pid if plan.nested else pid, pidfd
-    raise _launch_error(plan.labels, label, stage, index, error)
+    raise launch_error(plan.labels, label, stage, index, error)
 
 
-def _launch_error(labels: Sequence[str], label: str, stage: int, index: int, error: int) -> SpawnError:
+def launch_error(labels: Sequence[str], label: str, stage: int, index: int, error: int) -> SpawnError:
+    """What the core's report of a failed launch means, in words."""
     if not error:
         return failure(Status.BAD_STATE, Stage.JOB, f"{label}: killed before it began; has its job been killed?", errno.ESRCH)
     if stage == _native.STAGE_OPS and 0 <= index < len(labels):

@@ -29,7 +29,7 @@ from shoal.handles import reaper
 from shoal.handles.base import Handle, Rights
 from shoal.handles.deadline import Deadline, is_ready
 from shoal.handles.pidfd import is_open, pid_of, read_stat, reaped_status, zombie_status
-from shoal.handles.reaper import Keeper, OwnedFd
+from shoal.handles.reaper import Ended, Keeper, OwnedFd
 from shoal.status import Stage, Status, failure, failure_from_errno
 
 NAME_BYTES = 31
@@ -96,7 +96,7 @@ class _State:
         self.ending: _Ending | None = None
         self.reaped = not owned
 
-    def note(self, found: tuple[int, int, int, float, float, int] | None) -> None:
+    def note(self, found: Ended | None) -> None:
         """Keep the status that the kernel told and still keeps itself."""
         if found is not None:
             self.ending = _ending(found)
@@ -111,7 +111,8 @@ class _State:
             except ChildProcessError:
                 # Not our child, or reaped: perhaps by another thread right now, which has then stored what it saw.
                 if self.ending is None:
-                    self.ending = _foreign_ending(pidfd)
+                    told = None if self.keeper is None else self.keeper.program_end()
+                    self.ending = _foreign_ending(pidfd) if told is None else _ending(told)
                 self.reaped = True
             else:
                 if found is None:  # ended, but a tracer is looking at it and comes first
@@ -459,7 +460,7 @@ class Process(Handle):
                 self._send(pidfd, signal)
 
 
-def _ending(found: tuple[int, int, int, float, float, int]) -> _Ending:
+def _ending(found: Ended) -> _Ending:
     _, code, status, user_s, system_s, max_rss_kib = found
     usage = Usage(user_s, system_s, max_rss_kib * 1024)
     if code == os.CLD_EXITED:

@@ -27,6 +27,8 @@ from typing import Protocol
 from shoal import _native
 from shoal.handles.deadline import Deadline, is_ready
 
+Ended = tuple[int, int, int, float, float, int]
+"""How a process ended, as `_native.wait()` tells it."""
 FEW = 4
 """So many are looked at one by one."""
 
@@ -117,6 +119,10 @@ class Keeper:
             return False
         except OSError:
             return True
+
+    def program_end(self) -> Ended | None:
+        """How the program ended, where it is not our child but the keeper's. None: it is ours."""
+        return None
 
     def kill(self) -> None:
         """Kill the whole cell. Returns at once; fine when it is gone already."""

@@ -27,6 +27,7 @@ EACH_PROCESS = "each process"
 """What `Result.enforced` says of a limit that holds for each process, and not for all together."""
 PROTECTIONS = (
     "namespaces",
+    "tree",
     "network",
     "no_new_privs",
     "capabilities",

@@ -36,20 +36,22 @@ _TRIED = 2  # splits on each side of the middle; trying all takes 50 ms and save
 
 
 class Test(NamedTuple):
-    """Looks at the low 32 bits of an argument; where they do not meet it, the next test decides.
+    """Looks at 32 bits of an argument; where they do not meet it, the next test decides.
 
-    Only the low half: the kernel's own prototypes cut these arguments to an int, and a filter that compared 64 bits would be
-    passed by with a bit set in the high half, which the kernel then ignores.
+    At the low half, unless said otherwise: the kernel's own prototypes cut most arguments to an int, and a filter that compared
+    64 bits would be passed by with a bit set in the high half, which the kernel then ignores. A pointer needs both.
 
     Attributes:
         how: "is" or "is not" the value; has "any of" its bits, or "none of" them.
         passes: what is decided when it is met.
+        high: look at the high half.
     """
 
     argument: int
     how: Literal["is", "is not", "any of", "none of"]
     value: int
     passes: bool
+    high: bool = False
 
 
 class Check(NamedTuple):
@@ -207,8 +209,9 @@ class _Code:
             met = passed if test.passes else refused
             how = _IS if test.how in ("is", "is not") else _ANY_OF
             place = self.jump(how, test.value, *((met, place) if test.how in ("is", "any of") else (place, met)))
-            if index == 0 or check.tests[index - 1].argument != test.argument:
-                place = self.put(_LOAD, _ARGUMENTS + 8 * test.argument)  # little-endian: the low half
+            before = check.tests[index - 1] if index else None
+            if before is None or (before.argument, before.high) != (test.argument, test.high):
+                place = self.put(_LOAD, _ARGUMENTS + 8 * test.argument + 4 * test.high)  # little-endian: the low half first
         return place
 
     def _distance(self, place: int) -> int:

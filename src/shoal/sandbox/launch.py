@@ -42,7 +42,10 @@ from shoal.sandbox.entries import make_entries
 from shoal.sandbox.errors import RequestError
 from shoal.sandbox.grants import Grant, Kind, View, check_dest, grant_path, lay_out, working_directory
 from shoal.sandbox.landlock import abi, second_wall
+from shoal.sandbox.landlocked import Wanted, enforced_without_cell, launch_landlocked, plan_landlocked
+from shoal.sandbox.own_user import may_become_another
 from shoal.sandbox.program import Program
+from shoal.sandbox.tier import Tier, tier
 from shoal.spawn import make_plan, start
 from shoal.startup_table import VARIABLE
 from shoal.status import Stage, Status, failure
@@ -133,8 +136,10 @@ class Boxed:
     @functools.cached_property
     def enforced(self) -> dict[str, bool | str]:
         """Each protection, and whether it is in force."""
-        confinement = self._confinement
-        found: dict[str, bool | str] = {
+        confinement, tier = self._confinement, self.tier
+        found: dict[str, bool | str] = {} if tier.is_cell else enforced_without_cell(self.box, tier)
+        found = {
+            "tier": tier.name,
             "namespaces": True,
             "network": self.box.network != "host",
             "no_new_privs": True,
@@ -142,7 +147,8 @@ class Boxed:
             "seccomp": confinement.filter_label or False,
             "landlock": f"second wall, ABI {abi()}" if abi() else False,
             "user": confinement.own_user,
-        }
+            "tree": True,
+        } | found
         found |= {limit.name: EACH_PROCESS for limit in confinement.rlimits if limit.name != "core_size"}
         asked = {"wall_time": self.box.wall_time is not None, "core_set": bool(self.box.core_set), "nice": self.box.nice is not None}
         found |= {name: True for name, is_asked in asked.items() if is_asked}
@@ -167,7 +173,10 @@ class Boxed:
     def plan(self, order: Order) -> Plan:
         """What `launch()` would do, for a listing. Starts nothing."""
         with ExitStack() as stack:
-            draft, plan = self._draft(order, None, stack, consume=False)
+            if self.tier.is_cell:
+                draft, plan = self._draft(order, None, stack, consume=False)
+            else:
+                draft, plan = plan_landlocked(self._wanted(order), self.tier, None, "/tmp", consume=False)
             draft.close()
             return plan
 
@@ -189,6 +198,8 @@ class Boxed:
             process = self._again(kept, order)
             if process is not None:
                 return process
+        if not self.tier.is_cell:
+            return launch_landlocked(self._wanted(order), self.tier, job)
         with ExitStack() as stack:
             draft, plan = self._draft(order, job, stack, consume=True)
             try:
@@ -267,8 +278,35 @@ class Boxed:
             raise
 
     @functools.cached_property
+    def tier(self) -> Tier:
+        """What the sandbox is made of here.
+
+        Raises:
+            NotSupportedError: there is nothing to make one of.
+        """
+        return tier()
+
+    @functools.cached_property
     def _confinement(self) -> Confinement:
-        return confinement_of(self.box, privileged=is_privileged())
+        own_user = self.tier.name == "cell, root" or (not self.tier.is_cell and may_become_another(self.box))
+        return confinement_of(self.box, privileged=own_user)
+
+    def _wanted(self, order: Order) -> Wanted:
+        """What is to be started without a cell."""
+        grants = self.grants(order.program, order.host_cwd) if order.grants is None else order.grants
+        return Wanted(
+            self.box,
+            order.program.path,
+            order.argv,
+            grants,
+            self._devices(),
+            self.environ if order.environ is None else order.environ,
+            order.fds,
+            self._confinement,
+            working_directory(self.box.cwd, View(grants), order.host_cwd),
+            order.name,
+            order.terminal,
+        )
 
     def _devices(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*DEVICES, *self.box.devices)))

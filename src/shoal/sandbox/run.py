@@ -17,6 +17,7 @@ from shoal.handles.process import Process, Usage
 from shoal.launcher import END_S
 from shoal.sandbox.box import Duration, Sandbox, Size, StrOrBytesPath
 from shoal.sandbox.errors import NOT_EXECUTABLE, NOT_FOUND, RequestError
+from shoal.sandbox.landlocked import has_own_user
 from shoal.sandbox.launch import Boxed, Order
 from shoal.sandbox.limits import Budget, sum_up
 from shoal.sandbox.output import Pump, Why
@@ -101,6 +102,8 @@ def run(
         try:
             enforced = boxed.enforced_with(budget.enforced)
             process = boxed.launch(Order(program, arguments[1:], fds, host_cwd), budget.job)
+            if not enforced["namespaces"]:
+                enforced["user"] = has_own_user(process)
             with process:
                 try:
                     reason, gone = _follow(process, pump, box, budget, patience, started)

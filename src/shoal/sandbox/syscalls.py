@@ -310,6 +310,8 @@ _SINCE_440 = (
     " futex_requeue statmount listmount lsm_get_self_attr lsm_set_self_attr lsm_list_modules mseal setxattrat getxattrat listxattrat"
     " removexattrat open_tree_attr file_getattr file_setattr listns rseq_slice_yield"
 )
+LAST_KNOWN = 440 + len(_SINCE_440.split()) - 1
+"""No number above is that of a call somebody here has looked at."""
 _EVERYWHERE: Mapping[str, int] = MappingProxyType({name: 440 + index for index, name in enumerate(_SINCE_440.split())})
 _ON_X86_64: Mapping[str, int] = MappingProxyType({"uretprobe": 335, "uprobe": 336})
 _UNKNOWN = -1  # to libseccomp; other negative numbers: a call of other architectures only
