@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from shoal.confine import Confine
-from shoal.handles.keeper import MAKE_NETWORK, keeper_plan, open_null
+from shoal.handles.keeper import MAKE_NETWORK, OWN_KEYRING, keeper_plan, open_null
 from shoal.handles.kept import wants_reopening
 from shoal.handles.made import map_ids
 from shoal.handles.mount import Bind, Devices, MountSource, NewMount
@@ -38,6 +38,8 @@ CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
 HOSTNAME = "shoal"
 UMASK = 0o022
 ENTERING = "entering the working directory"
+ROOM_FOR_KEYS = 100
+"""How often a child waits 10 ms for room for its keyring: keys are counted to their user for a moment after their process's end."""
 
 NoMounts = Callable[[], int]
 NameIt = Callable[[str, bytes], tuple[int, str | bytes]]
@@ -174,6 +176,7 @@ def lower_waiting(plan: Plan, no_mounts: NoMounts) -> Waiting:
     _enter_network(packer, init, control)
     packer.op("CHDIR", ENTERING, text=plan.cwd, b=RESOLVE_NO_MAGICLINKS)
     packer.op("SETSID", "making a session")
+    _leave_keys(packer, plan)
     confine = Confine(packer, plan.confinement)
     confine.as_process()
     packer.op("NO_NEW_PRIVS", "setting no_new_privs")
@@ -299,6 +302,7 @@ def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, em
     packer.op("NAME", "setting the name", text=comm(plan))
     if plan.session:
         packer.op("SETSID", "making a session")
+    _leave_keys(packer, plan)
     if plan.terminal is not None:
         packer.op("CONTROLLING_TTY", "taking the controlling terminal", fd=plan.terminal)
     confine = Confine(packer, plan.confinement)
@@ -338,6 +342,11 @@ def _enter_cell(packer: Packer, keeper: int) -> None:
 def _enter_network(packer: Packer, keeper: int, control: int) -> None:
     packer.op("WAIT_READY", "waiting for the cell's network namespace", fd=control, fd2=keeper)
     packer.op("SETNS", "entering the cell's network", fd=keeper, a=CLONE_NEWNET)
+
+
+def _leave_keys(packer: Packer, plan: Plan) -> None:
+    if plan.own_keyring:
+        packer.op("KEYRING", OWN_KEYRING, a=ROOM_FOR_KEYS)
 
 
 def maps_ids(plan: Plan) -> bool:

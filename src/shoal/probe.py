@@ -81,6 +81,11 @@ def is_initial_user_namespace() -> bool:
         return False
 
 
+def has_room_for_keys() -> bool:
+    """Whether this user may have as many keys as it starts children. Root may have a million, anybody else 200: keyrings(7)."""
+    return os.getuid() == 0 and is_initial_user_namespace()
+
+
 @functools.cache
 def has_kcmp() -> bool:
     """Whether the kernel tells if two descriptors are the same open file."""

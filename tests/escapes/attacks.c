@@ -95,7 +95,7 @@ static void await_end_of_input(void)
  * o:SIZE, bytes that are 0, of which the line has those before the last zeros. */
 
 #define CALLS(C) \
-    C(acct) C(bind) C(bpf) C(chdir) C(chroot) C(clock_settime) C(clone) C(clone3) C(connect) C(delete_module) C(fanotify_init) \
+    C(acct) C(add_key) C(bind) C(bpf) C(chdir) C(chroot) C(clock_settime) C(clone) C(clone3) C(connect) C(delete_module) C(fanotify_init) \
     C(fchdir) C(fchmod) C(fchmodat) C(fchownat) C(fcntl) C(finit_module) C(flock) C(fsopen) C(getdents64) C(getpid) C(getppid) \
     C(getsockopt) C(init_module) C(io_uring_setup) C(ioctl) C(kcmp) C(kexec_load) C(keyctl) C(kill) C(linkat) C(listen) C(lseek) \
     C(mkdirat) C(mknodat) C(mmap) C(mount) C(mount_setattr) C(move_mount) C(mq_open) C(mq_unlink) C(msgctl) C(msgget) \

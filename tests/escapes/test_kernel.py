@@ -32,53 +32,6 @@ def text_of(ground, path):
     return ground.calls(reading(path), ("read", Given(1), bytes(LONG), LONG))[1].data.rstrip(b"\0").decode()
 
 
-# --- keyrings ------
-
-KEYRING = """
-import ctypes
-from attempts import AT_FDCWD, Ground, Given
-syscall = ctypes.CDLL(None, use_errno=True).syscall
-assert syscall(250, 1, None) > 0  # a session keyring of our own
-key = syscall(248, b"user", b"shoal-test-key", b"top-secret", 10, -3)
-assert key > 0
-read = (("keyctl", 11, key, bytes(10), 10), ("keyctl", 0, -3, 0), ("keyctl", 10, -3, "user", "shoal-test-key", 0))
-look = (("openat", AT_FDCWD, "/proc/keys", os.O_RDONLY), ("read", Given(1), bytes(65536), 65536))
-found = []
-for box in (None, args[0], args[0] | {"seccomp": "off"}):
-    outcomes = Ground(workload, box).calls(*read)
-    listed = Ground(workload, box).calls(*look)
-    found.append([[outcome.errno for outcome in outcomes], outcomes[0].data.decode(), b"shoal-test-key" in listed[-1].data])
-answer(found)
-"""
-
-
-@pytest.fixture
-def keys(inside, run_attacks):
-    """What became of the keys of a caller: outside, inside, and inside without the filter."""
-    if not Path("/proc/keys").exists():
-        pytest.skip("needs a kernel with keyrings")
-    return run_attacks(KEYRING, inside.box)
-
-
-def test_the_keys_of_the_caller_are_not_read(keys):
-    outside, inside, _ = keys
-    assert outside[:2] == [[0, 0, 0], "top-secret"]
-    assert inside[:2] == [[errno.EPERM] * 3, "\0" * 10]
-
-
-@pytest.mark.xfail(strict=True, reason="the program inherits the caller's session keyring, and /proc/keys lists what is in it")
-def test_the_keys_of_the_caller_are_not_listed(keys):
-    outside, inside, _ = keys
-    assert outside[2]
-    assert not inside[2]
-
-
-@pytest.mark.xfail(strict=True, reason="the program inherits the caller's session keyring, and only the filter keeps it from using it")
-def test_the_keys_of_the_caller_are_not_read_without_the_filter(keys):
-    _, _, unfiltered = keys
-    assert unfiltered[1] != "top-secret"
-
-
 # --- parts of the kernel that are known for their holes ------
 
 ARRAY_MAP = struct.pack("=IIIIIIIIIIIIIIII", 2, 4, 4, 1, *(0,) * 12)

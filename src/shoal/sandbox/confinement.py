@@ -25,6 +25,7 @@ def confinement_of(box: Sandbox, *, privileged: bool) -> Confinement:
         filter=chosen.program if chosen else b"",
         filter_label=chosen.label if chosen else "",
         early=chosen is not None and chosen.early,
+        without_keys=chosen is not None and chosen.denied >= KEYS,
         rlimits=_rlimits(box),
         processors=tuple(sorted(set(box.core_set))),
         nice=box.nice,
@@ -43,6 +44,8 @@ def _filter(box: Sandbox) -> str | Seccomp:
 
 
 _LEAVING = "sched_setaffinity"
+KEYS = frozenset({"add_key", "request_key", "keyctl"})
+"""Every call that uses keys."""
 
 
 def _rlimits(box: Sandbox) -> tuple[Rlimit, ...]:
