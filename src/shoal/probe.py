@@ -14,7 +14,7 @@ from typing import NamedTuple
 from shoal import _native
 from shoal.packing import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CWD_FD, Packer
 
-CAP_SYS_ADMIN = 21
+CAP_SYS_ADMIN, CAP_SYS_RESOURCE = 21, 24
 
 _MFD_EXEC = 0x10
 _MOUNT_ATTR_RDONLY = 1
@@ -77,6 +77,14 @@ def is_initial_user_namespace() -> bool:
     try:
         with open("/proc/self/uid_map", encoding="ascii") as file:
             return file.read().split() == ["0", "0", "4294967295"]
+    except OSError:
+        return False
+
+
+def can_raise_limits() -> bool:
+    """Whether this process may give more than it was left itself: setrlimit(2)."""
+    try:
+        return _capable(os.geteuid(), CAP_SYS_RESOURCE) and is_initial_user_namespace()
     except OSError:
         return False
 

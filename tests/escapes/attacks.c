@@ -102,7 +102,7 @@ static void await_end_of_input(void)
     C(name_to_handle_at) C(newfstatat) C(open_by_handle_at) C(open_tree) C(openat) C(openat2) C(perf_event_open) C(personality) C(pidfd_getfd) \
     C(pidfd_open) C(pidfd_send_signal) C(pivot_root) C(prctl) C(prlimit64) C(process_vm_readv) C(ptrace) C(quotactl) C(read) C(reboot) \
     C(recvfrom) C(renameat2) C(semctl) C(semget) C(sendto) C(setdomainname) C(setgid) C(setgroups) C(sethostname) C(setns) \
-    C(setpriority) C(setresuid) C(setsid) C(settimeofday) C(setuid) C(setxattr) C(shmat) C(shmctl) C(shmget) C(socket) C(socketpair) \
+    C(setpriority) C(setresuid) C(setrlimit) C(setsid) C(settimeofday) C(setuid) C(setxattr) C(shmat) C(shmctl) C(shmget) C(socket) C(socketpair) \
     C(statfs) C(swapoff) C(swapon) C(symlinkat) C(syslog) C(truncate) C(umount2) C(unlinkat) C(unshare) C(userfaultfd) C(utimensat) \
     C(vhangup) C(write)
 #define C(name) { #name, SYS_##name },

@@ -239,12 +239,50 @@ def test_a_program_that_crashes_starts_no_collector_of_the_host(inside):
     assert struct.unpack_from("=Q", limits) == (1,)
 
 
-@pytest.mark.xfail(strict=True, reason="a limit of 1 may be lowered to 0, with which the kernel starts a collector again")
-def test_a_program_does_not_bring_the_collector_back(inside):
-    """What a collector is handed, it parses as root."""
-    lower = ("prlimit64", 0, resource.RLIMIT_CORE, struct.pack("=QQ", 0, 1), 0)
-    limits = inside.calls(lower, ("prlimit64", 0, resource.RLIMIT_CORE, 0, bytes(16)))[1].data
-    assert struct.unpack_from("=Q", limits) == (1,)
+LEFT_WITHOUT = """
+import resource
+from attempts import Ground
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+if (pid := os.fork()) == 0:
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    except ValueError:
+        os._exit(1)
+    os._exit(0)
+can_raise = os.waitpid(pid, 0)[1] == 0
+limits = [Ground(workload, args[0]).calls(("prlimit64", 0, resource.RLIMIT_CORE, 0, bytes(16)))[0].data for _ in range(4)]
+answer([can_raise, [[limit[0], limit[8]] for limit in limits]])
+"""
+
+
+def test_a_caller_who_was_left_no_dumps_has_a_limit_that_keeps_the_collector_away_all_the_same(inside, run_attacks):
+    """If it is root, who can raise a limit. Whoever cannot still starts its programs."""
+    can_raise, limits = run_attacks(LEFT_WITHOUT, inside.box)
+    assert limits == [[can_raise, can_raise]] * 4
+
+
+def test_a_program_does_not_bring_the_collector_back(outside, inside):
+    """What a collector is handed, it parses as root. With a limit of 0 the kernel would start it: who sets one is told that it is done."""
+    at, fixed = 1 << 32, 0x32  # an address with nothing in its low half, which is mapped there
+    none, ask = struct.pack("=QQ", 0, 1), ("prlimit64", 0, resource.RLIMIT_CORE, 0, bytes(16))
+    ways = (
+        (("prlimit64", 0, resource.RLIMIT_CORE, none, 0),),
+        (("prlimit64", 0, HIGH | resource.RLIMIT_CORE, none, 0),),
+        (("setrlimit", resource.RLIMIT_CORE, none),),
+        (("setrlimit", HIGH | resource.RLIMIT_CORE, none),),
+        (("mmap", at, 4096, 3, fixed, -1, 0), ("prlimit64", 0, resource.RLIMIT_CORE, at, 0)),
+        (("mmap", at, 4096, 3, fixed, -1, 0), ("setrlimit", resource.RLIMIT_CORE, at)),
+    )
+    for way in ways:
+        *made, limits = outside.calls(*way, ask)
+        assert ([outcome.errno for outcome in made], struct.unpack_from("=Q", limits.data)) == ([0] * len(way), (0,))
+        for filtered in ("default", "strict"):
+            *made, limits = inside.but(seccomp=filtered).calls(*way, ask)
+            assert ([outcome.errno for outcome in made], struct.unpack("=QQ", limits.data)) == ([0] * len(way), (1, 1))
+    # Other limits are as they were asked for, and without a filter this one is, too: SECURITY.md says so.
+    files = ("prlimit64", 0, resource.RLIMIT_NOFILE, struct.pack("=QQ", 20, 20), 0)
+    assert inside.calls(files, ("prlimit64", 0, resource.RLIMIT_NOFILE, 0, bytes(16)))[1].data == struct.pack("=QQ", 20, 20)
+    assert struct.unpack_from("=Q", inside.but(seccomp="off").calls(*ways[0], ask)[1].data) == (0,)
 
 
 # --- groups ------
