@@ -37,7 +37,7 @@ def exchanging(outside, one, other):
         swapper.stdin.close()
         word, rounds = swapper.stdout.readline().split()
         assert (word, swapper.wait()) == (b"swapped", 0)
-    assert int(rounds) > 10_000, "it was hardly exchanged at all"
+    assert int(rounds) > 1_000, "it was hardly exchanged at all"
 
 
 def mounts_of_the_host():
@@ -121,8 +121,11 @@ def test_a_place_that_is_exchanged_for_a_link_is_not_followed(outside, inside, f
                     continue
                 places = [line.split()[4] for line in outcomes[1].data.rstrip(b"\0").decode().splitlines()]
                 inner = [place for place in places if place.startswith("/work/")]
-                # Its name may be exchanged again by the time of the look.
-                assert inner in (["/work/sub/place"], [f"/work/{link}/place"]), places
+                # The directory is mounted as well, to keep it there. Its name may be exchanged again by the time of the look.
+                names = ("/work/sub", f"/work/{link}")
+                assert len(inner) == 2, places
+                assert inner[0] in names, places
+                assert inner[1] in [f"{name}/place" for name in names], places
                 seen["mounted"] += 1
     assert seen["mounted"], seen
     assert mounts_of_the_host() == before
