@@ -399,6 +399,20 @@ static int do_linger(char **arg)
     return 0;
 }
 
+/* A brother instead of a child: it belongs to whoever has started this program. arg: the signal of its end, and whether it stays. */
+static int do_brother(char **arg)
+{
+    long pid = syscall(SYS_clone, 0x8000 /* CLONE_PARENT */ | atol(arg[0]), 0, 0, 0, 0);
+    if (pid == 0 && strcmp(arg[1], "stay") == 0) {
+        deafen();
+        stay();
+    }
+    if (pid == 0)
+        _exit(0);
+    outcome("brother", pid), end();
+    return 0;
+}
+
 /* Processes that make processes, none of which listens to anything; so many that it is seen, not so many that the machine is in
  * danger when nothing stops it. arg: how many. */
 static int do_bomb(char **arg)
@@ -531,7 +545,7 @@ static const struct {
 } verbs[] = {
     { "call", 1, do_call }, { "descriptors", 0, do_descriptors }, { "ids", 0, do_ids }, { "target", 0, do_target },
     { "environments", 1, do_environments }, { "writable", 1, do_writable }, { "overwrite-self", 1, do_overwrite_self },
-    { "reopen", 1, do_reopen }, { "lead", 1, do_lead }, { "swap", 2, do_swap }, { "linger", 1, do_linger }, { "bomb", 1, do_bomb },
+    { "reopen", 1, do_reopen }, { "lead", 1, do_lead }, { "swap", 2, do_swap }, { "linger", 1, do_linger }, { "brother", 2, do_brother }, { "bomb", 1, do_bomb },
     { "fill", 2, do_fill }, { "many-files", 2, do_many_files }, { "memory", 1, do_memory }, { "crash", 0, do_crash },
     { "sweep", 2, do_sweep }, { "int80", 0, do_int80 },
 };

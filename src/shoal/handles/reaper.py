@@ -20,7 +20,9 @@ import os
 import select
 import signal
 import threading
+import time
 from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Protocol
 
@@ -29,6 +31,9 @@ from shoal.handles.deadline import Deadline, is_ready
 
 FEW = 4
 """So many are looked at one by one."""
+OVERDUE_S = 0.05
+"""A cell whose program was collected so long ago may be waiting for somebody to reap what its program made our child."""
+_WALL = 0x40000000  # also those that end without a signal: waitid(2)
 
 
 class Pending(Protocol):
@@ -57,14 +62,30 @@ class Keeper:
     Source: pid_namespaces(7).
     """
 
-    __slots__ = ("_children", "_control", "_pidfd", "_reaped", "pid")
+    __slots__ = ("_alone_since", "_children", "_control", "_namespace", "_pidfd", "_reaped", "pid")
 
     def __init__(self, pidfd: int, pid: int) -> None:
         self._pidfd: OwnedFd | None = OwnedFd(pidfd)
         self._control: OwnedFd | None = None
         self._children: OwnedFd | None = None
         self._reaped = False
+        self._alone_since: float | None = None
+        self._namespace = 0
         self.pid = pid
+
+    def left_alone(self) -> None:
+        """Its program has been collected: from now on nobody waits for anything in its cell but the cell's end."""
+        self._alone_since = time.monotonic()
+
+    @property
+    def overdue_namespace(self) -> int:
+        """The pid namespace of a cell that should have ended, or 0."""
+        if self._alone_since is None or self._pidfd is None or time.monotonic() - self._alone_since < OVERDUE_S:
+            return 0
+        if not self._namespace:
+            with suppress(OSError):
+                self._namespace = os.stat(f"/proc/{self.pid}/ns/pid").st_ino
+        return self._namespace
 
     @property
     def events(self) -> int:
@@ -132,7 +153,10 @@ class Keeper:
         """
         deadline = Deadline(timeout)
         if (pidfd := self._pidfd) is not None:
-            if not deadline.wait_ready(pidfd.fd, select.POLLIN):
+            while not deadline.at_most(OVERDUE_S).wait_ready(pidfd.fd, select.POLLIN):
+                reap_brothers((self,))
+                if deadline.remaining_ms() != 0:
+                    continue
                 raise TimeoutError(f"the cell kept by process {self.pid} is still alive after {timeout} s")
             while not self.settle():
                 pause_for_tracer()
@@ -151,6 +175,30 @@ class Keeper:
 
     def __repr__(self) -> str:
         return f"<shoal.Keeper of the cell with first process {self.pid}>"
+
+
+def reap_brothers(keepers: Iterable[Pending]) -> None:
+    """Reap what ended in cells that should have, and is our child though we have not made it.
+
+    A program is our child, so what it makes with CLONE_PARENT is, too (clone(2)), and a cell is not gone before all of it is reaped.
+    Its program has been by then, and nothing else of ours is ever in its pid namespace.
+    """
+    overdue = {keeper.overdue_namespace: keeper.pid for keeper in keepers if isinstance(keeper, Keeper)}
+    overdue.pop(0, None)
+    for pid in _children() if overdue else ():
+        with suppress(OSError):
+            brother = OwnedFd(os.pidfd_open(pid))
+            namespace = os.stat(f"/proc/{pid}/ns/pid").st_ino
+            signal.pidfd_send_signal(brother.fd, 0)  # still there, so it was this one we have looked at
+            if overdue.get(namespace, pid) != pid and is_ready(brother.fd, select.POLLIN):
+                _native.wait(brother.fd, os.WEXITED | os.WNOHANG | _WALL)
+
+
+def _children() -> Iterator[int]:
+    with suppress(OSError):
+        for thread in os.listdir("/proc/self/task"):
+            with suppress(OSError), open(f"/proc/self/task/{thread}/children", encoding="ascii") as file:
+                yield from map(int, file.read().split())
 
 
 class OwnedFd:
@@ -197,6 +245,7 @@ class _Registry:
         self.queue: deque[Pending] = deque()
         self.watched: dict[int, Pending] = {}
         self._epoll: select.epoll | None = None
+        self._looked_at = 0.0
         self._sweeping = threading.Lock()
 
     def sweep(self) -> None:
@@ -209,6 +258,10 @@ class _Registry:
             else:
                 self._take_in()
                 self._settle_ready()
+            now = time.monotonic()
+            if now - self._looked_at > OVERDUE_S:
+                self._looked_at = now
+                reap_brothers([*self.queue, *self.watched.values()])
         finally:
             self._sweeping.release()
 
