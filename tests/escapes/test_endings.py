@@ -11,11 +11,14 @@ import struct
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from attempts import AT_FDCWD, PATIENCE_S
+from rig.cells import until
 from rig.workload import Report
 
+import shoal
 from shoal import AccessDeniedError, NotSupportedError
 
 SOON_S = 0.3
@@ -89,6 +92,32 @@ def test_nothing_is_left_at_the_moment_a_run_is_over(inside, line):
             alone.close_ours()
             assert alone.next()[0] == "lingering"
             assert alone.is_over
+
+
+def ignored(pid):
+    """The mask of the signals that a process ignores."""
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1], 16) for line in status if line.startswith("SigIgn:"))
+
+
+@pytest.mark.parametrize("limit", ["wall_time", "timeout"])
+def test_a_program_that_ignores_every_signal_ends_when_its_time_is_over(outside, inside, limit):
+    with subprocess.Popen([outside.program, "linger", "stay"], stdout=subprocess.PIPE, process_group=0) as deaf:
+        assert deaf.stdout.readline().startswith(b"lingering")
+        until(lambda: ignored(deaf.pid) >> signal.SIGXCPU - 1 & 1, "it ignores what it is sent")
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU):
+            deaf.send_signal(number)
+        with pytest.raises(subprocess.TimeoutExpired):
+            deaf.wait(SOON_S)
+        os.killpg(deaf.pid, signal.SIGKILL)
+    began = time.monotonic()
+    if limit == "wall_time":
+        assert inside.but(wall_time=SOON_S).run("linger", "stay").reason == "wall_time"
+    else:
+        with pytest.raises(subprocess.TimeoutExpired) as caught:
+            shoal.run([inside.program, "linger", "stay"], sandbox=inside.sandbox, timeout=SOON_S, capture_output=True)
+        assert caught.value.output.startswith(b"lingering")
+    assert time.monotonic() - began < PATIENCE_S / 4
 
 
 def test_a_run_that_takes_too_long_ends_with_all_it_has_started(outside, inside, line):
@@ -216,7 +245,8 @@ def test_processes_are_limited_in_number_or_not_started(inside):
         assert b"bomb" not in found.stdout
 
 
-def test_memory_is_limited_or_the_program_is_not_started(inside):
+def test_memory_is_limited_or_the_program_is_not_started(outside, inside):
+    assert outside.attack("memory", 256 << 20).one("memory") == [str(256 << 20)]
     found = refusal_or_result(inside, "memory", 256 << 20, memory="32M")
     if isinstance(found, OSError):
         assert "memory: " in str(found)
@@ -233,7 +263,9 @@ def size_of(ground, path):
     return block * blocks, files
 
 
-def test_what_a_program_may_write_into_memory_has_an_end(inside):
+def test_what_a_program_may_write_into_memory_has_an_end(outside, inside, folder):
+    assert outside.attack("fill", folder / "file", 64 << 20).one("fill") == [str(64 << 20), "0"]
+    (folder / "file").unlink()
     assert inside.but(tmp="8M").attack("fill", "/tmp/file", 64 << 20).one("fill") == [str(8 << 20), str(errno.ENOSPC)]
     assert inside.attack("fill", "/dev/shm/file", 256 << 20).one("fill") == [str(64 << 20), str(errno.ENOSPC)]
     assert size_of(inside, "/tmp")[0] == 1 << 30

@@ -199,6 +199,23 @@ def test_a_program_does_not_leave_its_control_group(outside, inside):
         assert errnos == [errno.EACCES if os.geteuid() or inside.has_own_user else errno.EROFS, errno.EROFS]
 
 
+def test_a_program_that_mounts_the_tree_of_groups_itself_moves_nowhere_in_it(inside):
+    """Without the filter it may mount its own part of the tree, in namespaces of its own, where it has no right to anything."""
+    steps = (
+        ("unshare", NEWUSER | NEWNS | NEWCGROUP),
+        ("mount", "none", "/tmp", "cgroup2", 0, 0),
+        ("mkdirat", AT_FDCWD, "/tmp/made", 0o755),
+        writing("/tmp/made/cgroup.procs"),
+        writing("/tmp/cgroup.procs"),
+        writing("/tmp/memory.max"),
+    )
+    first, mounted, *errnos = inside.but(seccomp="off").errnos(*steps)
+    assert (first, mounted) in ((0, 0), (0, errno.EPERM))
+    if mounted == 0:
+        assert set(errnos) <= {errno.EACCES, errno.EPERM, errno.ENOENT}
+    assert inside.errnos(*steps)[:2] == [errno.EPERM] * 2
+
+
 def test_no_tree_of_groups_with_a_release_agent_is_mounted(inside):
     """The agent is executed by the kernel, outside of everything, when a group becomes empty."""
     errnos = inside.but(seccomp="off").errnos(
