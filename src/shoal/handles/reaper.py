@@ -80,11 +80,14 @@ class Keeper:
     @property
     def overdue_namespace(self) -> int:
         """The pid namespace of a cell that should have ended, or 0."""
-        if self._alone_since is None or self._pidfd is None or time.monotonic() - self._alone_since < OVERDUE_S:
+        pidfd = self._pidfd
+        if self._alone_since is None or pidfd is None or time.monotonic() - self._alone_since < OVERDUE_S:
             return 0
         if not self._namespace:
             with suppress(OSError):
-                self._namespace = os.stat(f"/proc/{self.pid}/ns/pid").st_ino
+                found = os.stat(f"/proc/{self.pid}/ns/pid").st_ino
+                signal.pidfd_send_signal(pidfd.fd, 0)  # not reaped yet, so the pid was still its own
+                self._namespace = found
         return self._namespace
 
     @property
@@ -185,7 +188,10 @@ def reap_brothers(keepers: Iterable[Pending]) -> None:
     """
     overdue = {keeper.overdue_namespace: keeper.pid for keeper in keepers if isinstance(keeper, Keeper)}
     overdue.pop(0, None)
-    for pid in _children() if overdue else ():
+    if not overdue:
+        return
+    overdue.pop(os.stat("/proc/self/ns/pid").st_ino, None)  # nothing of ours is ever in question
+    for pid in _children():
         with suppress(OSError):
             brother = OwnedFd(os.pidfd_open(pid))
             namespace = os.stat(f"/proc/{pid}/ns/pid").st_ino
