@@ -16,6 +16,8 @@ Source: pidfd_open(2), epoll(7), cgroups(7).
 from __future__ import annotations
 
 import atexit
+import errno
+import fcntl
 import os
 import select
 import signal
@@ -34,6 +36,7 @@ FEW = 4
 OVERDUE_S = 0.05
 """A cell whose program was collected so long ago may be waiting for somebody to reap what its program made our child."""
 _WALL = 0x40000000  # also those that end without a signal: waitid(2)
+_NS_GET_PID_FROM_PIDNS = 0x8004B706  # ioctl_nsfs(2), Linux 6.11
 
 
 class Pending(Protocol):
@@ -62,7 +65,7 @@ class Keeper:
     Source: pid_namespaces(7).
     """
 
-    __slots__ = ("_alone_since", "_children", "_control", "_namespace", "_pidfd", "_reaped", "pid")
+    __slots__ = ("_alone_since", "_children", "_control", "_pidfd", "_reaped", "pid")
 
     def __init__(self, pidfd: int, pid: int) -> None:
         self._pidfd: OwnedFd | None = OwnedFd(pidfd)
@@ -70,7 +73,6 @@ class Keeper:
         self._children: OwnedFd | None = None
         self._reaped = False
         self._alone_since: float | None = None
-        self._namespace = 0
         self.pid = pid
 
     def left_alone(self) -> None:
@@ -78,17 +80,26 @@ class Keeper:
         self._alone_since = time.monotonic()
 
     @property
-    def overdue_namespace(self) -> int:
-        """The pid namespace of a cell that should have ended, or 0."""
+    def is_overdue(self) -> bool:
+        """Whether the cell should have ended by now."""
+        return self._alone_since is not None and self._pidfd is not None and time.monotonic() - self._alone_since >= OVERDUE_S
+
+    def is_first_in(self, namespace: int) -> bool:
+        """Whether it is the first process of a pid namespace, given as a descriptor.
+
+        Newer kernels tell. Older ones let us look at our own process even while it ends, which the newer do not.
+        """
         pidfd = self._pidfd
-        if self._alone_since is None or pidfd is None or time.monotonic() - self._alone_since < OVERDUE_S:
-            return 0
-        if not self._namespace:
-            with suppress(OSError):
-                found = os.stat(f"/proc/{self.pid}/ns/pid").st_ino
-                signal.pidfd_send_signal(pidfd.fd, 0)  # not reaped yet, so the pid was still its own
-                self._namespace = found
-        return self._namespace
+        if pidfd is None or not self.pid:
+            return False
+        try:
+            is_first = fcntl.ioctl(namespace, _NS_GET_PID_FROM_PIDNS, 1) == self.pid
+        except OSError as error:
+            if error.errno != errno.ENOTTY:
+                return False
+            is_first = os.stat(f"/proc/{self.pid}/ns/pid").st_ino == os.fstat(namespace).st_ino
+        signal.pidfd_send_signal(pidfd.fd, 0)  # not reaped yet, so the pid is still its own
+        return is_first
 
     @property
     def events(self) -> int:
@@ -186,17 +197,15 @@ def reap_brothers(keepers: Iterable[Pending]) -> None:
     A program is our child, so what it makes with CLONE_PARENT is, too (clone(2)), and a cell is not gone before all of it is reaped.
     Its program has been by then, and nothing else of ours is ever in its pid namespace.
     """
-    overdue = {keeper.overdue_namespace: keeper.pid for keeper in keepers if isinstance(keeper, Keeper)}
-    overdue.pop(0, None)
-    if not overdue:
-        return
-    overdue.pop(os.stat("/proc/self/ns/pid").st_ino, None)  # nothing of ours is ever in question
-    for pid in _children():
+    overdue = [keeper for keeper in keepers if isinstance(keeper, Keeper) and keeper.is_overdue]
+    for pid in _children() if overdue else ():
+        if any(keeper.pid == pid for keeper in overdue):
+            continue
         with suppress(OSError):
             brother = OwnedFd(os.pidfd_open(pid))
-            namespace = os.stat(f"/proc/{pid}/ns/pid").st_ino
+            namespace = OwnedFd(os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC))
             signal.pidfd_send_signal(brother.fd, 0)  # still there, so it was this one we have looked at
-            if overdue.get(namespace, pid) != pid and is_ready(brother.fd, select.POLLIN):
+            if is_ready(brother.fd, select.POLLIN) and any(keeper.is_first_in(namespace.fd) for keeper in overdue):
                 _native.wait(brother.fd, os.WEXITED | os.WNOHANG | _WALL)
 
 
