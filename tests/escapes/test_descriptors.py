@@ -243,7 +243,7 @@ def test_what_one_sandbox_passes_to_another_opens_nothing_more_to_it(outside, in
         giver = ground if ground is outside else ground.but(read={"/data": folder / "data"})
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            giver.calls(
+            given = giver.errnos(
                 ("openat", AT_FDCWD, at, O_DIRECTORY),
                 ("send_descriptor", 0, Given(1)),
                 ("openat", AT_FDCWD, f"{at}/file", os.O_RDONLY),
@@ -252,6 +252,8 @@ def test_what_one_sandbox_passes_to_another_opens_nothing_more_to_it(outside, in
                 ("send_descriptor", 0, Given(5)),
                 stdin=ours.fileno(),
             )
+            ours.close()  # so that nobody waits for what was not sent
+            assert given == [0] * 6
             outcomes = ground.calls(
                 ("receive_descriptor", 0),
                 ("receive_descriptor", 0),
