@@ -148,7 +148,7 @@ def run_python(workload: str) -> Callable[..., Any]:
         "def answer(value):\n    os.write(_answer, json.dumps(value).encode())\n"
     )
 
-    def run(script: str, *args: Any, prefix: tuple[str, ...] = (), **more: Any) -> Any:
+    def run(script: str, *args: Any, prefix: tuple[str, ...] = (), patience_s: float = 120, **more: Any) -> Any:
         with tempfile.TemporaryFile() as answers:
             command = [*prefix, sys.executable, "-W", "error", "-c", preamble + script, workload, json.dumps(args), str(answers.fileno())]
             done = subprocess.run(
@@ -156,7 +156,7 @@ def run_python(workload: str) -> Callable[..., Any]:
                 pass_fds=[answers.fileno()],
                 capture_output=True,
                 text=True,
-                timeout=120,
+                timeout=patience_s,
                 env=os.environ | {"PYTHONPATH": PATH},
                 check=False,
                 **more,

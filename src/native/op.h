@@ -55,6 +55,7 @@ enum { FD = 1, FD2 = 2, OUT = 4, STR = 8, STR2 = 16 };
     X(DROP_BOUNDING, op_drop_bounding, 0)            /* the bounding set empty: takes CAP_SETPCAP */                             \
     X(DROP_CAPS, op_drop_caps, 0)                    /* every other capability set empty */                                      \
     X(SETSID, op_setsid, 0)                                                                                                      \
+    X(KEYRING, op_keyring, 0)                        /* a new, empty session keyring; a: how often to wait 10 ms for room for it */ \
     X(CONTROLLING_TTY, op_controlling_tty, FD)       /* fd: a terminal nobody controls yet */                                    \
     X(NAME, op_name, STR)                            /* str: what the kernel is to call it until exec names it anew */           \
     X(UMASK, op_umask, 0)                            /* a: mask */                                                               \

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <linux/keyctl.h>
 #include <linux/prctl.h>
 #include <net/if.h>
 #include <poll.h>
@@ -121,6 +122,23 @@ int op_setsid(struct plan *plan, const struct op *op)
 {
     (void)plan, (void)op;
     long ret = sys0(__NR_setsid);
+    return ret < 0 ? (int)-ret : 0;
+}
+
+/* Instead of the caller's session keyring, which every child inherits. Its thread and process keyrings no child does. The keys of
+ * processes that have ended are counted to their user a moment longer. session-keyring(7). */
+int op_keyring(struct plan *plan, const struct op *op)
+{
+    (void)plan;
+    int64_t pause[2] = { 0, 10 * 1000 * 1000 }; /* struct timespec */
+    long ret = sys2(__NR_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0);
+    for (uint64_t left = op->a; ret == -EDQUOT && left > 0; left--) {
+        sys2(__NR_nanosleep, pause, 0);
+        ret = sys2(__NR_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0);
+    }
+    /* A kernel without keys, or one that a filter keeps us and our children from: nothing can be done with any keyring. */
+    if ((ret == -ENOSYS || ret == -EPERM) && sys3(__NR_keyctl, KEYCTL_GET_KEYRING_ID, KEY_SPEC_SESSION_KEYRING, 0) == ret)
+        return 0;
     return ret < 0 ? (int)-ret : 0;
 }
 

@@ -65,7 +65,8 @@ class AddNsEntry:
         prefix: an absolute path. `//`, `.` and a trailing `/` are cleaned away; `..` is refused.
         handle: a Directory, Socket or Vmo (as a file); a NetNs, only and always at "/svc/net".
         nested: mount it also where it lies below or on top of an earlier entry. What is not there to mount it on is made
-            only in directories that are themselves made for the child.
+            only in directories that are themselves made for the child. Where it is only read and lies in what can be written, the
+            directories on the way to it are mounted where they are, so that they can be neither moved nor removed.
     Source: FDIO_SPAWN_ACTION_ADD_NS_ENTRY in fdio's spawn.h; `nested` is ours.
     """
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from resource import RLIMIT_CORE
 
 from shoal.packing import CWD_FD, RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, Packer
-from shoal.plan import Confinement
+from shoal.plan import Confinement, Rlimit
 from shoal.world import World
 
 
@@ -23,6 +24,7 @@ class Confine:
             self._packer.affinity(self._what.processors, "binding it to processors")
         if self._what.nice is not None:
             self._packer.op("NICE", "setting the nice value", a=self._what.nice & 0xFFFFFFFF)
+        self._limit(limit for limit in self._what.rlimits if limit.resource == RLIMIT_CORE)  # which the filter does not let change
 
     def rules(self, world: World) -> int | None:
         """The rules of Landlock. While the world's descriptors are still open. Returns their slot, if there are any."""
@@ -70,7 +72,10 @@ class Confine:
 
     def limits(self) -> None:
         """Resource limits. After the descriptors were placed: copies of them may lie above the new limit meanwhile."""
-        for limit in self._what.rlimits:
+        self._limit(limit for limit in self._what.rlimits if limit.resource != RLIMIT_CORE)
+
+    def _limit(self, limits: Iterable[Rlimit]) -> None:
+        for limit in limits:
             self._packer.op("RLIMIT", f"setting the limit {limit}", flags=limit.resource, a=limit.soft, b=limit.hard)
 
     def filter(self) -> None:

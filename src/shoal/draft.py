@@ -28,7 +28,7 @@ from shoal.handles.netns import NetNs
 from shoal.handles.socket import Socket
 from shoal.handles.vmo import Vmo
 from shoal.plan import Confinement, Descriptor, JobPlace, Mount, Network, Plan, Program
-from shoal.probe import is_privileged
+from shoal.probe import has_room_for_keys, is_privileged
 from shoal.processargs import Startup, listed_entries, listen_variables, numbering_order
 from shoal.startup_table import VARIABLE, StartupTable
 from shoal.status import SpawnError, Stage, Status, failure, failure_from_errno
@@ -351,6 +351,7 @@ class Draft:
             terminal=terminal,
             listen_pid=listen_pid,
             dies_with_caller=dies_with_caller,
+            own_keyring=not self.whole_world and (has_room_for_keys() or not confinement.without_keys),
             confinement=confinement,
         )
 

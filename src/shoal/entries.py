@@ -16,10 +16,13 @@ from shoal.handles.directory import bind_source
 from shoal.handles.mount import Bind, MountSource
 from shoal.handles.socket import Socket
 from shoal.plan import Mount
-from shoal.status import SpawnError, Stage, Status, failure
+from shoal.status import SpawnError, Stage, Status, failure, failure_from_errno
 
 NETWORK_PREFIX = "/svc/net"
 """Where a network is handed over: an entry that is no part of the file system."""
+
+HELD = "kept in place for"
+"""The beginning of the origin of a mount that nobody asked for."""
 
 PATH_BYTES, COMPONENT_BYTES = 4095, 255
 
@@ -120,16 +123,53 @@ def add_entry(chosen: list[Mount], prefix: str, source: MountSource, *, nested: 
     """Append the entry, unless an earlier one wins."""
     overlapping = any(covers(mount.where, prefix) or covers(prefix, mount.where) for mount in chosen)
     if nested or not overlapping:
-        chosen.append(Mount(prefix, source, origin, make_place=_can_make_place(chosen, prefix)))
+        if not source.writable:
+            chosen += _way_to(chosen, prefix)
+        holder = _holder(chosen, prefix)
+        chosen.append(Mount(prefix, source, origin, make_place=holder is None or not isinstance(holder.source, Bind)))
 
 
-def _can_make_place(chosen: list[Mount], where: str) -> bool:
-    """Whether what `where` lies in is made for the child, and not a directory of the caller's."""
+def _holder(chosen: list[Mount], where: str) -> Mount | None:
+    """What `where` lies in."""
     holder: Mount | None = None
     for mount in chosen:
         if covers(mount.where, where) and (holder is None or covers(holder.where, mount.where)):
             holder = mount
-    return holder is None or not isinstance(holder.source, Bind)
+    return holder
+
+
+def _way_to(chosen: list[Mount], where: str) -> Iterable[Mount]:
+    """Mounts that keep the directories on the way to `where` in their place, where they could be written to.
+
+    What is mounted itself can be neither moved nor removed, but what it lies in could be moved away with it, and made anew under the
+    old name. So each directory in between is mounted where it is. rename(2), EBUSY.
+
+    Raises:
+        SpawnError: one of them is a symbolic link, behind which nothing is mounted.
+    """
+    holder = _holder(chosen, where)
+    if holder is None or not isinstance(holder.source, Bind) or not holder.source.writable or holder.where == where:
+        return
+    inside, host = holder.where.rstrip("/"), holder.source.path.rstrip("/")
+    for name in where[len(inside) + 1 :].split("/")[:-1]:
+        inside, host = f"{inside}/{name}", f"{host}/{name}"
+        try:
+            fd = os.open(host, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            what = f"{inside}, on the way to {where}, has to be a directory and no symbolic link"
+            raise failure_from_errno(error.errno or 0, Stage.NAMESPACE, what) from error
+        try:
+            source = bind_source(fd, True)
+        finally:
+            os.close(fd)
+        if source.path != host:
+            raise failure(Status.INTERNAL, Stage.NAMESPACE, f"{inside} was exchanged for something else while it was looked at")
+        yield Mount(inside, source, f"{HELD} {where}", make_place=False, is_entry=False)
+
+
+def held_in_place(mounts: Iterable[Mount]) -> list[str]:
+    """Directories of the caller's that are mounted only to keep them in their place."""
+    return [mount.source.path for mount in mounts if isinstance(mount.source, Bind) and mount.origin.startswith(HELD)]
 
 
 def add_library(chosen: list[Mount], library: loader.Library) -> None:

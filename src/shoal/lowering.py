@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from shoal.confine import Confine
-from shoal.handles.keeper import MAKE_NETWORK, keeper_plan, open_null
+from shoal.handles.keeper import MAKE_NETWORK, OWN_KEYRING, keeper_plan, open_null
 from shoal.handles.kept import wants_reopening
 from shoal.handles.made import map_ids
 from shoal.handles.mount import Bind
@@ -40,6 +40,8 @@ UMASK = 0o022
 FIRST_USER = 0x70000000
 """Above what people, distributions and containers use: login.defs(5), subuid(5). The pid of the cell is added to it."""
 ENTERING = "entering the working directory"
+ROOM_FOR_KEYS = 100
+"""How often a child waits 10 ms for room for its keyring: keys are counted to their user for a moment after their process's end."""
 
 NoMounts = Callable[[], int]
 NameIt = Callable[[str, bytes], tuple[int, str | bytes]]
@@ -204,6 +206,7 @@ def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, em
     packer.op("NAME", "setting the name", text=comm(plan))
     if plan.session:
         packer.op("SETSID", "making a session")
+    leave_keys(packer, plan)
     if plan.terminal is not None:
         packer.op("CONTROLLING_TTY", "taking the controlling terminal", fd=plan.terminal)
     confine = Confine(packer, plan.confinement)
@@ -243,6 +246,12 @@ def enter_cell(packer: Packer, keeper: int) -> None:
 def enter_network(packer: Packer, keeper: int, control: int) -> None:
     packer.op("WAIT_READY", "waiting for the cell's network namespace", fd=control, fd2=keeper)
     packer.op("SETNS", "entering the cell's network", fd=keeper, a=CLONE_NEWNET)
+
+
+def leave_keys(packer: Packer, plan: Plan) -> None:
+    """The op that leaves the caller's session keyring, where the plan says so."""
+    if plan.own_keyring:
+        packer.op("KEYRING", OWN_KEYRING, a=ROOM_FOR_KEYS)
 
 
 def maps_ids(plan: Plan) -> bool:

@@ -159,6 +159,7 @@ class Confinement:
     Attributes:
         filter: a seccomp filter, as packed struct sock_filter; filter_label: what it is.
         early: the filter lets pass what a waiting process still has to do, so that it can be installed before.
+        without_keys: the filter closes every call that uses keys.
         processors: the only ones it may run on; empty: any.
         own_user: it runs as an unprivileged user that nobody else has while its cell lives, without groups. What it writes to
             the caller's directories belongs to the caller there. Takes root.
@@ -168,6 +169,7 @@ class Confinement:
     filter: bytes = b""
     filter_label: str = ""
     early: bool = False
+    without_keys: bool = False
     rlimits: tuple[Rlimit, ...] = ()
     processors: tuple[int, ...] = ()
     nice: int | None = None
@@ -218,6 +220,7 @@ class Plan:
         session: starts a session of its own; terminal: descriptor of its controlling terminal, or None.
         listen_pid: index of the environment variable that gets the child's pid, or None.
         dies_with_caller: a cell that ends when the caller does.
+        own_keyring: it gets a session keyring of its own, which is empty; else the caller's.
         confinement: what is taken away besides.
         held: it has no cell, but a holder: a process that is its parent and ends it with all that it has started.
     """
@@ -240,6 +243,7 @@ class Plan:
     terminal: int | None
     listen_pid: int | None
     dies_with_caller: bool
+    own_keyring: bool
     confinement: Confinement = NOTHING_MORE
     held: bool = False
 
@@ -255,6 +259,7 @@ class Plan:
                 namespaces.append("user")
             found.append("namespaces: " + " ".join(namespaces))
             found += ["no_new_privs", "no capabilities", "a session of its own"]
+            found += ["a session keyring of its own"] if self.own_keyring else []
         elif self.held:
             found += ["no namespaces: Landlock is all that keeps it from the caller's files"]
             found += ["no_new_privs", "no capabilities", "a session of its own", "a holder, which ends all that it starts"]

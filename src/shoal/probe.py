@@ -14,7 +14,7 @@ from typing import NamedTuple
 from shoal import _native
 from shoal.packing import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CWD_FD, Packer
 
-CAP_SYS_ADMIN = 21
+CAP_SYS_ADMIN, CAP_SYS_RESOURCE = 21, 24
 
 _MFD_EXEC = 0x10
 _MOUNT_ATTR_RDONLY = 1
@@ -84,6 +84,19 @@ def is_initial_user_namespace() -> bool:
             return file.read().split() == ["0", "0", "4294967295"]
     except OSError:
         return False
+
+
+def can_raise_limits() -> bool:
+    """Whether this process may give more than it was left itself: setrlimit(2)."""
+    try:
+        return _capable(os.geteuid(), CAP_SYS_RESOURCE) and is_initial_user_namespace()
+    except OSError:
+        return False
+
+
+def has_room_for_keys() -> bool:
+    """Whether this user may have as many keys as it starts children. Root may have a million, anybody else 200: keyrings(7)."""
+    return os.getuid() == 0 and is_initial_user_namespace()
 
 
 @functools.cache

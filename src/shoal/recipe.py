@@ -23,6 +23,7 @@ from shoal.lowering import (
     enter_cell,
     enter_network,
     keeper_ops,
+    leave_keys,
     maps_ids,
 )
 from shoal.packing import CLONE_NEWUSER, NO_FD, RESOLVE_NO_MAGICLINKS, Packed, Packer
@@ -147,6 +148,7 @@ def _prepare(plan: Plan, *, empty: bool) -> tuple[bytes, str, bool]:
     packer.op("DROP_BOUNDING", "emptying the capability bounding set")
     enter_network(packer, init, control)
     packer.op("CHDIR", ENTERING, text=plan.cwd, b=RESOLVE_NO_MAGICLINKS)
+    leave_keys(packer, plan)
     confine = Confine(packer, plan.confinement)
     confine.as_process()
     packer.op("NO_NEW_PRIVS", "setting no_new_privs")

@@ -95,15 +95,18 @@ static void await_end_of_input(void)
  * o:SIZE, bytes that are 0, of which the line has those before the last zeros. */
 
 #define CALLS(C) \
-    C(acct) C(bind) C(bpf) C(chdir) C(chroot) C(clock_settime) C(clone) C(clone3) C(connect) C(delete_module) C(fanotify_init) \
-    C(execveat) C(fchdir) C(fchmod) C(fchmodat) C(fchown) C(fchownat) C(fsetxattr) C(fcntl) C(finit_module) C(flock) C(fsopen) C(getdents64) C(getpid) C(getppid) \
-    C(getsockopt) C(init_module) C(inotify_add_watch) C(inotify_init1) C(ioprio_set) C(io_uring_setup) C(ioctl) C(kcmp) C(kexec_load) C(keyctl) C(kill) C(linkat) C(listen) C(lseek) \
-    C(mkdirat) C(mknodat) C(mmap) C(mount) C(mount_setattr) C(move_mount) C(mq_open) C(mq_unlink) C(msgctl) C(msgget) \
-    C(name_to_handle_at) C(newfstatat) C(open_by_handle_at) C(open_tree) C(openat) C(openat2) C(perf_event_open) C(personality) C(pidfd_getfd) \
-    C(pidfd_open) C(pidfd_send_signal) C(pivot_root) C(prctl) C(prlimit64) C(process_vm_readv) C(ptrace) C(quotactl) C(read) C(reboot) \
-    C(recvfrom) C(renameat2) C(rt_sigqueueinfo) C(sched_setaffinity) C(sched_setscheduler) C(semctl) C(semget) C(sendto) C(setdomainname) C(setgid) C(setgroups) C(sethostname) C(setns) \
-    C(setpriority) C(setresuid) C(setsid) C(settimeofday) C(setuid) C(setxattr) C(shmat) C(shmctl) C(shmget) C(socket) C(socketpair) \
-    C(statfs) C(swapoff) C(swapon) C(symlinkat) C(syslog) C(tgkill) C(tkill) C(truncate) C(umount2) C(unlinkat) C(unshare) C(userfaultfd) C(utimensat) \
+    C(acct) C(add_key) C(bind) C(bpf) C(chdir) C(chroot) C(clock_settime) C(clone) C(clone3) C(connect) C(delete_module) \
+    C(execveat) C(fanotify_init) C(fchdir) C(fchmod) C(fchmodat) C(fchown) C(fchownat) C(fcntl) C(finit_module) C(flock) \
+    C(fsetxattr) C(fsopen) C(getdents64) C(getpid) C(getppid) C(getsockopt) C(init_module) C(inotify_add_watch) \
+    C(inotify_init1) C(io_uring_setup) C(ioctl) C(ioprio_set) C(kcmp) C(kexec_load) C(keyctl) C(kill) C(linkat) C(listen) \
+    C(lseek) C(mkdirat) C(mknodat) C(mmap) C(mount) C(mount_setattr) C(move_mount) C(mq_open) C(mq_unlink) C(msgctl) C(msgget) \
+    C(name_to_handle_at) C(newfstatat) C(open_by_handle_at) C(open_tree) C(openat) C(openat2) C(perf_event_open) C(personality) \
+    C(pidfd_getfd) C(pidfd_open) C(pidfd_send_signal) C(pivot_root) C(prctl) C(prlimit64) C(process_vm_readv) C(ptrace) \
+    C(quotactl) C(read) C(reboot) C(recvfrom) C(renameat2) C(rt_sigqueueinfo) C(sched_setaffinity) C(sched_setscheduler) \
+    C(semctl) C(semget) C(sendto) C(setdomainname) C(setgid) C(setgroups) C(sethostname) C(setns) C(setpriority) C(setresuid) \
+    C(setrlimit) C(setsid) C(settimeofday) C(setuid) C(setxattr) C(shmat) C(shmctl) C(shmget) C(socket) C(socketpair) C(statfs) \
+    C(swapoff) C(swapon) C(symlinkat) C(syslog) C(tgkill) C(tkill) C(truncate) C(umount2) C(unlinkat) C(unshare) C(userfaultfd) \
+    C(utimensat) \
     C(vhangup) C(write)
 #define C(name) { #name, SYS_##name },
 static const struct {
@@ -399,6 +402,20 @@ static int do_linger(char **arg)
     return 0;
 }
 
+/* A brother instead of a child: it belongs to whoever has started this program. arg: the signal of its end, and whether it stays. */
+static int do_brother(char **arg)
+{
+    long pid = syscall(SYS_clone, 0x8000 /* CLONE_PARENT */ | atol(arg[0]), 0, 0, 0, 0);
+    if (pid == 0 && strcmp(arg[1], "stay") == 0) {
+        deafen();
+        stay();
+    }
+    if (pid == 0)
+        _exit(0);
+    outcome("brother", pid), end();
+    return 0;
+}
+
 /* Processes that make processes, none of which listens to anything; so many that it is seen, not so many that the machine is in
  * danger when nothing stops it. arg: how many. */
 static int do_bomb(char **arg)
@@ -550,7 +567,7 @@ static const struct {
 } verbs[] = {
     { "call", 1, do_call }, { "descriptors", 0, do_descriptors }, { "ids", 0, do_ids }, { "target", 0, do_target },
     { "environments", 1, do_environments }, { "writable", 1, do_writable }, { "overwrite-self", 1, do_overwrite_self },
-    { "reopen", 1, do_reopen }, { "lead", 1, do_lead }, { "swap", 2, do_swap }, { "linger", 1, do_linger }, { "bomb", 1, do_bomb },
+    { "reopen", 1, do_reopen }, { "lead", 1, do_lead }, { "swap", 2, do_swap }, { "linger", 1, do_linger }, { "brother", 2, do_brother }, { "bomb", 1, do_bomb },
     { "chain", 1, do_chain },
     { "fill", 2, do_fill }, { "many-files", 2, do_many_files }, { "memory", 1, do_memory }, { "crash", 0, do_crash },
     { "sweep", 2, do_sweep }, { "int80", 0, do_int80 },

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from rig.workload import Report
 
+import shoal
 from shoal.probe import landlock_abi
 from shoal.sandbox.box import Sandbox
 from shoal.sandbox.launch import Boxed
@@ -213,6 +214,16 @@ class Ground:
         assert not thread.is_alive()
         if held.error is not None:
             raise held.error
+
+
+def spawned(program: str, *steps: Step) -> list[Outcome]:
+    """As `Ground.calls()`, in a cell of `shoal.spawn`, which has neither a filter nor a second wall."""
+    ours, theirs = os.pipe()
+    with shoal.spawn(program, [program, *_words(steps)], actions=[shoal.TransferFd(theirs, 1)]) as process, open(ours, "rb") as output:
+        lines = Report(output.read()).lines
+        assert process.wait(PATIENCE_S) == 0
+    assert len(lines) == len(steps), lines
+    return [_outcome(line, step) for line, step in zip(lines, steps, strict=True)]
 
 
 @dataclass

@@ -49,8 +49,9 @@ def test_what_is_shared_by_a_key_or_a_name_is_not_shared_with_the_host(outside, 
         assert [outcome.errno for outcome in made] == [0, 0, 0, 0]
         for what, steps in finds(key, name).items():
             assert outside.errnos(*steps) == [0], what
-            for filtered in ("default", "off"):
-                assert inside.but(seccomp=filtered).errnos(*steps) == [errno.ENOENT], what
+            refused = errno.EPERM if what == "POSIX queue" else errno.ENOENT
+            assert inside.errnos(*steps) == [refused], what
+            assert inside.but(seccomp="off").errnos(*steps) == [errno.ENOENT], what
         # By number too: the first of a kind is 0 in every namespace.
         assert inside.errnos(("shmat", made[0].value, 0, 0), ("msgctl", made[1].value, IPC_RMID, 0)) == [errno.EINVAL, errno.EINVAL]
     finally:
@@ -66,15 +67,19 @@ def test_what_is_shared_by_a_key_or_a_name_is_not_shared_with_the_host(outside, 
 @pytest.mark.cell
 def test_what_is_shared_by_a_key_or_a_name_is_not_shared_between_siblings_and_does_not_stay(outside, inside, key):
     name = "shoal-siblings"
-    with inside.held(*makes(key, name)) as other:
-        # A POSIX queue is a file to the second wall, and none that was granted.
-        assert [outcome.errno for outcome in other.outcomes] == [0, 0, 0, errno.EACCES if inside.enforced["landlock"] else 0]
+    # A POSIX queue is closed: to the second wall it is a file, and none that was granted.
+    refusals = {"default": errno.EPERM, "off": errno.EACCES if inside.enforced["landlock"] else 0}
+    for filtered, refusal in refusals.items():
+        ground = inside.but(seccomp=filtered)
+        missing = {what: refusal if filtered == "default" and what == "POSIX queue" else errno.ENOENT for what in finds(key, name)}
+        with ground.held(*makes(key, name)) as other:
+            assert [outcome.errno for outcome in other.outcomes] == [0, 0, 0, refusal]
+            for what, steps in finds(key, name).items():
+                assert ground.errnos(*steps) == [missing[what]], what
+                assert outside.errnos(*steps) == [errno.ENOENT], what
         for what, steps in finds(key, name).items():
-            assert inside.errnos(*steps) == [errno.ENOENT], what
+            assert ground.errnos(*steps) == [missing[what]], what
             assert outside.errnos(*steps) == [errno.ENOENT], what
-    for what, steps in finds(key, name).items():
-        assert inside.errnos(*steps) == [errno.ENOENT], what
-        assert outside.errnos(*steps) == [errno.ENOENT], what
 
 
 @pytest.mark.cell

@@ -242,6 +242,50 @@ def test_sandboxes_of_one_caller_cannot_meet_under_a_name(outside, inside):
 
 
 @pytest.mark.cell
+def test_what_one_sandbox_passes_to_another_opens_nothing_more_to_it(outside, inside, folder):
+    """Through a socket that both were handed. What was opened before is passed as it is; beyond that the other has its own rules."""
+    (folder / "data").mkdir()
+    (folder / "data" / "file").write_text("passed")
+    for ground, at in ((outside, folder / "data"), (inside, "/data")):
+        giver = ground if ground is outside else ground.but(read={"/data": folder / "data"})
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            given = giver.errnos(
+                ("openat", AT_FDCWD, at, O_DIRECTORY),
+                ("send_descriptor", 0, Given(1)),
+                ("openat", AT_FDCWD, f"{at}/file", os.O_RDONLY),
+                ("send_descriptor", 0, Given(3)),
+                ("openat", AT_FDCWD, "/", O_DIRECTORY),
+                ("send_descriptor", 0, Given(5)),
+                stdin=ours.fileno(),
+            )
+            ours.close()  # so that nobody waits for what was not sent
+            assert given == [0] * 6
+            outcomes = ground.calls(
+                ("receive_descriptor", 0),
+                ("receive_descriptor", 0),
+                ("receive_descriptor", 0),
+                ("read", Given(2), bytes(6), 6),
+                ("openat", Given(1), "file", os.O_RDONLY),
+                ("openat", Given(1), "made", os.O_WRONLY | os.O_CREAT, 0o600),
+                ("openat", Given(3), "etc/passwd", os.O_RDONLY),
+                ("openat", Given(3), "../../etc/passwd", os.O_RDONLY),
+                ("fchdir", Given(3)),
+                ("newfstatat", AT_FDCWD, "../../../etc/passwd", bytes(144), 0),
+                stdin=theirs.fileno(),
+            )
+        errnos = [outcome.errno for outcome in outcomes]
+        assert outcomes[3].data == b"passed"
+        if ground is outside:
+            assert errnos == [0] * 10
+            (folder / "data" / "made").unlink()
+        else:
+            beyond = errno.EACCES if inside.enforced["landlock"] else 0
+            assert errnos == [0, 0, 0, 0, beyond, errno.EROFS, errno.ENOENT, errno.ENOENT, 0, errno.ENOENT]
+    assert os.listdir(folder / "data") == ["file"]
+
+
+@pytest.mark.cell
 def test_sandboxes_of_one_caller_cannot_take_each_others_descriptors(outside, inside, folder):
     (folder / "secret").write_text("secret")
     reading = ("openat", AT_FDCWD, "/data/secret", os.O_RDONLY)

@@ -32,55 +32,6 @@ def text_of(ground, path):
     return ground.calls(reading(path), ("read", Given(1), bytes(LONG), LONG))[1].data.rstrip(b"\0").decode()
 
 
-# --- keyrings ------
-
-KEYRING = """
-import ctypes
-from attempts import AT_FDCWD, Ground, Given
-syscall = ctypes.CDLL(None, use_errno=True).syscall
-assert syscall(250, 1, None) > 0  # a session keyring of our own
-key = syscall(248, b"user", b"shoal-test-key", b"top-secret", 10, -3)
-assert key > 0
-read = (("keyctl", 11, key, bytes(10), 10), ("keyctl", 0, -3, 0), ("keyctl", 10, -3, "user", "shoal-test-key", 0))
-look = (("openat", AT_FDCWD, "/proc/keys", os.O_RDONLY), ("read", Given(1), bytes(65536), 65536))
-found = []
-for box in (None, args[0], args[0] | {"seccomp": "off"}):
-    outcomes = Ground(workload, box).calls(*read)
-    listed = Ground(workload, box).calls(*look)
-    found.append([[outcome.errno for outcome in outcomes], outcomes[0].data.decode(), b"shoal-test-key" in listed[-1].data])
-answer(found)
-"""
-
-
-@pytest.fixture
-def keys(inside, run_attacks):
-    """What became of the keys of a caller: outside, inside, and inside without the filter."""
-    if not Path("/proc/keys").exists():
-        pytest.skip("needs a kernel with keyrings")
-    return run_attacks(KEYRING, inside.box)
-
-
-def test_the_keys_of_the_caller_are_not_read(keys):
-    outside, inside, _ = keys
-    assert outside[:2] == [[0, 0, 0], "top-secret"]
-    assert inside[:2] == [[errno.EPERM] * 3, "\0" * 10]
-
-
-@pytest.mark.xfail(strict=True, reason="the program inherits the caller's session keyring, and /proc/keys lists what is in it")
-@pytest.mark.cell
-def test_the_keys_of_the_caller_are_not_listed(keys):
-    outside, inside, _ = keys
-    assert outside[2]
-    assert not inside[2]
-
-
-@pytest.mark.xfail(strict=True, reason="the program inherits the caller's session keyring, and only the filter keeps it from using it")
-@pytest.mark.cell
-def test_the_keys_of_the_caller_are_not_read_without_the_filter(keys):
-    _, _, unfiltered = keys
-    assert unfiltered[1] != "top-secret"
-
-
 # --- parts of the kernel that are known for their holes ------
 
 ARRAY_MAP = struct.pack("=IIIIIIIIIIIIIIII", 2, 4, 4, 1, *(0,) * 12)
@@ -257,6 +208,24 @@ def test_a_program_does_not_leave_its_control_group(outside, inside):
 
 
 @pytest.mark.cell
+def test_a_program_that_mounts_the_tree_of_groups_itself_moves_nowhere_in_it(inside):
+    """Without the filter it may mount its own part of the tree, in namespaces of its own, where it has no right to anything."""
+    steps = (
+        ("unshare", NEWUSER | NEWNS | NEWCGROUP),
+        ("mount", "none", "/tmp", "cgroup2", 0, 0),
+        ("mkdirat", AT_FDCWD, "/tmp/made", 0o755),
+        writing("/tmp/made/cgroup.procs"),
+        writing("/tmp/cgroup.procs"),
+        writing("/tmp/memory.max"),
+    )
+    first, mounted, *errnos = inside.but(seccomp="off").errnos(*steps)
+    assert (first, mounted) in ((0, 0), (0, errno.EPERM))
+    if mounted == 0:
+        assert set(errnos) <= {errno.EACCES, errno.EPERM, errno.ENOENT}
+    assert inside.errnos(*steps)[:2] == [errno.EPERM] * 2
+
+
+@pytest.mark.cell
 def test_no_tree_of_groups_with_a_release_agent_is_mounted(inside):
     """The agent is executed by the kernel, outside of everything, when a group becomes empty."""
     errnos = inside.but(seccomp="off").errnos(
@@ -298,12 +267,50 @@ def test_a_program_that_crashes_starts_no_collector_of_the_host(inside):
     assert struct.unpack_from("=Q", limits) == (1,)
 
 
-@pytest.mark.xfail(strict=True, reason="a limit of 1 may be lowered to 0, with which the kernel starts a collector again")
-def test_a_program_does_not_bring_the_collector_back(inside):
-    """What a collector is handed, it parses as root."""
-    lower = ("prlimit64", 0, resource.RLIMIT_CORE, struct.pack("=QQ", 0, 1), 0)
-    limits = inside.calls(lower, ("prlimit64", 0, resource.RLIMIT_CORE, 0, bytes(16)))[1].data
-    assert struct.unpack_from("=Q", limits) == (1,)
+LEFT_WITHOUT = """
+import resource
+from attempts import Ground
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+if (pid := os.fork()) == 0:
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    except ValueError:
+        os._exit(1)
+    os._exit(0)
+can_raise = os.waitpid(pid, 0)[1] == 0
+limits = [Ground(workload, args[0]).calls(("prlimit64", 0, resource.RLIMIT_CORE, 0, bytes(16)))[0].data for _ in range(4)]
+answer([can_raise, [[limit[0], limit[8]] for limit in limits]])
+"""
+
+
+def test_a_caller_who_was_left_no_dumps_has_a_limit_that_keeps_the_collector_away_all_the_same(inside, run_attacks):
+    """If it is root, who can raise a limit. Whoever cannot still starts its programs."""
+    can_raise, limits = run_attacks(LEFT_WITHOUT, inside.box)
+    assert limits == [[can_raise, can_raise]] * 4
+
+
+def test_a_program_does_not_bring_the_collector_back(outside, inside):
+    """What a collector is handed, it parses as root. With a limit of 0 the kernel would start it: who sets one is told that it is done."""
+    at, fixed = 1 << 32, 0x32  # an address with nothing in its low half, which is mapped there
+    none, ask = struct.pack("=QQ", 0, 1), ("prlimit64", 0, resource.RLIMIT_CORE, 0, bytes(16))
+    ways = (
+        (("prlimit64", 0, resource.RLIMIT_CORE, none, 0),),
+        (("prlimit64", 0, HIGH | resource.RLIMIT_CORE, none, 0),),
+        (("setrlimit", resource.RLIMIT_CORE, none),),
+        (("setrlimit", HIGH | resource.RLIMIT_CORE, none),),
+        (("mmap", at, 4096, 3, fixed, -1, 0), ("prlimit64", 0, resource.RLIMIT_CORE, at, 0)),
+        (("mmap", at, 4096, 3, fixed, -1, 0), ("setrlimit", resource.RLIMIT_CORE, at)),
+    )
+    for way in ways:
+        *made, limits = outside.calls(*way, ask)
+        assert ([outcome.errno for outcome in made], struct.unpack_from("=Q", limits.data)) == ([0] * len(way), (0,))
+        for filtered in ("default", "strict"):
+            *made, limits = inside.but(seccomp=filtered).calls(*way, ask)
+            assert ([outcome.errno for outcome in made], struct.unpack("=QQ", limits.data)) == ([0] * len(way), (1, 1))
+    # Other limits are as they were asked for, and without a filter this one is, too: SECURITY.md says so.
+    files = ("prlimit64", 0, resource.RLIMIT_NOFILE, struct.pack("=QQ", 20, 20), 0)
+    assert inside.calls(files, ("prlimit64", 0, resource.RLIMIT_NOFILE, 0, bytes(16)))[1].data == struct.pack("=QQ", 20, 20)
+    assert struct.unpack_from("=Q", inside.but(seccomp="off").calls(*ways[0], ask)[1].data) == (0,)
 
 
 # --- groups ------

@@ -20,6 +20,7 @@ from attempts import AT_FDCWD, PATIENCE_S, Given
 from shoal import SpawnError
 
 SET_ID = stat.S_ISUID | stat.S_ISGID
+EXCHANGE = 2
 
 
 def ways_to_set_an_id(at):
@@ -68,22 +69,89 @@ def test_a_program_leaves_no_file_with_capabilities(inside, folder):
     assert [name for name in os.listxattr(folder / "file") if not name.startswith("system.")] == []
 
 
-@pytest.mark.xfail(strict=True, reason="a directory that holds a place which is only read can be moved away with it, and made anew")
+def ways_to_replace(at):
+    """What lies in `at`/.git/hooks and a file beside it, by everything that changes a name on the way to them."""
+    moves = [
+        ("renameat2", AT_FDCWD, f"{at}{old}", AT_FDCWD, f"{at}{new}", flags)
+        for old, new, flags in (
+            ("/.git", "/moved", 0),
+            ("/.git", "/other", EXCHANGE),
+            ("/other", "/.git", EXCHANGE),
+            ("/.git/hooks", "/.git/moved", 0),
+            ("/.git/hooks", "/other", EXCHANGE),
+            ("/.git/config", "/.git/moved", 0),
+            ("/src/deep/er", "/src/moved", 0),
+            ("/src/deep", "/src/moved", 0),
+            ("/src", "/moved", 0),
+        )
+    ]
+    removals = [("unlinkat", AT_FDCWD, f"{at}/.git/config", 0), ("unlinkat", AT_FDCWD, f"{at}/.git/hooks", 0x200)]
+    return (*moves, *removals)
+
+
+MAKING = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+
+
+@pytest.fixture
+def repo(folder):
+    """With hooks, a configuration and a file further down, as others execute or trust them."""
+    at = folder / "repo"
+    for path in (".git/hooks/hook", ".git/config", "src/deep/er/file"):
+        (at / path).parent.mkdir(parents=True, exist_ok=True)
+        (at / path).write_text("as it was")
+    (at / "other" / "hooks").mkdir(parents=True)
+    return at
+
+
+READ_ONLY = (".git/hooks", ".git/config", "src/deep/er/file")
+
+
 @pytest.mark.cell
-def test_what_is_only_read_inside_what_is_written_is_not_replaced(inside, folder):
+def test_what_is_only_read_inside_what_is_written_is_not_replaced(inside, outside, repo):
     """As one would keep the hooks of a repository from being changed: they are executed by whoever uses it next."""
-    hooks = folder / "repo" / ".git" / "hooks"
-    hooks.mkdir(parents=True)
-    (hooks / "hook").write_text("as it was")
-    box = inside.but(write={"/work": folder / "repo"}, read={"/work/.git/hooks": hooks})
-    box.calls(
-        ("openat", AT_FDCWD, "/work/.git/hooks/hook", os.O_WRONLY | os.O_TRUNC),
-        ("renameat2", AT_FDCWD, "/work/.git", AT_FDCWD, "/work/moved", 0),
-        ("mkdirat", AT_FDCWD, "/work/.git", 0o755),
-        ("mkdirat", AT_FDCWD, "/work/.git/hooks", 0o755),
-        ("openat", AT_FDCWD, "/work/.git/hooks/hook", os.O_WRONLY | os.O_CREAT, 0o755),
-    )
-    assert (hooks / "hook").read_text() == "as it was"
+    inner = {f"/work/{path}": repo / path for path in READ_ONLY}
+    for filtered in ("default", "off"):
+        box = inside.but(write={"/work": repo}, read=inner, seccomp=filtered)
+        for _ in range(3):  # later launches take another way than the first
+            assert set(box.errnos(*ways_to_replace("/work"))) <= {errno.EBUSY, errno.EXDEV, errno.ENOENT}
+        errnos = box.errnos(
+            ("openat", AT_FDCWD, "/work/.git/hooks/hook", MAKING, 0o755),
+            ("mkdirat", AT_FDCWD, "/work/.git/hooks", 0o755),
+            ("openat", AT_FDCWD, "/work/.git/HEAD", MAKING, 0o644),
+            ("renameat2", AT_FDCWD, "/work/.git/HEAD", AT_FDCWD, "/work/.git/index", 0),
+            ("openat", AT_FDCWD, "/work/src/deep/new", MAKING, 0o644),
+        )
+        assert errnos == [errno.EROFS, errno.EEXIST, 0, 0, 0]
+    assert {(repo / path / "hook" if path.endswith("hooks") else repo / path).read_text() for path in READ_ONLY} == {"as it was"}
+    assert (repo / ".git" / "index").stat().st_uid == os.geteuid()
+    # Not even where all privileges are to be had: what was mounted before stays, and so do the names.
+    own = inside.but(write={"/work": repo}, read=inner, seccomp="off")
+    taken = (("unshare", 0x10020000), ("umount2", "/work/.git", 2), ("umount2", "/work/.git/hooks", 2))
+    first, *errnos = own.errnos(*taken, *ways_to_replace("/work"))
+    assert first == 0
+    assert set(errnos) <= {errno.EBUSY, errno.EXDEV, errno.ENOENT, errno.EINVAL, errno.EPERM}
+    assert outside.errnos(*ways_to_replace(repo)[:1]) == [0]
+
+
+@pytest.mark.cell
+def test_a_directory_on_the_way_that_was_exchanged_since_is_mounted_as_it_is_now(inside, repo):
+    """By a launch that was worked out before."""
+    box = inside.but(write={"/work": repo}, read={"/work/.git/hooks": repo / ".git" / "hooks"})
+    look = ("openat", AT_FDCWD, "/work/.git/mark", os.O_RDONLY)
+    for _ in range(3):
+        assert box.errno(*look) == errno.ENOENT
+    (repo / ".git").rename(repo / "old")
+    (repo / ".git" / "hooks").mkdir(parents=True)
+    (repo / ".git" / "mark").touch()
+    for _ in range(3):
+        assert box.errno(*look) == 0
+
+
+@pytest.mark.cell
+def test_a_link_on_the_way_to_what_is_only_read_is_not_followed(inside, repo):
+    (repo / "link").symlink_to(".git")
+    with pytest.raises(SpawnError, match="/work/link, on the way to /work/link/hooks, has to be a directory and no symbolic link"):
+        inside.but(write={"/work": repo}, read={"/work/link/hooks": "/usr/include"}).run("ids")
 
 
 def test_what_the_next_filter_is_made_from_is_not_kept_where_programs_write(inside, folder, monkeypatch):

@@ -131,6 +131,7 @@ def test_the_classic_way_out_of_a_chroot_is_none_out_of_a_cell(outside, inside, 
 PROPAGATION = """
 import subprocess
 from attempts import AT_FDCWD, Ground
+from shoal import NotSupportedError
 
 box, how, top = args
 subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "none", top], check=True)
@@ -139,7 +140,13 @@ os.makedirs(f"{top}/data/sub")
 wait = ("read", 0, bytes(1), 1)
 look = ("newfstatat", AT_FDCWD, "/data/sub/new", bytes(144), 0)
 write = ("openat", AT_FDCWD, "/data/sub/written", os.O_WRONLY | os.O_CREAT, 0o600)
-with Ground(workload, {**box, how: {"/data": f"{top}/data"}}).held(("getpid",), wait, look, write, expect=1) as held:
+ground = Ground(workload, {**box, how: {"/data": f"{top}/data"}})
+try:
+    ground.run("ids")
+except NotSupportedError:
+    answer(None)
+    sys.exit()
+with ground.held(("getpid",), wait, look, write, expect=1) as held:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=777", "none", f"{top}/data/sub"], check=True)
     open(f"{top}/data/sub/new", "w").close()
     held.let_go()
@@ -156,7 +163,10 @@ answer([seen, written, os.listdir(f"{top}/data/sub")])
 def test_what_the_host_mounts_later_does_not_appear_inside(inside, run_attacks, how, public_folder):
     """Where mounts are shared, as systemd makes them, it would come without any of the attributes that the grant was given."""
     alone = ("unshare", "--mount", "--propagation", "private")
-    seen, written, there = run_attacks(PROPAGATION, inside.box, how, str(public_folder), prefix=alone)
+    found = run_attacks(PROPAGATION, inside.box, how, str(public_folder), prefix=alone)
+    if found is None:
+        pytest.skip("needs a tmpfs that maps ids (Linux 6.3)")
+    seen, written, there = found
     assert (seen, there) == (str(errno.ENOENT), ["new"])
     assert written == (str(errno.EROFS) if how == "read" else "ok")
 

@@ -92,7 +92,7 @@ def test_no_packet_leaves_for_the_world(inside, listeners):
 
 @pytest.mark.cell
 def test_the_network_of_the_host_is_reached_when_it_was_asked_for_and_only_then(inside, listeners):
-    name = f"shoal-escapes-host-{os.getpid()}"
+    name = f"shoal-escapes-host-{os.urandom(8).hex()}"
     listeners(socket.AF_UNIX, f"\0{name}")
     port = listeners(socket.AF_INET, ("127.0.0.1", 0)).getsockname()[1]
     host = inside.but(network="host")

@@ -9,11 +9,13 @@
  *   peer loopback OUT     writes the errno of sending itself a datagram through 127.0.0.1
  *   peer vectors OUT      writes its arguments and its environment, each string with its NUL
  *   peer caps OUT         writes how many capabilities are permitted, effective, inheritable, bounding, ambient
+ *   peer keyring OUT      writes the number of its session keyring, how many keys are in it, and the errno of adding one
  *   peer look OUT PATH    writes the errno of opening PATH for reading */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <linux/keyctl.h>
 #include <netinet/in.h>
 #include <signal.h>
 #include <stdio.h>
@@ -134,6 +136,15 @@ static int caps(int out)
     return 0;
 }
 
+static int keyring(int out)
+{
+    long number = syscall(SYS_keyctl, KEYCTL_GET_KEYRING_ID, KEY_SPEC_SESSION_KEYRING, 0);
+    long size = syscall(SYS_keyctl, KEYCTL_READ, number, NULL, 0);
+    long key = syscall(SYS_add_key, "user", "of-peer", "x", 1, KEY_SPEC_SESSION_KEYRING);
+    dprintf(out, "%ld %ld %d", number, size / 4, key < 0 ? errno : 0);
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 3)
@@ -153,6 +164,8 @@ int main(int argc, char **argv)
         return write_all(out, argv) || write_all(out, environ);
     if (!strcmp(argv[1], "caps"))
         return caps(out);
+    if (!strcmp(argv[1], "keyring"))
+        return keyring(out);
     if (!strcmp(argv[1], "hold")) {
         dprintf(out, "%d\n", getpid());
         drain();

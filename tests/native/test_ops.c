@@ -302,6 +302,12 @@ static void b_setsid(struct pack *pack, int op)
     op_add(pack, OP_SETSID);
 }
 
+static void b_keyring(struct pack *pack, int op)
+{
+    OP_ONLY;
+    op_add(pack, OP_KEYRING);
+}
+
 static void b_controlling_tty(struct pack *pack, int op)
 {
     if (!op)
@@ -484,6 +490,7 @@ static const struct injection {
     { OP_DROP_CAPS, b_drop_caps, WORLD, NULL, 0, WHEN(prctl, 0, PR_CAP_AMBIENT) },
     { OP_DROP_CAPS, b_drop_caps, WORLD, NULL, 0, ALWAYS(capset) },
     { OP_SETSID, b_setsid, HERE, NULL, 0, ALWAYS(setsid) },
+    { OP_KEYRING, b_keyring, HERE, NULL, 0, ALWAYS(keyctl) },
     { OP_CONTROLLING_TTY, b_controlling_tty, HERE, a_terminal, 0, ALWAYS(ioctl) },
     { OP_NAME, b_name, HERE, NULL, 0, WHEN(prctl, 0, PR_SET_NAME) },
     { OP_RLIMIT, b_rlimit, HERE, NULL, 0, ALWAYS(prlimit64) },

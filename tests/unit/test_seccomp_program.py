@@ -27,11 +27,13 @@ MACHINES = tuple(syscalls.AUDIT_ARCH)
 NEWEST = 471
 ABSENT, REFUSED = bpf.answer(errno.ENOSYS), bpf.answer(errno.EPERM)
 NO_FAMILY = bpf.answer(errno.EAFNOSUPPORT)
+DONE = bpf.answer(0)
 MINUS_ONE = (1 << 64) - 1
 HIGH = 1 << 32
 """A bit that the kernel cuts off."""
 
 CLONE_NEWUSER, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWTIME = 0x10000000, 0x40000000, 0x00020000, 0x80
+CORE = 4  # the limit of core dumps
 CLONE_VM, CLONE_FS, CLONE_FILES, CLONE_THREAD = 0x100, 0x200, 0x400, 0x10000
 THREAD = 0x3D0F00  # what a C library asks for
 UNIX, INET, INET6, NETLINK, ALG, VSOCK, PACKET, XDP = 1, 2, 10, 16, 38, 40, 17, 44
@@ -149,6 +151,13 @@ ARGUMENTS: list[tuple[tuple[str, ...], str, tuple[int, ...], int]] = [
     (("strict",), "socket", (INET, 1, 0), NO_FAMILY),
     (("strict",), "socket", (INET6, 1, 0), NO_FAMILY),
     (("strict",), "socket", (NETLINK, 3, 0), NO_FAMILY),
+    (BOTH, "setrlimit", (CORE, MINUS_ONE), DONE),
+    (BOTH, "setrlimit", (CORE | HIGH, 0), DONE),
+    (BOTH, "setrlimit", (CORE + 1, MINUS_ONE), bpf.ALLOW),
+    (BOTH, "prlimit64", (0, CORE, 0, MINUS_ONE), bpf.ALLOW),
+    (BOTH, "prlimit64", (0, CORE, 1, 0), DONE),
+    (BOTH, "prlimit64", (0, CORE | HIGH, HIGH, MINUS_ONE), DONE),
+    (BOTH, "prlimit64", (CORE, CORE + 1, MINUS_ONE, 0), bpf.ALLOW),
     *[(BOTH, name, (family, 3, 0), NO_FAMILY) for name in ("socket", "socketpair") for family in (ALG, VSOCK, PACKET, XDP, 0, 1000)],
 ]
 
@@ -197,9 +206,15 @@ def test_what_a_name_is_checked_against_is_there() -> None:
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize(("base", "longest"), [("default", 120), ("strict", 150)])
+@pytest.mark.parametrize(("base", "longest"), [("default", 128), ("strict", 158)])
 def test_a_program_is_short_since_it_is_loaded_at_every_launch(base: str, longest: int, machine: str) -> None:
     assert len(make_filter(Seccomp(base=base), machine).program) // 8 <= longest
+
+
+def test_a_limit_that_is_held_kills_nobody_who_sets_it() -> None:
+    for wanted in (Seccomp(on_denied="kill"), Seccomp(on_denied=errno.EACCES)):
+        assert answers(wanted, "setrlimit", CORE, 1) == DONE
+    assert answers(Seccomp(base="default", allow=["setrlimit"]), "setrlimit", CORE, 1) == bpf.ALLOW
 
 
 # --- the tree -------------------------------------------------------------------------------------------------------------------
@@ -374,7 +389,10 @@ def test_a_filter_tells_what_a_number_meant_and_what_it_denies() -> None:
     assert [made.name_of(number) for number in (337, 5000, -1)] == ["call 337", "call 5000", "call -1"]
     assert {"ptrace", "mount", "clone3", "io_uring_setup", "modify_ldt"} <= made.denied
     makes_files = {"open", "openat", "creat", "mkdir", "mkdirat", "mknod", "mknodat", "chmod", "fchmod", "fchmodat", "fchmodat2"}
-    assert made.limited == {"clone", "unshare", "ioctl", "personality", "socket", "socketpair", "fcntl"} | makes_files
+    assert (
+        made.limited
+        == {"clone", "unshare", "ioctl", "personality", "socket", "socketpair", "fcntl", "setrlimit", "prlimit64"} | makes_files
+    )
     assert not made.denied & {"read", "clone", "socket"}
     assert make_filter(Seccomp(), "aarch64").name_of(117) == "ptrace"
 

@@ -46,7 +46,7 @@ trap 'rm -rf "$snapshot"' EXIT
 chmod 755 "$snapshot"
 mkdir "$snapshot/package"
 cp -rL "$package" "$snapshot/package/shoal"
-for part in tests examples docs pyproject.toml README.md; do
+for part in tests examples docs pyproject.toml README.md SECURITY.md; do
     [ ! -e "$project/$part" ] || cp -r "$project/$part" "$snapshot/"
 done
 find "$snapshot" -name __pycache__ -type d -prune -exec rm -rf {} +

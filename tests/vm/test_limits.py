@@ -74,6 +74,7 @@ def test_a_full_job_takes_no_further_process_and_says_so(launch, workload, job, 
         assert world.new_processes() == before
         os.close(pipe.write)
         assert process.wait(timeout=groups.PATIENCE_S) == 0
+    job.wait_empty(groups.PATIENCE_S)  # the first process of a cell ends after the program
     assert observe(launch, workload, "exit", 0, job=job).returncode == 0
 
 

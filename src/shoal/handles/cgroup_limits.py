@@ -93,6 +93,7 @@ def _enable_above(fd: int, name: str, controllers: list[str]) -> None:
     ours = made_by_shoal(parent.fd)
     if absent and ours and not is_home:
         _enable_above(parent.fd, name, absent)
+        present = read_text(parent.fd, "cgroup.controllers").split()  # what is strict has come with them
     elif absent:
         raise _not_available(absent[0], name)
     if not ours and not is_home:

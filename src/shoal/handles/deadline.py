@@ -38,6 +38,11 @@ class Deadline:
         left = self._end - time.monotonic()
         return 0 if left <= 0 else min(_LONGEST_MS, math.ceil(left * 1000))
 
+    def at_most(self, seconds: float) -> Deadline:
+        """The same, or one that is over after `seconds`: whichever comes first."""
+        sooner = Deadline(seconds)
+        return self if self._end is not None and sooner._end is not None and self._end < sooner._end else sooner
+
     def wait_ready(self, fd: int, events: int) -> bool:
         """Wait until `fd` shows one of `events` (or an error); False when the deadline came first.
 

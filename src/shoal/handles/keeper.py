@@ -23,6 +23,8 @@ ID_MAPPED = "its files as the child's own"
 """The end of what an op is called that maps ids: some file systems cannot (tmpfs before Linux 6.3)."""
 DENY_SETGROUPS = "denying setgroups"
 """What the first op is called that a new user namespace needs."""
+OWN_KEYRING = "making a session keyring of its own"
+"""What the op is called that leaves the caller's."""
 MAKE_NETWORK = "n"
 STAY, DIE_WITH_US, HOLD = b"g", b"d", b"j"
 """What a keeper is told: keep a program's cell; the same until the socket closes; hold a namespace until then."""
@@ -105,6 +107,9 @@ def launch_error(labels: Sequence[str], label: str, stage: int, index: int, erro
         if error == errno.EACCES and labels[index] == DENY_SETGROUPS and os.stat("/proc/self/fd").st_uid != os.geteuid():
             what = f"{detail}: this process is not dumpable, so only root may make a user namespace for it: prctl(2), PR_SET_DUMPABLE"
             return failure(Status.ACCESS_DENIED, Stage.SETUP, what, error)
+        if error == errno.EDQUOT and labels[index] == OWN_KEYRING:
+            what = f"{detail}: this user has as many keys as it may; /proc/sys/kernel/keys/maxkeys says how many"
+            return failure(Status.NO_RESOURCES, Stage.SETUP, what, error)
         found = failure_from_errno(error, Stage.SETUP, detail)
         # NOT_FOUND belongs to the path given to spawn alone: any later one is INTERNAL (spec 2.4).
         return failure(Status.INTERNAL, Stage.SETUP, detail, error) if found.status is Status.NOT_FOUND else found

@@ -130,6 +130,7 @@ class _State:
             keeper = self.keeper_given.pop()
         except IndexError:
             return
+        keeper.left_alone()
         reaper.register(keeper)
 
 

@@ -16,11 +16,15 @@ Source: pidfd_open(2), epoll(7), cgroups(7).
 from __future__ import annotations
 
 import atexit
+import errno
+import fcntl
 import os
 import select
 import signal
 import threading
+import time
 from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Protocol
 
@@ -31,6 +35,10 @@ Ended = tuple[int, int, int, float, float, int]
 """How a process ended, as `_native.wait()` tells it."""
 FEW = 4
 """So many are looked at one by one."""
+OVERDUE_S = 0.05
+"""A cell whose program was collected so long ago may be waiting for somebody to reap what its program made our child."""
+_WALL = 0x40000000  # also those that end without a signal: waitid(2)
+_NS_GET_PID_FROM_PIDNS = 0x8004B706  # ioctl_nsfs(2), Linux 6.11
 
 
 class Pending(Protocol):
@@ -59,14 +67,41 @@ class Keeper:
     Source: pid_namespaces(7).
     """
 
-    __slots__ = ("_children", "_control", "_pidfd", "_reaped", "pid")
+    __slots__ = ("_alone_since", "_children", "_control", "_pidfd", "_reaped", "pid")
 
     def __init__(self, pidfd: int, pid: int) -> None:
         self._pidfd: OwnedFd | None = OwnedFd(pidfd)
         self._control: OwnedFd | None = None
         self._children: OwnedFd | None = None
         self._reaped = False
+        self._alone_since: float | None = None
         self.pid = pid
+
+    def left_alone(self) -> None:
+        """Its program has been collected: from now on nobody waits for anything in its cell but the cell's end."""
+        self._alone_since = time.monotonic()
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the cell should have ended by now."""
+        return self._alone_since is not None and self._pidfd is not None and time.monotonic() - self._alone_since >= OVERDUE_S
+
+    def is_first_in(self, namespace: int) -> bool:
+        """Whether it is the first process of a pid namespace, given as a descriptor.
+
+        Newer kernels tell. Older ones let us look at our own process even while it ends, which the newer do not.
+        """
+        pidfd = self._pidfd
+        if pidfd is None or not self.pid:
+            return False
+        try:
+            is_first = fcntl.ioctl(namespace, _NS_GET_PID_FROM_PIDNS, 1) == self.pid
+        except OSError as error:
+            if error.errno != errno.ENOTTY:
+                return False
+            is_first = os.stat(f"/proc/{self.pid}/ns/pid").st_ino == os.fstat(namespace).st_ino
+        signal.pidfd_send_signal(pidfd.fd, 0)  # not reaped yet, so the pid is still its own
+        return is_first
 
     @property
     def events(self) -> int:
@@ -138,7 +173,10 @@ class Keeper:
         """
         deadline = Deadline(timeout)
         if (pidfd := self._pidfd) is not None:
-            if not deadline.wait_ready(pidfd.fd, select.POLLIN):
+            while not deadline.at_most(OVERDUE_S).wait_ready(pidfd.fd, select.POLLIN):
+                reap_brothers((self,))
+                if deadline.remaining_ms() != 0:
+                    continue
                 raise TimeoutError(f"the cell kept by process {self.pid} is still alive after {timeout} s")
             while not self.settle():
                 pause_for_tracer()
@@ -157,6 +195,31 @@ class Keeper:
 
     def __repr__(self) -> str:
         return f"<shoal.Keeper of the cell with first process {self.pid}>"
+
+
+def reap_brothers(keepers: Iterable[Pending]) -> None:
+    """Reap what ended in cells that should have, and is our child though we have not made it.
+
+    A program is our child, so what it makes with CLONE_PARENT is, too (clone(2)), and a cell is not gone before all of it is reaped.
+    Its program has been by then, and nothing else of ours is ever in its pid namespace.
+    """
+    overdue = [keeper for keeper in keepers if isinstance(keeper, Keeper) and keeper.is_overdue]
+    for pid in _children() if overdue else ():
+        if any(keeper.pid == pid for keeper in overdue):
+            continue
+        with suppress(OSError):
+            brother = OwnedFd(os.pidfd_open(pid))
+            namespace = OwnedFd(os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC))
+            signal.pidfd_send_signal(brother.fd, 0)  # still there, so it was this one we have looked at
+            if is_ready(brother.fd, select.POLLIN) and any(keeper.is_first_in(namespace.fd) for keeper in overdue):
+                _native.wait(brother.fd, os.WEXITED | os.WNOHANG | _WALL)
+
+
+def _children() -> Iterator[int]:
+    with suppress(OSError):
+        for thread in os.listdir("/proc/self/task"):
+            with suppress(OSError), open(f"/proc/self/task/{thread}/children", encoding="ascii") as file:
+                yield from map(int, file.read().split())
 
 
 class OwnedFd:
@@ -203,6 +266,7 @@ class _Registry:
         self.queue: deque[Pending] = deque()
         self.watched: dict[int, Pending] = {}
         self._epoll: select.epoll | None = None
+        self._looked_at = 0.0
         self._sweeping = threading.Lock()
 
     def sweep(self) -> None:
@@ -215,6 +279,10 @@ class _Registry:
             else:
                 self._take_in()
                 self._settle_ready()
+            now = time.monotonic()
+            if now - self._looked_at > OVERDUE_S:
+                self._looked_at = now
+                reap_brothers([*self.queue, *self.watched.values()])
         finally:
             self._sweeping.release()
 

@@ -38,13 +38,13 @@ _TRIED = 2  # splits on each side of the middle; trying all takes 50 ms and save
 class Test(NamedTuple):
     """Looks at 32 bits of an argument; where they do not meet it, the next test decides.
 
-    At the low half, unless said otherwise: the kernel's own prototypes cut most arguments to an int, and a filter that compared
-    64 bits would be passed by with a bit set in the high half, which the kernel then ignores. A pointer needs both.
+    Of a number at the low half only: the kernel's own prototypes cut these arguments to an int, and a filter that compared 64 bits
+    would be passed by with a bit set in the high half, which the kernel then ignores. An address takes a test of each half.
 
     Attributes:
         how: "is" or "is not" the value; has "any of" its bits, or "none of" them.
         passes: what is decided when it is met.
-        high: look at the high half.
+        high: the other half is looked at.
     """
 
     argument: int
@@ -52,6 +52,11 @@ class Test(NamedTuple):
     value: int
     passes: bool
     high: bool = False
+
+    @property
+    def place(self) -> int:
+        """Of the half in struct seccomp_data, which is little-endian."""
+        return _ARGUMENTS + 8 * self.argument + (4 if self.high else 0)
 
 
 class Check(NamedTuple):
@@ -67,7 +72,7 @@ Outcome: TypeAlias = "int | Check"
 
 
 def answer(errno: int) -> int:
-    """The outcome of a call that is not made and fails with an error number (1 to 4,095)."""
+    """The outcome of a call that is not made and fails with an error number (1 to 4,095), or, with 0, seems to have been made."""
     return _ERRNO | errno
 
 
@@ -209,9 +214,8 @@ class _Code:
             met = passed if test.passes else refused
             how = _IS if test.how in ("is", "is not") else _ANY_OF
             place = self.jump(how, test.value, *((met, place) if test.how in ("is", "any of") else (place, met)))
-            before = check.tests[index - 1] if index else None
-            if before is None or (before.argument, before.high) != (test.argument, test.high):
-                place = self.put(_LOAD, _ARGUMENTS + 8 * test.argument + 4 * test.high)  # little-endian: the low half first
+            if index == 0 or check.tests[index - 1].place != test.place:
+                place = self.put(_LOAD, test.place)
         return place
 
     def _distance(self, place: int) -> int:

@@ -7,6 +7,7 @@ import math
 import resource
 
 from shoal.plan import Confinement, Rlimit
+from shoal.probe import can_raise_limits
 from shoal.sandbox.box import Sandbox
 from shoal.sandbox.seccomp import Seccomp, filter_for
 from shoal.units import parse_duration, parse_size
@@ -25,6 +26,7 @@ def confinement_of(box: Sandbox, *, privileged: bool) -> Confinement:
         filter=chosen.program if chosen else b"",
         filter_label=chosen.label if chosen else "",
         early=chosen is not None and chosen.early,
+        without_keys=chosen is not None and chosen.denied >= KEYS,
         rlimits=_rlimits(box),
         processors=tuple(sorted(set(box.core_set))),
         nice=box.nice,
@@ -43,11 +45,15 @@ def _filter(box: Sandbox) -> str | Seccomp:
 
 
 _LEAVING = "sched_setaffinity"
+KEYS = frozenset({"add_key", "request_key", "keyctl"})
+"""Every call that uses keys."""
 
 
 def _rlimits(box: Sandbox) -> tuple[Rlimit, ...]:
     # A dump would hold what the program saw. 1 and not 0: it alone keeps the kernel from starting a collector, core(5).
-    wanted = [("core_size", resource.RLIMIT_CORE, 1, 1)]
+    # Who has been left 0 and is not root can give no more.
+    core = 1 if resource.getrlimit(resource.RLIMIT_CORE)[1] != 0 or can_raise_limits() else 0
+    wanted = []
     if box.open_files is not None:
         wanted.append(("open_files", resource.RLIMIT_NOFILE, box.open_files, box.open_files))
     if box.file_size is not None:
@@ -56,7 +62,7 @@ def _rlimits(box: Sandbox) -> tuple[Rlimit, ...]:
     if box.cpu_time is not None:
         seconds = max(1, math.ceil(parse_duration(box.cpu_time)))
         wanted.append(("cpu_time", resource.RLIMIT_CPU, seconds, seconds + 1))
-    return tuple(_possible(*limit) for limit in wanted)
+    return (Rlimit("core_size", resource.RLIMIT_CORE, core, core), *(_possible(*limit) for limit in wanted))
 
 
 def _possible(name: str, number: int, soft: int, hard: int) -> Rlimit:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from shoal.actions import Action, AddNsEntry, CloneFd, SetName
 from shoal.cells import launch_warm
 from shoal.draft import Draft
+from shoal.entries import held_in_place
 from shoal.flags import SpawnFlags
 from shoal.handles import reaper
 from shoal.handles.directory import DEVICES
@@ -203,7 +204,11 @@ class Boxed:
         with ExitStack() as stack:
             draft, plan = self._draft(order, job, stack, consume=True)
             try:
-                named = [*self._named(order.host_cwd), *([os.fsdecode(plan.program.path)] if plan.program.path else [])]
+                named = [
+                    *self._named(order.host_cwd),
+                    *held_in_place(plan.mounts),
+                    *([os.fsdecode(plan.program.path)] if plan.program.path else []),
+                ]
                 files = tuple((path, _identity(path)) for path in named)
                 process, lowered = start(plan, draft)
                 if plain:

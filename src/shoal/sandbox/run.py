@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from shoal.cells import refill
+from shoal.handles import reaper
 from shoal.handles.deadline import Deadline
 from shoal.handles.process import Process, Usage
 from shoal.launcher import END_S
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
 OUTPUT_LIMIT = "64M"
 """What is kept in memory of each stream, unless the caller says otherwise."""
+
+LOOK_S = 0.2
+"""How often somebody looks after a cell that outlives its program."""
 
 _default = Sandbox()
 
@@ -224,13 +228,19 @@ def _follow(
     why = _wait(process.fileno(), pump, budget, last)
     if why is Why.ENDED and box.linger == "wait" and (rest := process.cell_end()) is not None:
         process.wait()  # a cell is not gone as long as its program has not been reaped
-        why = _wait(rest.fd, pump, budget, last)
+        while (why := _wait(rest.fd, pump, budget, _sooner(last))) is Why.DEADLINE and (last is None or time.monotonic() < last):
+            reaper.sweep()  # what its program made our child, the cell waits for us to reap
     if why is Why.ENDED:
         return None, process.end_cell(END_S) if box.linger == "kill" and process.left_something() else True
     gone = process.end_cell(END_S)
     if why == "cpu_time":
         return "cpu_time", gone
     return "output_limit" if why is Why.LIMIT else "wall_time" if by_wall else "timeout", gone
+
+
+def _sooner(last: float | None) -> float:
+    soon = time.monotonic() + LOOK_S
+    return soon if last is None else min(soon, last)
 
 
 def _wait(until: int, pump: Pump, budget: Budget, last: float | None) -> Why | Literal["cpu_time"]:

@@ -200,7 +200,8 @@ def make_filter(wanted: Seccomp, machine: str) -> Filter:
         label=_label(wanted, elsewhere),
         denied=frozenset(names.values()) - passing - limited,
         limited=limited,
-        early=passing | (limited & {"fcntl"}) >= syscalls.WAITING,  # of that one only leases are closed
+        # Of these only leases and the limit of core dumps are closed, which is set by then.
+        early=passing | (limited & {"fcntl", "prlimit64"}) >= syscalls.WAITING,
         names=tuple(names.get(number, "") for number in range(max(names) + 1)),
     )
 
@@ -220,7 +221,8 @@ def _outcome(wanted: Seccomp, name: str) -> bpf.Outcome:
         rule = syscalls.RULES[base].get(name, "absent")
         if rule == "open" and name in syscalls.CHECKS[base]:
             check = syscalls.CHECKS[base][name]
-            return bpf.Check(check.tests, check.otherwise, bpf.answer(check.errno) if wanted.on_denied == "errno" else refusal)
+            own = wanted.on_denied == "errno" or check.errno == 0
+            return bpf.Check(check.tests, check.otherwise, bpf.answer(check.errno) if own else refusal)
     elif wanted.allow is None:
         rule = "open"
     else:

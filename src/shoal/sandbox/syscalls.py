@@ -122,8 +122,8 @@ GROUPS = (
         "System V and POSIX message queues, semaphores and memory",
         "open",
         "refused",
-        "shmget shmat shmdt shmctl semget semop semtimedop semctl msgget msgsnd msgrcv msgctl mq_open mq_unlink mq_timedsend"
-        " mq_timedreceive mq_notify mq_getsetattr",
+        "shmget shmat shmdt shmctl semget semop semtimedop semctl msgget msgsnd msgrcv msgctl mq_timedsend mq_timedreceive mq_notify"
+        " mq_getsetattr",
     ),
     Group(
         "users and privileges",
@@ -154,6 +154,8 @@ GROUPS = (
     Group("programs in the kernel", "refused", "refused", "bpf"),
     Group("page faults as a service", "refused", "refused", "userfaultfd"),
     Group("keyrings, which belong to no namespace", "refused", "refused", "add_key request_key keyctl"),
+    # To Landlock a queue is a file that nobody granted, so that where there is Landlock it cannot be opened anyway: the same everywhere.
+    Group("POSIX message queues, by name", "refused", "refused", "mq_open mq_unlink"),
     Group("entering namespaces", "refused", "refused", "setns"),
     Group(
         "mounts",
@@ -212,7 +214,7 @@ class Arguments(NamedTuple):
 
     Attributes:
         tests: see `Test`; otherwise: whether the call is made when none is met.
-        errno: what a refused call gets where the filter has no errno of its own.
+        errno: what a refused call gets where the filter has no errno of its own; 0, with every filter: it is told that it was made.
     """
 
     tests: tuple[Test, ...]
@@ -273,6 +275,17 @@ _FILES: Mapping[str, Arguments] = MappingProxyType(
         "fcntl": Arguments((Test(1, "is", 1024, False),), True),
     }
 )
+# The limit of core dumps is 1, which alone keeps the kernel from starting a collector, and is no dump at all. It can only be lowered,
+# by programs that want none either (gpg, ssh-agent): they are told that they have it so, and 1 stays.
+_CORE = 4
+
+_KEPT = Test(2, "is not", 0, False)  # an address: none is set where it is 0
+_LIMITS: Mapping[str, Arguments] = MappingProxyType(
+    {
+        "setrlimit": Arguments((Test(0, "is", _CORE, False),), True, 0),
+        "prlimit64": Arguments((Test(1, "is not", _CORE, True), _KEPT, _KEPT._replace(high=True)), True, 0),
+    }
+)
 _UNIX_SOCKET = Arguments((Test(0, "is", _AF_UNIX, True),), False, errno.EAFNOSUPPORT)
 
 CHECKS: Mapping[Literal["default", "strict"], Mapping[str, Arguments]] = MappingProxyType(
@@ -280,6 +293,7 @@ CHECKS: Mapping[Literal["default", "strict"], Mapping[str, Arguments]] = Mapping
         "default": MappingProxyType(
             {
                 **_FILES,
+                **_LIMITS,
                 "clone": Arguments((_NO_NAMESPACES, _NO_SIBLINGS), True),
                 "unshare": Arguments((_NO_NAMESPACES,), True),
                 "ioctl": _IOCTL,
@@ -291,6 +305,7 @@ CHECKS: Mapping[Literal["default", "strict"], Mapping[str, Arguments]] = Mapping
         "strict": MappingProxyType(
             {
                 **{name: check for name, check in _FILES.items() if not name.startswith("mknod")},
+                **_LIMITS,
                 "clone": Arguments((_NO_NAMESPACES, Test(0, "none of", _CLONE_THREAD, False)), True),
                 "ioctl": _IOCTL,
                 "personality": _PERSONALITY,
