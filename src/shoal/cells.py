@@ -162,6 +162,13 @@ class _Pool:
                 quiet_for = None if launched is None or 2 * len(shelf.ready) < shelf.wanted else launched.pidfd
                 self._ask(shelf, quiet_for)
 
+    def fetch(self) -> None:
+        """Receive what the next launch will take."""
+        with self._lock:
+            for shelf in self._shelves.values():
+                if not shelf.ready and (cell := shelf.next()) is not None:
+                    shelf.ready.append(cell)
+
     def wait_ready(self) -> int:
         with self._lock:
             while any(shelf.starting for shelf in self._shelves.values()):
@@ -396,6 +403,11 @@ def launch_warm(recipe: Recipe, fds: Sequence[int], argv: Strings, environ: Stri
 def refill() -> None:
     """Make the cells that are wanted by now."""
     _pool.refill(None, None)
+
+
+def fetch() -> None:
+    """Get ready for the next launch, while there is nothing better to do."""
+    _pool.fetch()
 
 
 def limit(cells: int) -> None:

@@ -180,7 +180,6 @@ class Factory:
             keeper.control = control
         else:
             os.close(control)
-        keeper.look_ahead()
         return WaitingProcess(Process._started(pidfd, pid, self._recipe.name, keeper), OwnedFd(talk))
 
     @staticmethod

@@ -130,7 +130,7 @@ def _advice(request: Request, over: Over, code: int) -> tuple[list[str], tuple[D
     returncode = over.ended.returncode
     if returncode == 0 or (returncode < 0 and code != _REFUSED):
         return [], ()
-    from shoal.sandbox.denied import denied_call, denied_files
+    from shoal.sandbox.denied import Denied, denied_call, denied_files
     from shoal.sandbox.hints import Run, hints_for
 
     call = denied_call(returncode, over.pid, over.user, over.info.started_at, request.box.seccomp)
@@ -139,6 +139,9 @@ def _advice(request: Request, over: Over, code: int) -> tuple[list[str], tuple[D
         return [told], (call,)
     if returncode < 0:
         return [], ()
+    if returncode == _REFUSED and request.box.seccomp != "off":
+        told = f"it ended with {returncode}, as a shell does when something was killed for {Denied('system call', '', 'kernel')}"
+        return [told], ()
     from shoal.sandbox.box import PATH
     from shoal.sandbox.grants import View
 

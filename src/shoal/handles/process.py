@@ -343,6 +343,11 @@ class Process(Handle):
         """The pidfd, which stays open as long as somebody has this; None once the handle is closed."""
         return self._pidfd
 
+    def look_ahead(self) -> None:
+        """Prepare for `left_something()`, while there is nothing better to do."""
+        if self._keeper is not None:
+            self._keeper.look_ahead()
+
     def left_something(self) -> bool:
         """Whether something may still live in its cell after it has ended."""
         return self._keeper is not None and self._keeper.has_children()

@@ -190,7 +190,6 @@ class Boxed:
             SpawnError: nothing was started.
             RequestError: what the box names is not there, or not possible for this program.
         """
-        reaper.sweep()
         program = order.program
         key = (program.path, program.argv0, order.host_cwd, tuple(order.fds))
         plain = job is None and order.is_plain
@@ -199,6 +198,7 @@ class Boxed:
             process = self._again(kept, order)
             if process is not None:
                 return process
+        reaper.sweep()
         if not self.tier.is_cell:
             return launch_landlocked(self._wanted(order), self.tier, job)
         with ExitStack() as stack:

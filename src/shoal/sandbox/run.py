@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from shoal.cells import refill
+from shoal.cells import fetch, refill
 from shoal.handles import reaper
 from shoal.handles.deadline import Deadline
 from shoal.handles.process import Process, Usage
@@ -110,6 +110,7 @@ def run(
                 enforced["user"] = has_own_user(process)
             with process:
                 try:
+                    _meanwhile(process)
                     reason, gone = _follow(process, pump, box, budget, patience, started)
                 except BaseException:
                     process.end_cell(END_S)
@@ -215,6 +216,13 @@ def _descriptors(pump: Pump, stdin: Any, stdout: Any, stderr: Any) -> dict[int, 
                 raise failure(Status.BAD_HANDLE, Stage.DESCRIPTORS, what, errno.EBADF) from None
             fds[target] = number
     return fds
+
+
+def _meanwhile(process: Process) -> None:
+    """What is to be done once for each run is done while the program starts."""
+    process.look_ahead()
+    reaper.sweep()
+    fetch()
 
 
 def _follow(
