@@ -445,28 +445,30 @@ static int do_bomb(char **arg)
  * their input. arg: how many at a time. */
 static int do_chain(char **arg)
 {
-    pid_t first = getpid();
-    int left[2], count = atoi(arg[0]);
+    int left[2], count = atoi(arg[0]), first = 1; /* not by its number: that comes round again */
     char byte = 0;
     if (pipe(left) < 0)
         return 1;
     deafen();
     signal(SIGCHLD, SIG_IGN);
-    for (int i = count; i > 0 && getpid() == first; i--)
-        if (fork() == 0) {
-            setsid();
-            while (write(left[1], &byte, 1) != 1) /* the one who tells of us waits until we are out of its reach */
-                ;
-            close(left[0]), close(left[1]);
-            for (struct pollfd input = { .fd = 0, .events = POLLIN }; poll(&input, 1, 0) == 0; setsid(), setpgid(0, 0))
-                if (fork() != 0)
-                    break;
-        }
-    if (getpid() != first)
+    for (int i = count; i > 0 && first; i--) {
+        first = fork() != 0;
+        if (first)
+            continue;
+        setsid();
+        if (write(left[1], &byte, 1) != 1) /* the one who tells of us waits until we are out of its reach */
+            _exit(1);
+        close(left[0]), close(left[1]);
+        for (struct pollfd input = { .fd = 0, .events = POLLIN }; poll(&input, 1, 0) == 0; setsid(), setpgid(0, 0))
+            if (fork() != 0)
+                break;
+    }
+    if (!first)
         _exit(0);
-    while (count > 0)
-        count -= read(left[0], &byte, 1) == 1;
-    close(left[0]), close(left[1]);
+    close(left[1]);
+    while (count > 0 && read(left[0], &byte, 1) == 1)
+        count--;
+    close(left[0]);
     words("chain"), end();
     stay();
     return 0;
