@@ -73,9 +73,13 @@ class Worker(_Conversation):
         self.resident_bytes: int = facts["resident_bytes"]
         self.descriptors: int = facts["descriptors"]
 
-    def launches(self, peer: str, program: str, count: int) -> Take:
-        """Durations in microseconds of `count` launches, one after the other."""
-        return lambda: self._values({"peer": peer, "program": program, "count": count})
+    def launches(self, peer: str, program: str, count: int, *, paused: bool = False) -> Take:
+        """Durations in microseconds of `count` launches, one after the other.
+
+        Args:
+            paused: before each, wait until nothing is made in the background.
+        """
+        return lambda: self._values({"peer": peer, "program": program, "count": count, "paused": paused})
 
     def rate(self, peer: str, program: str, threads: int, seconds: float) -> Take:
         """One value: launches per second."""

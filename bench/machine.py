@@ -39,6 +39,13 @@ def memory_available_bytes() -> int:
     return int(found.group(1)) * 1024 if found else 0
 
 
+def memory_used_bytes() -> int:
+    """What processes and the kernel hold for them. Not what is available: that changes with what the kernel gives back meanwhile."""
+    held = ("AnonPages", "Shmem", "Slab", "KernelStack", "PageTables", "Percpu")
+    found = dict(re.findall(r"^(\w+):\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE))
+    return sum(int(found.get(name, 0)) for name in held) * 1024
+
+
 def _bracketed(path: Path) -> str:
     try:
         found = re.search(r"\[(\w+)\]", path.read_text())

@@ -17,7 +17,7 @@ def ask(bench: Bench) -> Answer:
     estimate = found.estimate() if hasattr(found, "estimate") else None
     return Answer(
         KEY,
-        "Memory of one cell that waits (what the machine has less, divided by the cells)",
+        "Memory of one cell that waits (what processes and kernel hold more, divided by the cells)",
         "KiB",
         table,
         {},

@@ -1,6 +1,7 @@
 """How long does one run in a sandbox take, from the call until the exit status is known?
 
-A run in ten, with pauses in between, as where programs are run on request: what is made ahead is there when it is needed. What a
+One run after the other, with a pause before each that is as long as something is made in the background, as where programs are run
+on request: what is made ahead is there when it is needed. What it costs to make it is in the next question. What a
 peer cannot do is not asked of the others, but shoal.run installs a system call filter and Landlock rules besides, and gives the
 program a user of its own under root.
 """
@@ -19,7 +20,10 @@ PEERS = (WARM, COLD, "subprocess.run", "bwrap sandbox (subprocess.run)", "sandlo
 def ask(bench: Bench) -> Answer:
     with Worker(bench.directory) as worker, Worker(bench.directory) as apart, Worker(bench.directory) as cold:
         homes = dict.fromkeys(PEERS, worker) | {"sandlock sandbox": apart, COLD: cold}
-        cases = {f"{peer}|/bin/true": home.launches(peer, bench.programs.dynamic, bench.effort.count) for peer, home in homes.items()}
+        cases = {
+            f"{peer}|/bin/true": home.launches(peer, bench.programs.dynamic, bench.effort.count, paused=True)
+            for peer, home in homes.items()
+        }
         table = by_row(take_turns(cases, bench.effort.rounds, bench.order, bench.tick))
     ours = table[WARM]["/bin/true"]
     ratios = {peer: {"/ shoal.run": ratio(row["/bin/true"], ours)} for peer, row in table.items()}
