@@ -228,8 +228,11 @@ class _Pool:
         """Wait for one in the making. Gives up the lock meanwhile."""
         last = time.monotonic() + PATIENCE_S
         while (factory := shelf.factory) is not None and factory.making and not factory.failed and not self._paused:
-            # A copy: another thread may close it while this one waits.
-            socket = reaper.OwnedFd(os.dup(factory.fileno()))
+            try:
+                # A copy: another thread may close it while this one waits.
+                socket = reaper.OwnedFd(os.dup(factory.fileno()))
+            except OSError:
+                return None  # no more descriptors, of which the launch will say what it has to
             self._lock.release()
             try:
                 poll = select.poll()
