@@ -234,14 +234,7 @@ void launch(struct plan *plan, struct outcome *out)
 {
     struct birth birth = { .plan = plan, .stack = stack_get(), .pid = -1 };
     out->pid = out->pidfd = -1;
-    for (int i = 0; i < SLOTS; i++)
-        plan->slots[i] = NO_FD; /* all: an op may read one that nothing fills */
-    plan->exec_fd = plan->head->exec_fd;
-    plan->report_fd = NO_FD;
-    plan->pidfd = NO_FD;
-    plan->report.stage = STAGE_CLONE;
-    plan->report.index = -1;
-    plan->report.err = 0;
+    plan_begin(plan);
     if (!birth.stack) {
         plan->report.err = ENOMEM;
     } else {

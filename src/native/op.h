@@ -124,6 +124,19 @@ struct plan {
 
 static inline char *plan_str(const struct plan *plan, uint32_t offset) { return offset == NO_STR ? (char *)0 : plan->blob + offset; }
 
+/* As every run of a plan begins: nothing is made yet, and nothing has failed. */
+static inline void plan_begin(struct plan *plan)
+{
+    for (int i = 0; i < SLOTS; i++)
+        plan->slots[i] = NO_FD; /* all: an op may read one that nothing fills */
+    plan->exec_fd = plan->head->exec_fd;
+    plan->report_fd = NO_FD;
+    plan->pidfd = NO_FD;
+    plan->report.stage = STAGE_CLONE;
+    plan->report.index = -1;
+    plan->report.err = 0;
+}
+
 typedef int op_fn(struct plan *plan, const struct op *op);
 #define X(name, fn, operands) op_fn fn;
 OPS(X)

@@ -9,6 +9,7 @@ import dataclasses
 import errno
 import os
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from shoal import cells
 from shoal.actions import Action, Fd, check_actions
@@ -31,6 +32,7 @@ from shoal.plan import NOTHING_MORE, Confinement, JobPlace, Plan
 from shoal.repeat import remember, repeat
 from shoal.status import AccessDeniedError, SpawnError, Stage, Status, failure
 
+T = TypeVar("T")
 StrOrBytesPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
@@ -228,8 +230,17 @@ def start(plan: Plan, draft: Draft) -> tuple[Process, Lowered]:
     Raises:
         SpawnError: nothing was started, or it was killed and reaped.
     """
+    return in_job(draft, lambda: execute(plan, draft.enter_job))
+
+
+def in_job(draft: Draft, launch: Callable[[], tuple[Process, T]]) -> tuple[Process, T]:
+    """What `launch` starts, unless the draft's job has been killed meanwhile.
+
+    Raises:
+        SpawnError: nothing was started, or it was killed and reaped.
+    """
     try:
-        process, lowered = execute(plan, draft.enter_job)
+        process, more = launch()
     except SpawnError as error:
         if draft.placement is None or not draft.placement.is_revoked():
             raise
@@ -238,7 +249,7 @@ def start(plan: Plan, draft: Draft) -> tuple[Process, Lowered]:
     if draft.placement is not None and draft.placement.is_revoked():
         _undo(process)
         raise failure(Status.BAD_STATE, Stage.JOB, "the job was killed meanwhile, and the new process with it")
-    return process, lowered
+    return process, more
 
 
 def _undo(process: Process) -> None:

@@ -31,6 +31,8 @@ from shoal.sandbox.tier import Tier
 
 SOURCE = Path(__file__).parent / "attacks.c"
 PATIENCE_S = 60.0
+SECRET = b"top-secret"
+"""What the attack "target" keeps in its memory."""
 """Only a broken run ever waits this long."""
 
 AT_FDCWD = -100

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attempts import LANDLOCK, Ground, build
+from attempts import LANDLOCK, SECRET, Ground, build
 
 from shoal.probe import landlock_abi
 
@@ -51,6 +51,16 @@ def inside(request: pytest.FixtureRequest, attacks: str) -> Ground:
 def landlocked(request: pytest.FixtureRequest, attacks: str) -> Ground:
     """In a sandbox without a cell, with as much of Landlock as kernels of different ages know."""
     return Ground(attacks, TIERS[request.param])
+
+
+@pytest.fixture
+def target(outside: Ground) -> Iterator[tuple[int, int]]:
+    """A process of the same user outside, its pid and where its secret lies in its memory. It is unharmed in the end."""
+    with outside.held(verb=("target",), expect=1) as held:
+        _, pid, address = held.lines[0]
+        yield int(pid), int(address)
+        held.let_go()
+        assert held.line() == ["unharmed", SECRET.decode()]
 
 
 @pytest.fixture

@@ -15,12 +15,11 @@ import subprocess
 import threading
 
 import pytest
-from attempts import AT_FDCWD, Given
+from attempts import AT_FDCWD, SECRET, Given
 
 from shoal.sandbox.errors import RequestError
 
 FILTERS = ("default", "off")
-SECRET = b"top-secret"
 PRIO_PROCESS, PRIO_USER = 0, 2
 F_SETFL, F_SETOWN, F_SETOWN_EX, F_SETSIG, O_ASYNC = 4, 8, 15, 10, 0o20000
 AT_EMPTY_PATH = 0x1000
@@ -216,16 +215,6 @@ def test_what_is_shared_by_a_key_or_a_name_is_closed(outside, landlocked):
     steps = (("shmget", key, 4096, 0o1600), ("msgget", key, 0o1600), ("semget", key, 1, 0o1600), ("mq_open", "shoal-no", 0o100, 0o600, 0))
     for filtered in FILTERS:
         assert landlocked.but(seccomp=filtered).errnos(*steps, ("keyctl", 0, -3, 0)) == [errno.EPERM] * 5
-
-
-@pytest.fixture
-def target(outside):
-    """A process of the same user outside, its pid and where its secret lies in its memory. It is unharmed in the end."""
-    with outside.held(verb=("target",), expect=1) as held:
-        _, pid, address = held.lines[0]
-        yield int(pid), int(address)
-        held.let_go()
-        assert held.line() == ["unharmed", SECRET.decode()]
 
 
 def test_another_process_of_the_same_user_is_not_looked_into_or_changed(outside, landlocked, target):

@@ -8,22 +8,11 @@ import signal
 import subprocess
 
 import pytest
-from attempts import AT_FDCWD, Given
+from attempts import AT_FDCWD, SECRET, Given
 
 PTRACE_ATTACH, PTRACE_SEIZE = 16, 0x4206
-SECRET = b"top-secret"
 PRIO_PROCESS, PRIO_USER = 0, 2
 F_SETOWN = 8
-
-
-@pytest.fixture
-def target(outside):
-    """A process of the same user outside, its pid and where its secret lies in its memory. It is unharmed in the end."""
-    with outside.held(verb=("target",), expect=1) as held:
-        _, pid, address = held.lines[0]
-        yield int(pid), int(address)
-        held.let_go()
-        assert held.line() == ["unharmed", SECRET.decode()]
 
 
 def looks(pid, address):

@@ -12,7 +12,7 @@
  * no fork through that has such a signal pending, all under one lock. What that set is, `how` tells:
  *   s  this process lives by Landlock rules of its own that keep its signals to those who live by them, too: kill(-1).
  *      What it holds lives by further rules below those, and so cannot signal it.
- *   u  become a user that nobody else is: FIRST_USER of launcher.py and the own pid
+ *   u  become a user that nobody else is: FIRST_USER of lowering.py and the own pid
  *   -  neither: a filter keeps the program from leaving its process group and from signalling anybody. Its number stays its own
  *      since it is reaped last.
  *
@@ -29,7 +29,6 @@
 #include <poll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/uio.h>
 
 #define PLANS 4
 #define FIRST_USER 0x70000000
@@ -165,23 +164,6 @@ static long start(void)
     return pid;
 }
 
-/* The pidfd goes along: by its number alone the process could be another one by the time that the caller looks. */
-static void tell(long err, long pidfd)
-{
-    struct held held = { (int32_t)-err, (int32_t)program };
-    _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))] = { 0 };
-    struct iovec piece = { &held, sizeof held };
-    struct msghdr message = { .msg_iov = &piece, .msg_iovlen = 1 };
-    if (err == 0) {
-        message.msg_control = control;
-        message.msg_controllen = sizeof control;
-        struct cmsghdr *head = CMSG_FIRSTHDR(&message);
-        *head = (struct cmsghdr){ .cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS };
-        *(int *)(void *)CMSG_DATA(head) = (int)pidfd;
-    }
-    sys3(__NR_sendmsg, CONTROL, &message, MSG_NOSIGNAL);
-}
-
 _Noreturn void hold(const char *how)
 {
     uint64_t all = ~(uint64_t)0, children = 1 << (SIGCHLD_ - 1);
@@ -192,7 +174,9 @@ _Noreturn void hold(const char *how)
     long signals = sys4(__NR_signalfd4, -1, &children, sizeof children, 02004000 /* SFD_CLOEXEC | SFD_NONBLOCK */);
     long pidfd = err > 0 ? sys2(__NR_pidfd_open, program, 0) : -1;
     err = err < 0 ? err : signals < 0 ? signals : pidfd < 0 ? pidfd : 0;
-    tell(err, pidfd);
+    struct held held = { (int32_t)-err, (int32_t)program };
+    int fds[] = { (int)pidfd }; /* along with it: by its number alone it could be another process by the time that the caller looks */
+    tell(CONTROL, &held, sizeof held, fds, err == 0);
     sys1(__NR_close, pidfd);
     char mode = 0;
     while (err == 0 && (err = sys3(__NR_read, CONTROL, &mode, 1)) == -EINTR)

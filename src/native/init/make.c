@@ -42,17 +42,6 @@ static void shut(int *fd)
 
 static long duplicate(uint64_t flags, int *pidfd) { return sys5(__NR_clone, flags | CLONE_PIDFD, 0, pidfd, 0, 0); }
 
-static void begin(struct plan *plan)
-{
-    for (int i = 0; i < SLOTS; i++)
-        plan->slots[i] = NO_FD;
-    plan->exec_fd = plan->head->exec_fd;
-    plan->report_fd = NO_FD;
-    plan->pidfd = NO_FD;
-    plan->report.index = -1;
-    plan->report.err = 0;
-}
-
 /* Of one cell: what is open for it in this process. */
 struct cell {
     int keeper, waiting;     /* pidfds */
@@ -76,7 +65,7 @@ static void call(const char *name, const char *argument)
 _Noreturn static void be_keeper(const struct cell *cell)
 {
     call("shoal-init", recipe->tasks);
-    begin(&keeper);
+    plan_begin(&keeper);
     keeper.slots[KEEPER_CONTROL] = cell->control[1];
     int err = run_ops(&keeper);
     if (!err) { /* there is something to enter now; until then the waiting process would still be where the caller is */
@@ -92,7 +81,7 @@ _Noreturn static void be_keeper(const struct cell *cell)
 _Noreturn static void be_waiting(const struct cell *cell, int user)
 {
     call(recipe->comm, "w"); /* what the program will be called, so that nobody sees another name */
-    begin(&prepare);
+    plan_begin(&prepare);
     prepare.slots[PREPARE_KEEPER] = cell->keeper;
     prepare.slots[PREPARE_CONTROL] = cell->control[0];
     prepare.slots[PREPARE_SOCKET] = cell->talk[1];
@@ -242,43 +231,21 @@ static long start(struct cell *cell, struct made *made)
     return ret < 0 ? ret : sys3(__NR_write, cell->control[0], &recipe->mode, 1);
 }
 
-/* Tells the caller. False when nobody is there any more. */
-static int tell(const struct made *made, const int *fds, unsigned count)
-{
-    _Alignas(struct cmsghdr) char ancillary[CMSG_SPACE(4 * sizeof(int))];
-    struct iovec piece = { (void *)(uintptr_t)made, sizeof *made };
-    struct msghdr message = { .msg_iov = &piece, .msg_iovlen = 1 };
-    if (count) {
-        message.msg_control = ancillary;
-        message.msg_controllen = CMSG_SPACE(count * sizeof(int));
-        struct cmsghdr *head = CMSG_FIRSTHDR(&message);
-        *head = (struct cmsghdr){ .cmsg_len = CMSG_LEN(count * sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS };
-        for (unsigned i = 0; i < count; i++)
-            ((int *)(void *)CMSG_DATA(head))[i] = fds[i];
-    }
-    long ret;
-    do
-        ret = sys3(__NR_sendmsg, RECIPE_REQUESTS, &message, MSG_NOSIGNAL);
-    while (ret == -EINTR);
-    return ret < 0 ? (int)ret : 0;
-}
-
 static int make_one(void)
 {
     struct cell cell = { NO_FD, NO_FD, { NO_FD, NO_FD }, { NO_FD, NO_FD }, NO_FD };
     struct made made = { 0, 0, 0 };
     long ret = start(&cell, &made);
-    int told = -1;
+    long told = -1;
     if (ret >= 0) {
         int fds[4] = { cell.keeper, cell.waiting, cell.control[0], cell.talk[0] };
-        told = tell(&made, fds, 4);
-        ret = told; /* the user may have too many descriptors on their way */
+        told = ret = tell(RECIPE_REQUESTS, &made, sizeof made, fds, 4); /* the user may have too many descriptors on their way */
     }
     if (ret < 0) {
         made.err = (int32_t)-ret;
         if (cell.keeper >= 0)
             sys4(__NR_pidfd_send_signal, cell.keeper, SIGKILL_, 0, 0);
-        told = tell(&made, 0, 0); /* they are the caller's to wait for all the same */
+        told = tell(RECIPE_REQUESTS, &made, sizeof made, 0, 0); /* they are the caller's to wait for all the same */
     }
     shut(&cell.keeper);
     shut(&cell.waiting);
@@ -287,7 +254,7 @@ static int make_one(void)
     shut(&cell.talk[0]);
     shut(&cell.talk[1]);
     shut(&cell.id_map);
-    return told == 0;
+    return told >= 0;
 }
 
 static int take_plan(struct plan *plan, char *at, uint32_t size)

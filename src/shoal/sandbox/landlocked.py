@@ -47,8 +47,8 @@ from shoal.sandbox.own_user import is_open_to_all
 from shoal.sandbox.private import PrivateDirectory
 from shoal.sandbox.tier import Tier
 from shoal.sandbox.walls import LABEL, walls
-from shoal.spawn import make_plan
-from shoal.status import SpawnError, Stage, Status, failure
+from shoal.spawn import in_job, make_plan
+from shoal.status import Stage, Status, failure
 
 _FLAGS = SpawnFlags.CLONE_NAMESPACE | SpawnFlags.DEFAULT_LDSVC
 _OF_ITSELF = ("cmdline", "comm", "fd", "limits", "maps", "stat", "statm", "status")
@@ -201,15 +201,7 @@ def launch_landlocked(wanted: Wanted, tier: Tier, job: Job | None) -> Process:
     try:
         draft, plan = plan_landlocked(wanted, tier, job, tmp.path if tmp else None, consume=True)
         try:
-            process = start_held(plan, tmp.give_to if tmp else _nobody)
-            if draft.placement is not None and draft.placement.is_revoked():
-                process.kill_cell()
-                process.close()
-                raise failure(Status.BAD_STATE, Stage.JOB, "the job was killed meanwhile, and the new process with it")
-        except SpawnError as error:
-            if draft.placement is None or not draft.placement.is_revoked() or error.status is Status.BAD_STATE:
-                raise
-            raise failure(Status.BAD_STATE, Stage.JOB, "the job was killed meanwhile", error.errno) from error
+            process, _ = in_job(draft, lambda: (start_held(plan, tmp.give_to if tmp else _nobody), None))
         finally:
             draft.close()
     except BaseException:
