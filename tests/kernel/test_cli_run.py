@@ -447,9 +447,59 @@ def test_waiting_for_what_is_left_can_be_given_up() -> None:
         process.stdout.readline()
         wait_running(f"sleep\0{MARKER}9")
         process.send_signal(signal.SIGTERM)
-        code = process.wait(timeout=30)
+        try:
+            code = process.wait(timeout=30)
+        finally:
+            process.kill()
         assert code in (4, 143)  # 143: the program itself had not ended yet, and got it
     assert wait_gone(processes_with(f"sleep\0{MARKER}9"))
+
+
+@pytest.mark.parametrize(
+    ("number", "on_signal", "code"),
+    [
+        (signal.SIGTERM, "'exit 4'", 4),
+        (signal.SIGTERM, "'echo on'", 5),  # asked to end, it does a while later
+        (signal.SIGINT, "-", 130),
+        (signal.SIGHUP, "-", 129),
+    ],
+)
+def test_a_program_told_to_end_is_not_followed_by_waiting_for_what_it_left(number: signal.Signals, on_signal: str, code: int) -> None:
+    """Else the one signal a supervisor sends would be used up by the program, and the end never come."""
+    script = f"trap {on_signal} {number.name[3:]}; setsid sleep {MARKER}9 & echo ready; read x; exit 5"
+    with started(script, "--ro", "/usr", "--linger", "wait") as process:
+        assert process.stdout and process.stdin
+        process.stdout.readline()
+        wait_running(f"sleep\0{MARKER}9")
+        process.send_signal(number)
+        if code == 5:
+            assert process.stdout.readline() == "on\n"
+            process.stdin.close()
+        try:
+            assert process.wait(timeout=30) == code
+        finally:
+            process.kill()
+    assert wait_gone(processes_with(f"sleep\0{MARKER}9"))
+
+
+def test_a_signal_the_program_lives_on_with_does_not_give_up_waiting() -> None:
+    watch = "while kill -0 $$; do :; done 2>/dev/null; echo gone"  # a zombie is still there: says so once it has been reaped
+    script = f"trap 'echo on' HUP; sleep {MARKER}9 & ({watch}) & echo ready; read x; exit 4"
+    with started(script, "--ro", "/usr", "--linger", "wait") as process:
+        assert process.stdout and process.stdin
+        process.stdout.readline()
+        left = wait_running(f"sleep\0{MARKER}9")
+        process.send_signal(signal.SIGHUP)
+        assert process.stdout.readline() == "on\n"
+        process.stdin.close()
+        assert process.stdout.readline() == "gone\n"
+        try:
+            assert process.poll() is None
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+            assert process.wait(timeout=30) == 4
+        finally:
+            process.kill()
 
 
 def test_what_a_program_leaves_running_can_be_kept() -> None:

@@ -89,6 +89,7 @@ class Session:
         self._limit = bounds.nearest
         self._budget, self._linger = bounds.budget, bounds.linger
         self._told_of_hangup = False
+        self._told_to_end: set[int] = set()
 
     def follow(self) -> Ended:
         """Return when the program has ended, nothing of it is left that is not to be kept, and its last output has been written."""
@@ -96,8 +97,8 @@ class Session:
             self._terminal.claim()
         stopped = self._until_ready(self._process.fileno())
         if stopped is None and self._linger == "wait":
-            self._process.wait()  # a cell is not gone as long as its program has not been reaped
-            rest = self._process.cell_end()
+            status = self._process.wait()  # a cell is not gone as long as its program has not been reaped
+            rest = None if self._is_given_up(status) else self._process.cell_end()
             stopped = None if rest is None else self._until_ready(rest.fd, lingers=True)
         wall_s = time.monotonic() - self._began
         keeps = stopped is None and self._linger == "keep"
@@ -134,9 +135,19 @@ class Session:
             for number in self._signals.take():
                 if lingers and number in _GIVE_UP:
                     return None
+                if number in _GIVE_UP:
+                    # One that has ended meanwhile will not act upon it, so it is meant for what is left.
+                    self._told_to_end.add(signal.SIGTERM if self._poll_now(fd) else number)
                 self._on_signal(number)
             if self._terminal:
                 self._serve(self._terminal, ready)
+
+    def _is_given_up(self, status: int) -> bool:
+        """True when the end of the program is the answer to a signal, so that nobody wants to wait for what it left running.
+
+        SIGTERM asks for an end and nothing else. The others a program may have taken for something else, and gone on.
+        """
+        return signal.SIGTERM in self._told_to_end or -status in self._told_to_end
 
     # --- while it runs ------------------------------------------------------------------------------
 
@@ -220,6 +231,12 @@ class Session:
     def _gone(self) -> bool:
         """True when nothing of the cell is left, so that nobody holds the private terminal any more."""
         return self._keeper is None or self._keeper.settle()
+
+    @staticmethod
+    def _poll_now(fd: int) -> bool:
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        return bool(poller.poll(0))
 
     def _poll(self, fd: int, left_s: float | None) -> dict[int, int]:
         poller = select.poll()
