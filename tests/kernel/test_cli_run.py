@@ -468,7 +468,8 @@ def test_a_program_told_to_end_is_not_followed_by_waiting_for_what_it_left(numbe
     """Else the one signal a supervisor sends would be used up by the program, and the end never come."""
     script = f"trap {on_signal} {number.name[3:]}; setsid sleep {MARKER}9 & echo ready; read x; exit 5"
     with started(script, "--ro", "/usr", "--linger", "wait") as process:
-        assert process.stdout and process.stdin
+        assert process.stdout
+        assert process.stdin
         process.stdout.readline()
         wait_running(f"sleep\0{MARKER}9")
         process.send_signal(number)
@@ -486,7 +487,8 @@ def test_a_signal_the_program_lives_on_with_does_not_give_up_waiting() -> None:
     watch = "while kill -0 $$; do :; done 2>/dev/null; echo gone"  # a zombie is still there: says so once it has been reaped
     script = f"trap 'echo on' HUP; sleep {MARKER}9 & ({watch}) & echo ready; read x; exit 4"
     with started(script, "--ro", "/usr", "--linger", "wait") as process:
-        assert process.stdout and process.stdin
+        assert process.stdout
+        assert process.stdin
         process.stdout.readline()
         left = wait_running(f"sleep\0{MARKER}9")
         process.send_signal(signal.SIGHUP)
