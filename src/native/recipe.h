@@ -19,7 +19,7 @@ struct recipe {
 _Static_assert(sizeof(struct recipe) % 8 == 0, "a plan follows");
 
 /* Its descriptors. Those from 5 on are for the plans. */
-enum { RECIPE_REQUESTS = 3, RECIPE_FILE = 4 };
+enum { RECIPE_REQUESTS = 3, RECIPE_FILE = 4, RECIPE_EMPTY = 5 };
 
 /* What is in the first slots of the plans. */
 enum { KEEPER_CONTROL };

@@ -12,7 +12,18 @@ _Noreturn void keep_cell(const char *tasks, int err);
 void wait_for_plan(void); /* returns when there is nothing left to wait for */
 
 /* make.c */
+struct made;
 void make_cells(char **argv); /* returns when nobody asks for any more */
+void find_words(char **argv); /* where our arguments are, for what we fork */
+void reserve_recipe(void);    /* keeps the places of a recipe's descriptors free of others */
+/* One cell whose processes are our children. Returns the socket of its waiting process, or -1 and made->err. */
+int make_own_cell(int file, int empty, struct made *made);
+
+/* domain.c */
+void keep_domain(void); /* returns when there is no domain to keep */
+
+/* nursery.c */
+void raise_inits(char **argv); /* returns when nobody asks for any more */
 
 /* tell.c. Sends the caller something, with descriptors, at most TELL_FDS. Negative: nobody is there, or it cannot be sent. */
 #define TELL_FDS 4

@@ -25,10 +25,12 @@
 #define P_PID 1
 #define WEXITED_ 4
 #define SIGKILL_ 9
+#define SIGCHLD_ 17
 #define QUIET_NS 3000000 /* how long the end of a program just launched is waited for, so as not to disturb it */
 
 static struct plan keeper, prepare;
 static const struct recipe *recipe;
+static uint64_t whose = CLONE_PARENT; /* children, those of a cell are: the caller's, or ours */
 static char *words, *words_end; /* our arguments, as ps shows them */
 
 static long pair(int type, int out[2]) { return sys4(__NR_socketpair, AF_UNIX, type | SOCK_CLOEXEC, 0, out); }
@@ -140,7 +142,7 @@ static long write_map(long pid, const char *name, uint32_t own, uint32_t user)
 static long make_id_map(uint32_t user)
 {
     int pidfd = NO_FD;
-    long pid = duplicate(CLONE_NEWUSER | 17 /* SIGCHLD */, &pidfd);
+    long pid = duplicate(CLONE_NEWUSER | SIGCHLD_, &pidfd);
     if (pid < 0)
         return pid;
     if (pid == 0) {
@@ -172,7 +174,7 @@ static void enter_and_duplicate(void *arg)
     struct birth *birth = arg;
     long ret = sys2(__NR_setns, birth->cell->keeper, CLONE_NEWPID);
     if (ret == 0)
-        ret = duplicate(CLONE_PARENT, &birth->cell->waiting);
+        ret = duplicate(whose, &birth->cell->waiting);
     if (ret == 0)
         be_waiting(birth->cell, birth->user);
     birth->pid = ret;
@@ -210,7 +212,7 @@ static long start(struct cell *cell, struct made *made)
         ret = pair(SOCK_SEQPACKET, cell->talk);
     if (ret < 0)
         return ret;
-    ret = duplicate(CLONE_PARENT | keeper.head->clone_flags, &cell->keeper);
+    ret = duplicate(whose | keeper.head->clone_flags, &cell->keeper);
     if (ret == 0)
         be_keeper(cell);
     if (ret < 0)
@@ -288,12 +290,47 @@ static int take_recipe(void)
     return take_plan(&keeper, (char *)at + first, recipe->keeper_size) && take_plan(&prepare, (char *)at + second, recipe->prepare_size);
 }
 
-void make_cells(char **argv)
+void find_words(char **argv)
 {
     words = argv[0];
     for (; *argv; argv++)
         for (words_end = *argv; *words_end++;)
             ;
+}
+
+void reserve_recipe(void)
+{
+    sys3(__NR_dup3, RECIPE_REQUESTS, RECIPE_FILE, O_CLOEXEC);
+    sys3(__NR_dup3, RECIPE_REQUESTS, RECIPE_EMPTY, O_CLOEXEC);
+}
+
+int make_own_cell(int file, int empty, struct made *made)
+{
+    struct cell cell = { NO_FD, NO_FD, { NO_FD, NO_FD }, { NO_FD, NO_FD }, NO_FD };
+    whose = SIGCHLD_;
+    sys3(__NR_dup3, file, RECIPE_FILE, O_CLOEXEC);
+    if (empty >= 0)
+        sys3(__NR_dup3, empty, RECIPE_EMPTY, O_CLOEXEC);
+    long ret = take_recipe() ? start(&cell, made) : -EINVAL;
+    int talk = ret < 0 ? NO_FD : cell.talk[0];
+    made->err = ret < 0 ? (int32_t)-ret : 0;
+    if (ret < 0) {
+        if (cell.keeper >= 0)
+            sys4(__NR_pidfd_send_signal, cell.keeper, SIGKILL_, 0, 0);
+        shut(&cell.talk[0]);
+        shut(&cell.control[0]); /* which pid 1 may be waiting by, and else has to stay open as long as it */
+    }
+    shut(&cell.keeper);
+    shut(&cell.waiting);
+    shut(&cell.control[1]);
+    shut(&cell.talk[1]);
+    shut(&cell.id_map);
+    return talk;
+}
+
+void make_cells(char **argv)
+{
+    find_words(argv);
     sys5(__NR_prctl, PR_SET_NAME, "shoal-cells", 0, 0, 0);
     if (!take_recipe())
         return;

@@ -1,0 +1,67 @@
+/* What the init of a domain (init/domain.c) is told and tells, and the slot of the ledger it keeps. Whoever manages domains has the
+ * other end of its socket (SOCK_SEQPACKET); when that is closed, the init goes on, and listens at "d<slot>" in the directory it was
+ * given for the next one. */
+#ifndef SHOAL_DOMAIN_H
+#define SHOAL_DOMAIN_H
+
+#include <stdint.h>
+
+/* Its descriptors. Those between are for a recipe: recipe.h. */
+enum { DOMAIN_CONTROL = 3, DOMAIN_LEDGER = 6, DOMAIN_RUN = 7, DOMAIN_LOGS = 8, DOMAIN_FREE = 9 };
+
+enum order_kind {
+    ORDER_ASSIGN = 1, /* a: slot, c: id, d: key, e: bytes of log kept; from then on it outlives its manager */
+    ORDER_LAUNCH,     /* fds: the socket a plan will come by (request.h); also, with a & 1 and a & 2, where its output is read from */
+    ORDER_CELL,       /* fds: a recipe, and, with a & 4, a mount namespace with nothing in it; then as above, without the socket */
+    ORDER_SIGNAL,     /* a: number, b: pid of a dispatcher, or 0 for all */
+    ORDER_END,        /* a: cause, b: what is to be told as its exit status, or -1 for what the kernel says */
+};
+
+struct order {
+    uint32_t kind;
+    int32_t a, b;
+    uint32_t pad;
+    uint64_t c, d, e;
+};
+
+enum told_kind {
+    TOLD_HERE = 1, /* to a manager that has just connected: which domain this is */
+    TOLD_STARTED,  /* pid: a process that waits for its plan; for ORDER_CELL with the socket to send it to */
+    TOLD_FAILED,   /* err: that could not be made */
+    TOLD_ENDED,    /* nothing of it is left; what the ledger says is final */
+};
+
+struct told {
+    uint32_t kind;
+    int32_t pid, err;
+    uint32_t slot;
+    uint64_t id, key;
+};
+
+/* SLOT_FREE is zero: a ledger begins as a hole. */
+enum slot_state { SLOT_FREE, SLOT_ASSIGNED, SLOT_RUNNING, SLOT_ENDING, SLOT_ENDED };
+
+#define SLOT_BYTES 128
+
+struct slot {
+    uint32_t state;
+    int32_t cause; /* of the end, from ORDER_END; 0: by itself */
+    uint64_t id, key;
+    uint64_t init_start; /* of the init, in clock ticks since boot: proc_pid_stat(5) */
+    int32_t init_pid, pid; /* pid: of the first dispatcher */
+    int32_t code, status;  /* of the dispatcher that ended first, as waitid(2) tells it */
+    int64_t user_us, system_us, max_rss_kib;
+    int64_t started_ns, ended_ns; /* CLOCK_REALTIME */
+    uint64_t log_bytes, log_lost;
+    uint64_t rest[3];
+};
+_Static_assert(sizeof(struct slot) == SLOT_BYTES, "ledger.py reads 128 bytes a slot");
+
+/* A log is a sequence of these, each followed by its bytes. */
+struct log_head {
+    uint64_t at_ns; /* CLOCK_REALTIME */
+    uint32_t size;
+    uint32_t stream; /* 1 or 2 */
+};
+
+#endif

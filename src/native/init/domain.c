@@ -1,0 +1,507 @@
+/* The init of a domain: the parent of all its dispatchers and of whatever they leave behind. It starts what it is told to, keeps
+ * their output, and writes how the domain ended to its slot of a ledger, where it outlives everybody: domain.h.
+ *
+ * A domain ends when the first of its dispatchers does, or when it is ordered to; then everything in it is ended. A cell ends with
+ * its pid 1. Without one, orphans become our children (we are their reaper), so that each round of killing our children reaches
+ * the next generation, until none is left. Nobody but us reaps them, so that a number we signal is theirs.
+ *
+ * Source: prctl(2) (PR_SET_CHILD_SUBREAPER), wait(2), proc_tid_children(5), unix(7). */
+#include "../domain.h"
+#include "hold.h"
+#include "init.h"
+#include "../recipe.h"
+#include "../request.h"
+#include "../sys.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/prctl.h>
+#include <poll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+
+#define DISPATCHERS 256 /* a domain has one on a core at most */
+#define OUTPUTS (2 * DISPATCHERS)
+#define ORDER_FDS 4
+#define SIGKILL_ 9
+#define SIGCHLD_ 17
+#define P_ALL 0
+#define P_PID 1
+#define WNOHANG_ 1
+#define WEXITED_ 4
+#define WALL 0x40000000
+enum { SI_CODE = 2, SI_PID = 4, SI_STATUS = 6 }; /* where waitid(2) puts them, in ints */
+#define RETRY_NS 200000000 /* until a socket is tried again that could not be made */
+
+static struct slot slot;
+static uint32_t number;       /* of the slot */
+static uint64_t log_most;     /* bytes in one file, of which there are two at most */
+static int control, listener, signals, log_fd;
+static int dispatchers[DISPATCHERS]; /* pids, of which the living are not 0 */
+static int cell_keeper;              /* pid of the cell's pid 1 */
+static struct output {
+    int fd;
+    uint32_t stream;
+} outputs[OUTPUTS];
+static int output_count;
+
+static uint64_t now_ns(void)
+{
+    struct timespec now = { 0, 0 };
+    sys2(__NR_clock_gettime, 0 /* CLOCK_REALTIME */, &now);
+    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+/* What it costs to be killed between any two of these is at most what is told, never what is true: each is one write. */
+static void write_slot(void) { sys4(__NR_pwrite64, DOMAIN_LEDGER, &slot, sizeof slot, (long)number * SLOT_BYTES); }
+
+/* The 22nd field of /proc/self/stat, counted after the name, which may hold anything. */
+static uint64_t start_time(void)
+{
+    char text[1024];
+    long fd = sys4(__NR_openat, AT_FDCWD, "/proc/self/stat", O_RDONLY | O_CLOEXEC, 0);
+    long size = fd < 0 ? 0 : sys3(__NR_read, fd, text, sizeof text);
+    sys1(__NR_close, fd);
+    long at = size;
+    while (at > 0 && text[at - 1] != ')')
+        at--;
+    for (int field = 2; field < 22 && at < size; at++)
+        field += text[at] == ' ';
+    uint64_t ticks = 0;
+    for (; at < size && text[at] >= '0' && text[at] <= '9'; at++)
+        ticks = ticks * 10 + (uint64_t)(text[at] - '0');
+    return ticks;
+}
+
+static void say(uint32_t kind, long pid, long err, const int *fds, unsigned count)
+{
+    const struct told told = { kind, (int32_t)pid, (int32_t)err, number, slot.id, slot.key };
+    if (control >= 0)
+        tell(control, &told, sizeof told, fds, count);
+}
+
+/* --- output ------------------------------------------------------------------------------------------------------ */
+
+static char *log_name(char *name, const char *end)
+{
+    char digits[20];
+    int count = 0;
+    uint64_t id = slot.id;
+    do
+        digits[count++] = (char)('0' + id % 10);
+    while (id /= 10);
+    while (count > 0)
+        *name++ = digits[--count];
+    do
+        *name++ = *end;
+    while (*end++);
+    return name;
+}
+
+static int open_log(void)
+{
+    char name[40];
+    log_name(name, ".log");
+    return (int)sys4(__NR_openat, DOMAIN_LOGS, name, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
+}
+
+static void rotate(void)
+{
+    char from[40], to[40];
+    log_name(from, ".log");
+    log_name(to, ".log.1");
+    sys1(__NR_close, log_fd);
+    sys5(__NR_renameat2, DOMAIN_LOGS, from, DOMAIN_LOGS, to, 0);
+    log_fd = open_log();
+    slot.log_bytes = 0;
+}
+
+static void keep_log(uint32_t stream, char *data, uint32_t size)
+{
+    struct log_head head = { now_ns(), size, stream };
+    struct iovec pieces[2] = { { &head, sizeof head }, { data, size } };
+    if (log_fd < 0)
+        log_fd = open_log();
+    else if (slot.log_bytes + sizeof head + size > log_most)
+        rotate();
+    long wrote = log_fd < 0 ? -1 : sys3(__NR_writev, log_fd, pieces, 2);
+    if (wrote > 0)
+        slot.log_bytes += (uint64_t)wrote;
+    if (wrote == (long)(sizeof head + size))
+        return;
+    if (wrote > 0) { /* a full disk: half an entry would take the sense from what follows */
+        slot.log_bytes -= (uint64_t)wrote;
+        sys2(__NR_ftruncate, log_fd, slot.log_bytes);
+    }
+    slot.log_lost += size;
+}
+
+/* Keeps what is there to be read. 0 when there will never be any more, or when there is none now. */
+static int drain(struct output *output)
+{
+    static char data[16384];
+    long size = sys3(__NR_read, output->fd, data, sizeof data);
+    if (size == -EINTR)
+        return 1;
+    if (size > 0)
+        keep_log(output->stream, data, (uint32_t)size);
+    if (size == 0 || (size < 0 && size != -EAGAIN)) {
+        sys1(__NR_close, output->fd);
+        output->fd = -1;
+    }
+    return size > 0;
+}
+
+static void drain_all(void)
+{
+    for (int i = 0; i < output_count; i++)
+        while (outputs[i].fd >= 0 && drain(&outputs[i]))
+            ;
+}
+
+static void add_output(int fd, uint32_t stream)
+{
+    int at = 0;
+    while (at < output_count && outputs[at].fd >= 0)
+        at++;
+    if (at == OUTPUTS) {
+        sys1(__NR_close, fd);
+        return;
+    }
+    outputs[at] = (struct output){ fd, stream };
+    output_count += at == output_count;
+    sys3(__NR_fcntl, fd, F_SETFL, O_NONBLOCK);
+}
+
+/* --- the end ----------------------------------------------------------------------------------------------------- */
+
+static void note_dispatcher(const int *info)
+{
+    int known = 0;
+    for (int i = 0; i < DISPATCHERS; i++)
+        if (dispatchers[i] && dispatchers[i] == info[SI_PID]) {
+            dispatchers[i] = 0;
+            known = 1;
+        }
+    if (known && slot.state == SLOT_RUNNING) {
+        slot.state = SLOT_ENDING;
+        slot.code = info[SI_CODE];
+        slot.status = info[SI_STATUS];
+        slot.ended_ns = (int64_t)now_ns();
+        write_slot();
+    }
+}
+
+/* Reaps what has ended; false when no child is left. */
+static int reap(int options)
+{
+    for (;;) {
+        int info[32] = { 0 };
+        long ret = sys5(__NR_waitid, P_ALL, 0, info, WEXITED_ | WALL | options, 0);
+        if (ret == -EINTR)
+            continue;
+        if (ret < 0)
+            return 0;
+        if (info[0] == 0)
+            return 1;
+        if (info[SI_PID] == cell_keeper)
+            cell_keeper = 0;
+        note_dispatcher(info);
+        if (!options)
+            return 1;
+    }
+}
+
+static void kill_children(void)
+{
+    char text[4096];
+    long fd = sys4(__NR_openat, AT_FDCWD, "/proc/thread-self/children", O_RDONLY | O_CLOEXEC, 0);
+    long size = fd < 0 ? 0 : sys3(__NR_read, fd, text, sizeof text), pid = 0;
+    sys1(__NR_close, fd);
+    for (long i = 0; i < size; i++) {
+        if (text[i] >= '0' && text[i] <= '9') {
+            pid = pid * 10 + text[i] - '0';
+            continue;
+        }
+        if (pid)
+            sys2(__NR_kill, pid, SIGKILL_);
+        pid = 0;
+    }
+}
+
+static void kill_all(void)
+{
+    if (cell_keeper)
+        sys2(__NR_kill, cell_keeper, SIGKILL_);
+    for (int i = 0; i < DISPATCHERS; i++)
+        if (dispatchers[i])
+            sys2(__NR_kill, dispatchers[i], SIGKILL_);
+    kill_children();
+}
+
+_Noreturn static void finish(void)
+{
+    struct rusage usage = { 0 };
+    drain_all();
+    sys2(__NR_getrusage, -1 /* RUSAGE_CHILDREN */, &usage);
+    slot.user_us = usage.ru_utime.tv_sec * 1000000 + usage.ru_utime.tv_usec;
+    slot.system_us = usage.ru_stime.tv_sec * 1000000 + usage.ru_stime.tv_usec;
+    slot.max_rss_kib = usage.ru_maxrss;
+    if (!slot.ended_ns)
+        slot.ended_ns = (int64_t)now_ns();
+    slot.state = SLOT_ENDED;
+    write_slot();
+    say(TOLD_ENDED, 0, 0, 0, 0);
+    leave(0);
+}
+
+/* --- orders ------------------------------------------------------------------------------------------------------ */
+
+static void assign(const struct order *order)
+{
+    number = (uint32_t)order->a;
+    slot = (struct slot){
+        .state = SLOT_ASSIGNED,
+        .id = order->c,
+        .key = order->d,
+        .init_pid = (int32_t)sys0(__NR_getpid),
+        .init_start = start_time(),
+        .started_ns = (int64_t)now_ns(),
+    };
+    log_most = order->e;
+    write_slot();
+}
+
+static int place(long pid)
+{
+    for (int i = 0; i < DISPATCHERS; i++)
+        if (!dispatchers[i]) {
+            dispatchers[i] = (int)pid;
+            if (!slot.pid)
+                slot.pid = (int32_t)pid;
+            slot.state = SLOT_RUNNING;
+            write_slot();
+            return 1;
+        }
+    return 0;
+}
+
+_Noreturn static void become(int plans)
+{
+    sys5(__NR_prctl, PR_SET_PDEATHSIG, SIGKILL_, 0, 0, 0);
+    if (plans != REQUEST_SOCKET)
+        sys3(__NR_dup3, plans, REQUEST_SOCKET, O_CLOEXEC);
+    wait_for_plan();
+    leave(127);
+}
+
+static void take_outputs(int which, int *fds, int count)
+{
+    for (uint32_t stream = 1; stream <= 2; stream++)
+        if (which & (int)stream && count-- > 0) {
+            add_output(*fds, stream);
+            *fds++ = -1;
+        }
+}
+
+static void start_dispatcher(const struct order *order, int *fds, int count)
+{
+    if (count < 1 || slot.state == SLOT_FREE || slot.state >= SLOT_ENDING) {
+        say(TOLD_FAILED, 0, EINVAL, 0, 0);
+        return;
+    }
+    long pid = sys5(__NR_clone, SIGCHLD_, 0, 0, 0, 0);
+    if (pid == 0)
+        become(fds[0]);
+    if (pid > 0 && !place(pid)) {
+        sys2(__NR_kill, pid, SIGKILL_);
+        pid = -ENOSPC;
+    }
+    take_outputs(order->a, fds + 1, count - 1);
+    say(pid < 0 ? TOLD_FAILED : TOLD_STARTED, pid, -pid, 0, 0);
+}
+
+static void start_cell(const struct order *order, int *fds, int count)
+{
+    int recipe_fds = order->a & 4 ? 2 : 1;
+    struct made made = { 0, 0, EINVAL };
+    int talk = -1;
+    if (count >= recipe_fds && slot.state == SLOT_ASSIGNED)
+        talk = make_own_cell(fds[0], recipe_fds > 1 ? fds[1] : -1, &made);
+    cell_keeper = made.keeper;
+    if (talk < 0 || made.err || !place(made.waiting)) {
+        say(TOLD_FAILED, 0, made.err ? made.err : ENOSPC, 0, 0);
+        kill_all();
+    } else {
+        take_outputs(order->a, fds + recipe_fds, count - recipe_fds);
+        say(TOLD_STARTED, made.waiting, 0, &talk, 1);
+    }
+    if (talk >= 0)
+        sys1(__NR_close, talk);
+}
+
+static void end(const struct order *order)
+{
+    if (slot.state < SLOT_ENDING) { /* the first that ends it decides */
+        slot.state = SLOT_ENDING;
+        slot.cause = order->a;
+        slot.status = order->b;
+        slot.ended_ns = (int64_t)now_ns();
+        write_slot();
+    }
+}
+
+static void signal_dispatchers(const struct order *order)
+{
+    for (int i = 0; i < DISPATCHERS; i++)
+        if (dispatchers[i] && (order->b == 0 || order->b == dispatchers[i]))
+            sys2(__NR_kill, dispatchers[i], order->a);
+}
+
+/* Whether there may be more. */
+static int take_order(void)
+{
+    _Alignas(struct cmsghdr) char ancillary[CMSG_SPACE(ORDER_FDS * sizeof(int))];
+    struct order order = { 0 };
+    struct iovec piece = { &order, sizeof order };
+    struct msghdr message = { .msg_iov = &piece, .msg_iovlen = 1, .msg_control = ancillary, .msg_controllen = sizeof ancillary };
+    long size = sys3(__NR_recvmsg, control, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+    if (size == -EINTR)
+        return 1;
+    if (size == -EAGAIN)
+        return 0;
+    int fds[ORDER_FDS], count = 0;
+    const struct cmsghdr *head = size < 0 ? 0 : CMSG_FIRSTHDR(&message);
+    if (head && head->cmsg_type == SCM_RIGHTS)
+        for (; (count + 1) * sizeof(int) <= head->cmsg_len - CMSG_LEN(0); count++)
+            fds[count] = ((const int *)(const void *)CMSG_DATA(head))[count];
+    if (size == sizeof order) {
+        if (order.kind == ORDER_ASSIGN && slot.state == SLOT_FREE)
+            assign(&order);
+        else if (order.kind == ORDER_LAUNCH)
+            start_dispatcher(&order, fds, count);
+        else if (order.kind == ORDER_CELL)
+            start_cell(&order, fds, count);
+        else if (order.kind == ORDER_SIGNAL)
+            signal_dispatchers(&order);
+        else if (order.kind == ORDER_END)
+            end(&order);
+    } else { /* the manager has gone, or is none */
+        sys1(__NR_close, control);
+        control = -1;
+    }
+    for (int i = 0; i < count; i++)
+        if (fds[i] >= 0)
+            sys1(__NR_close, fds[i]);
+    return control >= 0;
+}
+
+/* --- without a manager ------------------------------------------------------------------------------------------- */
+
+static void own_path(struct sockaddr_un *address)
+{
+    char digits[10], *at = address->sun_path;
+    int count = 0;
+    uint32_t rest = number;
+    address->sun_family = AF_UNIX;
+    *at++ = 'd';
+    do
+        digits[count++] = (char)('0' + rest % 10);
+    while (rest /= 10);
+    while (count > 0)
+        *at++ = digits[--count];
+    *at = 0;
+}
+
+/* Bound under another name first: who finds it under its own can connect. */
+static void listen_again(void)
+{
+    struct sockaddr_un own = { 0 }, first = { 0 };
+    own_path(&own);
+    own_path(&first);
+    first.sun_path[0] = 'n';
+    listener = (int)sys3(__NR_socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    sys3(__NR_unlinkat, AT_FDCWD, first.sun_path, 0);
+    long ret = sys3(__NR_bind, listener, &first, sizeof first);
+    if (ret == 0)
+        ret = sys2(__NR_listen, listener, 1);
+    if (ret == 0)
+        ret = sys5(__NR_renameat2, AT_FDCWD, first.sun_path, AT_FDCWD, own.sun_path, 0);
+    if (ret < 0) {
+        sys1(__NR_close, listener);
+        listener = -1;
+    }
+}
+
+static void accept_manager(void)
+{
+    struct sockaddr_un own = { 0 };
+    control = (int)sys4(__NR_accept4, listener, 0, 0, SOCK_CLOEXEC);
+    if (control < 0)
+        return;
+    own_path(&own);
+    sys3(__NR_unlinkat, AT_FDCWD, own.sun_path, 0);
+    sys1(__NR_close, listener);
+    listener = -1;
+    say(TOLD_HERE, slot.pid, 0, 0, 0);
+}
+
+/* --- life -------------------------------------------------------------------------------------------------------- */
+
+static void watch_and_act(void)
+{
+    struct pollfd watch[2 + OUTPUTS];
+    struct timespec retry = { 0, RETRY_NS };
+    int from = control >= 0 ? control : listener;
+    watch[0] = (struct pollfd){ .fd = signals, .events = POLLIN };
+    watch[1] = (struct pollfd){ .fd = from, .events = POLLIN };
+    for (int i = 0; i < output_count; i++)
+        watch[2 + i] = (struct pollfd){ .fd = outputs[i].fd, .events = POLLIN };
+    if (sys5(__NR_ppoll, watch, 2 + output_count, from < 0 ? &retry : 0, 0, 8) < 0)
+        return;
+    if (watch[0].revents) {
+        char info[128];
+        while (sys3(__NR_read, signals, info, sizeof info) == sizeof info)
+            ;
+    }
+    for (int i = 0; i < output_count; i++)
+        if (watch[2 + i].revents && outputs[i].fd >= 0)
+            drain(&outputs[i]);
+    if (watch[1].revents && control >= 0)
+        while (take_order())
+            ;
+    else if (watch[1].revents)
+        accept_manager();
+}
+
+void keep_domain(void)
+{
+    uint64_t all = ~(uint64_t)0;
+    struct sys_sigaction plain = { 0 };
+    sys4(__NR_rt_sigprocmask, 2 /* SIG_SETMASK */, &all, 0, sizeof all);
+    sys4(__NR_rt_sigaction, SIGCHLD_, &plain, 0, 8); /* ignored, it would leave nothing to be waited for */
+    sys0(__NR_setsid);
+    sys5(__NR_prctl, PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+    reserve_recipe();
+    signals = (int)sys4(__NR_signalfd4, -1, &all, sizeof all, 02004000 /* SFD_CLOEXEC | SFD_NONBLOCK */);
+    control = DOMAIN_CONTROL;
+    listener = log_fd = -1;
+    if (signals < 0 || sys1(__NR_fchdir, DOMAIN_RUN) < 0)
+        return;
+    for (;;) {
+        reap(WNOHANG_);
+        if (slot.state == SLOT_ENDING) {
+            kill_all();
+            while (reap(WNOHANG_) && reap(0))
+                kill_all();
+            finish();
+        }
+        if (control < 0 && slot.state < SLOT_RUNNING)
+            return; /* nothing has begun */
+        if (control < 0 && listener < 0)
+            listen_again();
+        watch_and_act();
+    }
+}

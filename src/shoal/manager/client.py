@@ -1,0 +1,459 @@
+"""The client: a Manager and its Domains, as programs see them, over a connection to a daemon or to a manager in this process.
+
+Source: proc_mgmt_bind_client() and the spawn_*() functions of Barrelfish's spawn_client.h.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal
+
+from shoal.manager import wire
+from shoal.manager.connection import Connection, ConnectionLost
+from shoal.manager.domains import ExitStatus
+from shoal.manager.errors import ManagerError
+from shoal.manager.layout import Layout
+from shoal.manager.logs import Entry, LogReader
+from shoal.manager.running import Embedded
+from shoal.sandbox.errors import RequestError
+from shoal.sandbox.program import current_directory, find_program
+from shoal.units import parse_duration
+
+NEW_DOMAIN, OMP = 0x1, 0x2
+Duration = float | int | str
+_TRIES = 3
+"""How often a request is sent again over a new connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class DomainStatus:
+    """What is known of a domain.
+
+    Attributes:
+        cores, pids: of its dispatchers, in the same order; empty once it has ended.
+        started_s: seconds since 1970.
+    """
+
+    id: int
+    name: str
+    state: Literal["nil", "running", "stop_pending", "stopped", "cleaned"]
+    argv: Sequence[str]
+    cores: Sequence[int | str]
+    pids: Sequence[int]
+    exit: ExitStatus | None
+    started_s: float = 0.0
+    user_s: float = 0.0
+    system_s: float = 0.0
+    max_memory_bytes: int = 0
+
+
+class Manager(AbstractContextManager["Manager"]):
+    """A process manager. For any number of threads.
+
+    Ownership: has the connection. Domains live on when it is closed.
+    """
+
+    def __init__(
+        self, dial: Callable[[float | None], socket.socket], token: Callable[[], str | None], on_close: Callable[[], None]
+    ) -> None:
+        self._dial, self._token, self._on_close = dial, token, on_close
+        self._lock = threading.Lock()
+        self._connection: Connection | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<shoal.manager.Manager {'closed' if self._closed else 'connected' if self._connection else 'not connected'}>"
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # --- domains ------------------------------------------------------------------------------------
+
+    def cores(self) -> list[int | str]:
+        """The cores on which domains can be started."""
+        return list(self._ask(wire.Cores)[0])
+
+    def spawn_program(
+        self,
+        core: int | str,
+        path: str | os.PathLike[str],
+        argv: Sequence[str],
+        envp: Mapping[str, str] | None = None,
+        *,
+        flags: int = 0,
+        name: str | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        stdin: Any = None,
+        stdout: Any = None,
+        stderr: Any = None,
+    ) -> Domain:
+        """Start a program as a domain of its own. Returns once it has been executed.
+
+        Args:
+            core: the one it is pinned to: one of `cores()`.
+            path: with a slash it is a path from the current directory; without, it is searched for in this process's PATH.
+            argv: argv[0] is the name the program sees.
+            envp: its environment; None is this process's.
+            flags: NEW_DOMAIN and OMP are known.
+            name: what people see; None is the last part of `path`.
+            stdin: a descriptor or file; None is /dev/null.
+            stdout, stderr: a descriptor or file; None: kept in the domain's log; subprocess.DEVNULL and, for stderr, STDOUT.
+        Raises:
+            ManagerError: it was not started: PROC_MGMT_ERR_INVALID_SPAWND for a core without a spawn daemon, SPAWN_ERR_LOAD for a
+                program that cannot be found or executed, SPAWN_ERR_ARGSPG_OVERFLOW for too many arguments, and others.
+            TypeError, ValueError: what was given cannot be meant.
+        Source: spawn_program() and spawn_program_with_caps() in Barrelfish's spawn_client.c.
+        """
+        if isinstance(argv, str | bytes):
+            raise TypeError('argv must be a sequence of strings, not one string; for example ["prog", "-v"]')
+        words = [_word(word, f"argv[{index}]") for index, word in enumerate(argv)]
+        environ = os.environ if envp is None else envp
+        variables = [_assignment(name, value) for name, value in environ.items()]
+        found = _find(os.fspath(path))
+        fds, targets, kept = _stdio(stdin, stdout, stderr)
+        directory = current_directory() if cwd is None else os.path.abspath(os.fspath(cwd))
+        key = uuid.uuid4().hex
+
+        def request(rid: int) -> wire.Request:
+            return wire.SpawnProgram(
+                rid, key, core, os.fsencode(found), words, variables, os.fsencode(directory), targets, kept, name, flags
+            )
+
+        (id, token), _ = self._ask(request, fds)
+        return Domain(self, id, token)
+
+    def spawn_program_on_all_cores(
+        self,
+        same_core: bool,
+        path: str | os.PathLike[str],
+        argv: Sequence[str],
+        envp: Mapping[str, str] | None = None,
+        *,
+        on_error: Literal["stop", "continue", "undo"] = "stop",
+    ) -> list[Domain]:
+        """Start a program once on every core.
+
+        Args:
+            same_core: also on the one that this thread runs on now.
+            on_error: "stop": the first error ends it, and what was started lives on, named in a note; "continue": the other cores are
+                tried all the same, and an error is raised only when none could be started; "undo": what was started is killed.
+        Raises:
+            ManagerError: as `spawn_program`.
+        Source: spawn_program_on_all_cores() in Barrelfish's spawn_client.c.
+        """
+        here = _own_core()
+        started: list[Domain] = []
+        errors: list[ManagerError] = []
+        for core in self.cores():
+            if core == here and not same_core:
+                continue
+            try:
+                started.append(self.spawn_program(core, path, argv, envp))
+            except ManagerError as error:
+                if on_error == "undo":
+                    for domain in started:
+                        domain.kill()
+                if on_error != "continue":
+                    error.add_note(f"started before: {', '.join(str(domain.id) for domain in started) or 'none'}")
+                    raise
+                errors.append(error)
+        if errors and not started:
+            raise errors[0]
+        return started
+
+    def domain(self, cap: str | int) -> Domain:
+        """The domain that a capability is for; with the manager capability, also by its number.
+
+        Raises:
+            ManagerError: there is none.
+        """
+        if isinstance(cap, int):
+            return Domain(self, cap, self._ask(lambda rid: wire.Mint(rid, cap))[0])
+        status = self._ask(lambda rid: wire.Status(rid, cap))[0]
+        return Domain(self, status["id"], cap)
+
+    def domains(self, sort: bool = True) -> list[int]:
+        """The numbers of all domains that have not been cleaned up. Takes the manager capability.
+
+        Source: spawn_get_domain_list() in Barrelfish's spawn_client.c.
+        """
+        ids = [status["id"] for status in self._ask(wire.List)[0]]
+        return sorted(ids) if sort else ids
+
+    def statuses(self) -> list[DomainStatus]:
+        """The status of each of them, by number, in one question."""
+        return sorted((_status(each) for each in self._ask(wire.List)[0]), key=lambda status: status.id)
+
+    def status(self, domain_id: int) -> DomainStatus:
+        """What is known of a domain, also of one that has ended. Takes the manager capability.
+
+        Source: spawn_get_status() in Barrelfish's spawn_client.c.
+        """
+        return _status(self._ask(lambda rid: wire.Status(rid, domain_id))[0])
+
+    def revoke(self, domain_id: int) -> None:
+        """Make every capability for a domain worthless. Takes the manager capability."""
+        self._ask(lambda rid: wire.Revoke(rid, domain_id))
+
+    def audit(self, count: int = 100) -> list[tuple[float, str, str, int | None, str | None]]:
+        """The newest entries of the audit log, oldest first: when, who, what, which domain, and why it was refused."""
+        return [tuple(entry) for entry in self._ask(lambda rid: wire.Audit(rid, count))[0]]
+
+    def stop(self) -> None:
+        """End the manager; its domains live on. Takes the manager capability."""
+        self._ask(wire.Stop)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+        self._on_close()
+
+    # --- the connection -------------------------------------------------------------------------
+
+    def _ask(self, make: Callable[[int], wire.Request], fds: Sequence[int] = (), timeout: float | None = None) -> tuple[Any, list[int]]:
+        """Send a request, over a new connection when the old one is lost.
+
+        What is asked has to be the same when it is asked twice: a spawn has its key, and a kill of what has been killed is told apart.
+        """
+        last = None if timeout is None else time.monotonic() + timeout
+        for attempt in range(_TRIES):
+            connection = self._connected(last)
+            try:
+                request = make(connection.number())
+                try:
+                    return connection.call(request, fds, last)
+                except TimeoutError:
+                    connection.call(wire.Cancel(connection.number(), request.rid))
+                    raise
+            except ConnectionLost:
+                if attempt == _TRIES - 1 or self._closed:
+                    raise
+        raise AssertionError
+
+    def _connected(self, last: float | None) -> Connection:
+        with self._lock:
+            if self._closed:
+                raise ManagerError("PROC_MGMT_ERR_SPAWND_REQUEST", "this Manager is closed")
+            known = self._connection
+            if known is not None and not known.is_lost and known.made_in == os.getpid():
+                return known
+            if known is not None and known.made_in == os.getpid():
+                known.close()
+            left = None if last is None else max(0.0, last - time.monotonic())
+            made = Connection(self._dial(left))
+            try:
+                made.call(wire.Hello(made.number(), wire.VERSION, self._token()), last=last)
+            except BaseException:
+                made.close()
+                raise
+            self._connection = made
+            return made
+
+
+class Domain:
+    """A domain, held by its capability."""
+
+    def __init__(self, manager: Manager, id: int, token: str) -> None:
+        self._manager = manager
+        self.id = id
+        self.token = token
+
+    def __repr__(self) -> str:
+        return f"<shoal.manager.Domain {self.id}>"
+
+    def wait(self, nohang: bool = False, *, timeout: Duration | None = None) -> ExitStatus | None:
+        """Wait for its end. Any number may wait, each gets the same; waiting does not use it up.
+
+        Args:
+            nohang: return None at once where it has not ended.
+            timeout: seconds, or text such as "1m30s".
+        Raises:
+            TimeoutError: it has not ended in time. ManagerError: the capability does not allow it, or the domain is forgotten.
+        Source: spawn_wait() in Barrelfish's spawn_client.c.
+        """
+        patience = None if timeout is None else parse_duration(timeout)
+        try:
+            told = self._manager._ask(lambda rid: wire.Wait(rid, self.token, nohang), timeout=patience)[0]
+        except TimeoutError:
+            raise TimeoutError(f"domain {self.id} has not ended within {patience:g} s") from None
+        except ManagerError as error:
+            if nohang and error.code == "SPAWN_ERR_DOMAIN_RUNNING":
+                return None
+            raise
+        return ExitStatus(*told)
+
+    def kill(self) -> None:
+        """End everything in it. Returns when nothing of it runs any more.
+
+        Raises:
+            ManagerError: PROC_MGMT_ERR_DOMAIN_NOT_RUNNING: it has ended already. PROC_MGMT_ERR_KILL: it cannot be ended.
+        Source: spawn_kill() in Barrelfish's spawn_client.c.
+        """
+        self._manager._ask(lambda rid: wire.Kill(rid, self.token))
+
+    def send_signal(self, signal: int) -> None:
+        """Signal each of its dispatchers.
+
+        Raises:
+            ManagerError: PROC_MGMT_ERR_DOMAIN_NOT_RUNNING: it has ended.
+        """
+        self._manager._ask(lambda rid: wire.Signal(rid, self.token, int(signal)))
+
+    def status(self) -> DomainStatus:
+        """What is known of it."""
+        return _status(self._manager._ask(lambda rid: wire.Status(rid, self.token))[0])
+
+    def logs(self, *, stream: Literal["stdout", "stderr", "both"] = "both", follow: bool = False) -> Iterator[bytes]:
+        """What it has written, piece by piece as it was written.
+
+        Args:
+            follow: also what it writes from now on, until it has ended.
+        """
+        return (entry.data for entry in self.log_entries(stream=stream, follow=follow))
+
+    def log_entries(self, *, stream: Literal["stdout", "stderr", "both"] = "both", follow: bool = False) -> Iterator[Entry]:
+        """The same, each piece with its time and its stream."""
+        reader = LogReader(lambda seen: self._manager._ask(lambda rid: wire.Logs(rid, self.token, seen)), stream)
+        return reader.entries(follow=follow)
+
+
+def connect(address: str | None = None, *, timeout: Duration | None = None) -> Manager:
+    """A client of the user's process manager, which is started where none runs.
+
+    Args:
+        address: the socket of another manager, which is not started. $SHOAL_STATE_DIR names another state directory.
+        timeout: for each connection: seconds, or text such as "5s".
+    Raises:
+        ManagerError: no manager can be reached or started; says why. TimeoutError: not in time.
+    Source: proc_mgmt_bind_client() in Barrelfish's proc_mgmt_client.c.
+    """
+    from shoal.manager.daemon import dial
+
+    layout = Layout.of() if address is None else Layout(os.path.dirname(os.path.dirname(address)), os.path.dirname(address))
+    patience = None if timeout is None else parse_duration(timeout)
+
+    def token() -> str | None:
+        try:
+            with open(layout.capability, encoding="ascii") as file:
+                return file.read()
+        except OSError:
+            return None  # who may not read it is a client without it
+
+    manager = Manager(lambda left: dial(layout, patience if left is None else left, starts=address is None), token, lambda: None)
+    manager._connected(None)
+    return manager
+
+
+def embedded(state_dir: str | None = None) -> Manager:
+    """The same service inside this process, in a thread.
+
+    Args:
+        state_dir: what outlives it is there; None is that of the user's manager, of which there can be only one at a time.
+    Raises:
+        ManagerError: another manager has the directory, or it cannot be used.
+    """
+    layout = Layout.of(state_dir)
+    running = Embedded(layout)
+
+    def token() -> str:
+        with open(layout.capability, encoding="ascii") as file:
+            return file.read()
+
+    return Manager(lambda left: running.connect(), token, running.close)
+
+
+def exit(status: int) -> None:
+    """End the whole domain this process is a dispatcher of, whichever it is.
+
+    Args:
+        status: 0 to 255.
+    Source: spawn_exit() in Barrelfish's spawn_client.c.
+    """
+    import sys
+
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):
+            pass
+    os._exit(status & 0xFF)  # of a dispatcher that ends, its init is told by the kernel: domain.c
+
+
+def _status(told: dict[str, Any]) -> DomainStatus:
+    ended = told["ended"]
+    return DomainStatus(
+        told["id"],
+        told["name"],
+        told["state"],
+        tuple(os.fsdecode(word) for word in told["argv"]),
+        tuple(told["cores"]) if ended is None else (),
+        tuple(told["pids"]) if ended is None else (),
+        None if ended is None else ExitStatus(ended["code"], ended["reason"], ended["signal"]),
+        told["started_s"],
+        *((0.0, 0.0, 0) if ended is None else (ended["user_s"], ended["system_s"], ended["max_memory_bytes"])),
+    )
+
+
+def _find(path: str) -> str:
+    try:
+        return find_program(path, os.environ.get("PATH", "/usr/bin:/bin"), current_directory()).path
+    except RequestError as error:
+        raise ManagerError("SPAWN_ERR_LOAD", error.message) from None
+
+
+def _word(word: object, what: str) -> bytes:
+    if not isinstance(word, str | bytes | os.PathLike):
+        raise TypeError(f"{what} must be str or bytes, not {type(word).__name__}")
+    data = os.fsencode(word)
+    if b"\0" in data:
+        raise ValueError(f"{what} holds a zero byte")
+    return data
+
+
+def _assignment(name: object, value: object) -> bytes:
+    data = _word(name, "a variable's name") + b"=" + _word(value, f"the value of {name}")
+    if b"=" in _word(name, "a variable's name"):
+        raise ValueError(f"the variable's name {name!r} holds =")
+    return data
+
+
+def _stdio(stdin: Any, stdout: Any, stderr: Any) -> tuple[list[int], list[int], list[int]]:
+    """Descriptors to send, their numbers in the child, and which are kept in the log."""
+    fds: list[int] = []
+    targets: list[int] = []
+    kept: list[int] = []
+    for number, given in enumerate((stdin, stdout, stderr)):
+        if given is None:
+            kept += [number] if number else []
+        elif given == subprocess.STDOUT and number == 2:
+            if 1 in targets:
+                fds.append(fds[targets.index(1)])
+                targets.append(2)
+            elif 1 in kept:
+                raise ValueError("stderr=STDOUT: the log keeps both apart; leave stderr out, or give stdout a file")
+        elif given in (subprocess.PIPE, subprocess.STDOUT):
+            raise ValueError(f"{('stdin', 'stdout', 'stderr')[number]} cannot be {given}: give a descriptor, or None to keep it in the log")
+        elif given != subprocess.DEVNULL:
+            fds.append(given if isinstance(given, int) else given.fileno())
+            targets.append(number)
+    return fds, targets, kept
+
+
+def _own_core() -> int:
+    with open("/proc/thread-self/stat", "rb") as file:
+        return int(file.read().rpartition(b")")[2].split()[36])
+
+
+__all__ = ["NEW_DOMAIN", "OMP", "Domain", "DomainStatus", "Manager", "connect", "embedded", "exit"]

@@ -1,0 +1,167 @@
+"""The daemon: a manager in a process of its own, which starts itself when it is first needed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+from shoal.manager.errors import ManagerError
+from shoal.manager.layout import Layout
+from shoal.manager.running import Running
+
+START_S = 30.0
+"""How long a new daemon may take until it listens: it may have many domains to find again."""
+
+
+def dial(layout: Layout, timeout: float | None, *, starts: bool) -> socket.socket:
+    """A connection to the daemon.
+
+    Args:
+        timeout: seconds; None waits as long as a daemon may take to start.
+        starts: start one where none runs.
+    Raises:
+        ManagerError: there is none, or it cannot be started; says why. TimeoutError: not in time.
+    """
+    last = time.monotonic() + (START_S if timeout is None else timeout)
+    sock = _connected(layout)
+    if sock is None and starts:
+        start(layout, last)
+        sock = _connected(layout)
+    if sock is None:
+        what = f"no manager listens at {layout.socket}; `shoal manager start` starts one"
+        raise ManagerError("LIB_ERR_NAMESERVICE_NOT_BOUND", what)
+    return sock
+
+
+def _connected(layout: Layout) -> socket.socket | None:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        directory = os.open(layout.run, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        sock.close()
+        return None
+    try:
+        sock.connect(f"/proc/self/fd/{directory}/{os.path.basename(layout.socket)}")
+    except (FileNotFoundError, ConnectionRefusedError):
+        sock.close()
+        return None
+    except OSError as error:
+        sock.close()
+        raise ManagerError("LIB_ERR_NAMESERVICE_NOT_BOUND", f"{layout.socket}: {error.strerror}") from error
+    finally:
+        os.close(directory)
+    return sock
+
+
+def start(layout: Layout, last: float) -> None:
+    """Start a daemon and wait until it listens. One that somebody else has started meanwhile will do.
+
+    Raises:
+        ManagerError: it could not; says what it said. TimeoutError: not by `last`.
+    """
+    layout.make()
+    ready, told = os.pipe()
+    try:
+        environ = {name: value for name, value in os.environ.items() if name not in ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID")}
+        words = [sys.executable, "-m", "shoal.manager.daemon", layout.state, layout.run, str(told)]
+        with open(layout.own_log, "ab") as log:
+            process = subprocess.Popen(
+                words, env=environ, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(told,), start_new_session=True
+            )
+    finally:
+        os.close(told)
+    try:
+        said = _read_all(ready, last)
+    finally:
+        os.close(ready)
+    process.wait()
+    if said == b"":
+        if time.monotonic() >= last:
+            raise TimeoutError("the manager did not begin to listen in time")
+        raise ManagerError("LIB_ERR_PROC_MGMT_CLIENT_ACCEPT", f"the manager could not be started; {layout.own_log} says why")
+    if said != b"ready" and _connected_is_none(layout):
+        raise ManagerError("LIB_ERR_PROC_MGMT_CLIENT_ACCEPT", said.decode("utf-8", "replace"))
+
+
+def _connected_is_none(layout: Layout) -> bool:
+    sock = _connected(layout)
+    if sock is not None:
+        sock.close()
+    return sock is None
+
+
+def _read_all(fd: int, last: float) -> bytes:
+    import select
+
+    data = b""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    while (left := last - time.monotonic()) > 0:
+        if poll.poll(int(left * 1000) + 1):
+            more = os.read(fd, 4096)
+            if not more:
+                break
+            data += more
+    return data
+
+
+async def run(layout: Layout, ready: int | None = None) -> int:
+    """Be the manager until somebody stops it. The exit status.
+
+    Args:
+        ready: a descriptor to tell of the beginning by: "ready", or what went wrong; closed then.
+    """
+    running = Running(layout)
+    try:
+        await running.start()
+    except ManagerError as error:
+        if ready is not None:
+            os.write(ready, str(error).encode())
+            os.close(ready)
+        print(f"shoal manager: {error}", file=sys.stderr)
+        return 1
+    if ready is not None:
+        os.write(ready, b"ready")
+        os.close(ready)
+    notify("READY=1")
+    loop = asyncio.get_running_loop()
+    service = running.service
+    assert service is not None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, service.stop)
+    try:
+        await running.serve()
+    finally:
+        notify("STOPPING=1")
+        running.close()
+    return 0
+
+
+def notify(state: str) -> None:
+    """Tell systemd, where it asked for it: sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+        except OSError:
+            pass
+
+
+def main() -> int:
+    state, run_directory, ready = sys.argv[1:4]
+    if os.fork():
+        os._exit(0)  # so that the daemon is nobody's child who may never wait for it
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    os.umask(0o022)
+    return asyncio.run(run(Layout(state, run_directory), int(ready)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""Where a manager keeps what: its state directory, and the one in which it listens."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+
+from shoal.manager.errors import ManagerError
+
+
+def runtime_directory() -> str:
+    """Where sockets are, of this user: $XDG_RUNTIME_DIR/shoal, or the like where there is none."""
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    return os.path.join(base, "shoal") if base else f"/tmp/shoal-{os.geteuid()}"
+
+
+def state_directory() -> str:
+    """What outlives a manager, of this user: $XDG_STATE_HOME/shoal. $SHOAL_STATE_DIR comes first."""
+    given = os.environ.get("SHOAL_STATE_DIR")
+    if given:
+        return os.path.abspath(given)
+    base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    return os.path.join(base, "shoal")
+
+
+def boot_identity() -> str:
+    """What no two boots of a machine have in common: proc_sys_kernel(5), random/boot_id."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The files of one manager.
+
+    Attributes:
+        state: the state directory. run: where its socket and those of the domains' inits are.
+    """
+
+    state: str
+    run: str
+
+    @classmethod
+    def of(cls, state_dir: str | None = None) -> Layout:
+        """That of the user's manager, or of one with a state directory of its own, which has its sockets there, too."""
+        if state_dir is not None or os.environ.get("SHOAL_STATE_DIR"):
+            state = os.path.abspath(state_dir) if state_dir is not None else state_directory()
+            return cls(state, os.path.join(state, "run"))
+        return cls(state_directory(), runtime_directory())
+
+    @property
+    def socket(self) -> str:
+        return os.path.join(self.run, "manager.sock")
+
+    @property
+    def lock(self) -> str:
+        return os.path.join(self.state, "lock")
+
+    @property
+    def database(self) -> str:
+        return os.path.join(self.state, "manager.db")
+
+    @property
+    def ledger(self) -> str:
+        return os.path.join(self.state, "ledger")
+
+    @property
+    def logs(self) -> str:
+        return os.path.join(self.state, "logs")
+
+    @property
+    def key(self) -> str:
+        """The root key of its capabilities."""
+        return os.path.join(self.state, "root.key")
+
+    @property
+    def capability(self) -> str:
+        """The manager capability, for whoever may read it."""
+        return os.path.join(self.state, "manager.cap")
+
+    @property
+    def own_log(self) -> str:
+        """What the manager itself has to say."""
+        return os.path.join(self.state, "manager.log")
+
+    def make(self) -> None:
+        """Make the directories, for nobody but the user.
+
+        Raises:
+            ManagerError: they cannot be made, or are somebody else's.
+        """
+        for path in (self.state, self.run, self.logs):
+            try:
+                os.makedirs(path, mode=0o700, exist_ok=True)
+                found = os.lstat(path)
+            except OSError as error:
+                raise ManagerError("PROC_MGMT_ERR_CREATE_DOMAIN_TABLE", f"cannot make {path}: {error.strerror}") from error
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+                raise ManagerError("PROC_MGMT_ERR_CREATE_DOMAIN_TABLE", f"{path} is not a directory of this user's; move it away")
+            if found.st_mode & 0o077:
+                os.chmod(path, 0o700)

@@ -1,0 +1,85 @@
+"""Logs: what a domain has written, as its init keeps it: entries with a time and a stream, in two files of which the older is complete.
+
+The layout of an entry is in src/native/domain.h.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Literal, NamedTuple
+
+_HEAD: Final = struct.Struct("=QII")
+STREAMS: Final = {"stdout": (1,), "stderr": (2,), "both": (1, 2)}
+NOTHING_SEEN: Final = (0, 0)
+
+
+class Entry(NamedTuple):
+    """One piece of output. `at_s`: seconds since 1970. `stream`: 1 or 2."""
+
+    at_s: float
+    stream: int
+    data: bytes
+
+
+def names(id: int) -> tuple[str, str]:
+    """The files of a domain's log, the older one first."""
+    return f"{id}.log.1", f"{id}.log"
+
+
+def state_of(directory: str, id: int) -> tuple[int, int]:
+    """Which file it is that is being written, and how large: what tells whether there is more."""
+    try:
+        found = os.stat(os.path.join(directory, names(id)[1]))
+    except FileNotFoundError:
+        return NOTHING_SEEN
+    return found.st_ino, found.st_size
+
+
+class LogReader:
+    """Reads the log of one domain.
+
+    Args:
+        ask: given a `state_of()`, waits until it is another or the domain has ended; given None, does not wait. Gives whether it has
+            ended, the state, and descriptors of the files, the older one first, which are ours then.
+    """
+
+    def __init__(
+        self, ask: Callable[[tuple[int, int] | None], tuple[Any, list[int]]], stream: Literal["stdout", "stderr", "both"] = "both"
+    ) -> None:
+        if stream not in STREAMS:
+            raise ValueError(f'stream {stream!r}: there are "stdout", "stderr" and "both"')
+        self._ask = ask
+        self._streams = STREAMS[stream]
+        self._seen: dict[int, int] = {}  # how far each file was read, by its inode
+
+    def entries(self, *, follow: bool = False) -> Iterator[Entry]:
+        """What is there now; with `follow` also what comes until the domain has ended."""
+        (ended, state), fds = self._ask(None)
+        try:
+            while True:
+                for fd in fds:
+                    yield from self._from(fd)
+                if ended or not follow:
+                    return
+                (ended, state), more = self._ask(tuple(state))
+                before, fds = fds, more  # kept until now, so that no new file has an old one's number
+                for fd in before:
+                    os.close(fd)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _from(self, fd: int) -> Iterator[Entry]:
+        inode = os.fstat(fd).st_ino
+        at = self._seen.get(inode, 0)
+        while len(head := os.pread(fd, _HEAD.size, at)) == _HEAD.size:
+            at_ns, size, stream = _HEAD.unpack(head)
+            data = os.pread(fd, size, at + _HEAD.size)
+            if len(data) < size:
+                return  # it is being written
+            at += _HEAD.size + size
+            self._seen[inode] = at
+            if stream in self._streams:
+                yield Entry(at_ns / 1e9, stream, data)

@@ -1,0 +1,63 @@
+"""Orders: what the init of a domain is told and tells, packed. The layout is in src/native/domain.h."""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+ASSIGN, LAUNCH, CELL, SIGNAL, END = range(1, 6)
+HERE, STARTED, FAILED, TOLD_ENDED = range(1, 5)
+OUT, ERR, EMPTY = 1, 2, 4
+"""Which descriptors come with LAUNCH and CELL."""
+AS_THE_KERNEL_SAYS: Final = -1
+
+_ORDER: Final = struct.Struct("=IiiIQQQ")
+_TOLD: Final = struct.Struct("=IiiIQQ")
+_FDS: Final = 4
+
+
+class Told(NamedTuple):
+    """What an init told. `fds` are the receiver's."""
+
+    kind: int
+    pid: int
+    error: int
+    slot: int
+    id: int
+    key: int
+    fds: tuple[int, ...]
+
+
+def order(sock: socket.socket, kind: int, a: int = 0, b: int = 0, *, c: int = 0, d: int = 0, e: int = 0, fds: Sequence[int] = ()) -> None:
+    """Send an order.
+
+    Raises:
+        OSError: the init has ended, or does not listen.
+    """
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    sock.sendmsg([_ORDER.pack(kind, a, b, 0, c, d, e)], ancillary, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+
+
+def told(sock: socket.socket) -> Told | None:
+    """What is there to hear; None when the init has ended.
+
+    Raises:
+        BlockingIOError: nothing is.
+    """
+    try:
+        data, ancillary, _, _ = sock.recvmsg(_TOLD.size, socket.CMSG_SPACE(_FDS * 4), socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+    except ConnectionError:
+        return None
+    fds = array.array("i")
+    for _, _, content in ancillary:
+        fds.frombytes(content[: len(content) // 4 * 4])
+    if len(data) != _TOLD.size:
+        for fd in fds:
+            os.close(fd)
+        return None
+    kind, pid, error, slot, id, key = _TOLD.unpack(data)
+    return Told(kind, pid, error, slot, id, key, tuple(fds))

@@ -1,0 +1,210 @@
+"""The server: connections of clients, each of which can spoil only itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from shoal.manager import wire
+from shoal.manager.errors import ManagerError
+from shoal.manager.service import Service
+from shoal.manager.wire import WireError
+
+UNSENT_MOST: Final = 16 << 20
+"""Bytes that may wait for a client that does not read."""
+_CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred
+_ROUNDS: Final = 16
+"""How often one client is read before it is another's turn."""
+
+
+class Connection:
+    """One client. A Caller of the service."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        service: Service,
+        is_capability: Callable[[str], bool],
+        on_close: Callable[[Connection], None],
+    ) -> None:
+        self._loop, self._socket, self._service = loop, sock, service
+        self._is_capability, self._on_close = is_capability, on_close
+        self._inbox = wire.Inbox()
+        self._unsent: deque[tuple[bytes, list[int]]] = deque()
+        self._unsent_bytes = 0
+        self.manages = False
+        self._greeted = False
+        pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        self.who = f"uid {uid} pid {pid}"
+        self.uid = uid
+        sock.setblocking(False)
+        loop.add_reader(sock.fileno(), self._readable)
+
+    def close(self) -> None:
+        if self._socket.fileno() < 0:
+            return
+        self._loop.remove_reader(self._socket.fileno())
+        self._loop.remove_writer(self._socket.fileno())
+        self._socket.close()
+        self._inbox.close()
+        for _, fds in self._unsent:
+            for fd in fds:
+                os.close(fd)
+        self._unsent.clear()
+        self._on_close(self)
+
+    # --- in -----------------------------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        try:
+            for _ in range(_ROUNDS):
+                if not self._inbox.receive(self._socket):
+                    self.close()
+                    return
+                while (found := self._inbox.next()) is not None:
+                    self._take(*found)
+                    if self._socket.fileno() < 0:
+                        return
+        except BlockingIOError:
+            pass
+        except (OSError, WireError):
+            self.close()
+
+    def _take(self, body: bytes, fds: list[int]) -> None:
+        try:
+            request = wire.decode_request(body)
+        except msgspec.MsgspecError as error:
+            for fd in fds:
+                os.close(fd)
+            raise WireError(str(error)) from error
+        if isinstance(request, wire.Hello):
+            for fd in fds:
+                os.close(fd)
+            self._greet(request)
+        elif self._greeted:
+            self._service.handle(self, request, fds)
+        else:
+            for fd in fds:
+                os.close(fd)
+            raise WireError("the first message has to be a greeting")
+
+    def _greet(self, hello: wire.Hello) -> None:
+        if hello.version != wire.VERSION:
+            what = f"this manager speaks version {wire.VERSION} of the protocol, its client {hello.version}; start it anew"
+            self.refuse(hello.rid, ManagerError("PROC_MGMT_ERR_SPAWND_REQUEST", what))
+            return
+        self._greeted = True
+        if hello.token is not None:
+            self.manages = self._is_capability(hello.token)
+            if not self.manages:
+                self.refuse(hello.rid, ManagerError("PROC_MGMT_ERR_NOT_MONITOR", "this is not the capability of this manager"))
+                return
+        self.answer(hello.rid, {"pid": os.getpid(), "version": wire.VERSION})
+
+    # --- out ----------------------------------------------------------------------------------------
+
+    def answer(self, rid: int, value: Any = None, fds: Sequence[int] = ()) -> None:
+        """Send an answer; the descriptors are borrowed."""
+        self.send(wire.encode(wire.Answer(rid, value)), fds)
+
+    def refuse(self, rid: int, error: ManagerError) -> None:
+        self.send(wire.encode(wire.Failure(rid, "ManagerError", error.code, error.message)))
+
+    def send(self, body: bytes, fds: Sequence[int] = ()) -> None:
+        if self._socket.fileno() < 0:
+            return
+        data = wire.frame(body, fds)
+        if not self._unsent:
+            try:
+                sent = self._socket.sendmsg([data], wire.ancillary(fds), socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self._loop.call_soon(self.close)
+                return
+            if sent == len(data):
+                return
+            if sent:
+                data, fds = data[sent:], ()
+            self._loop.add_writer(self._socket.fileno(), self._writable)
+        self._unsent_bytes += len(data)
+        if self._unsent_bytes > UNSENT_MOST:  # it never reads
+            self._loop.call_soon(self.close)
+            return
+        self._unsent.append((data, [os.dup(fd) for fd in fds]))
+
+    def _writable(self) -> None:
+        while self._unsent:
+            data, fds = self._unsent[0]
+            try:
+                sent = self._socket.sendmsg([data], wire.ancillary(fds), socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                return
+            except OSError:
+                self.close()
+                return
+            for fd in fds:
+                os.close(fd)
+            self._unsent_bytes -= sent
+            if sent < len(data):
+                self._unsent[0] = (data[sent:], [])
+                return
+            self._unsent.popleft()
+        self._loop.remove_writer(self._socket.fileno())
+
+
+class Server:
+    """Listens, and has the connections."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, service: Service, is_capability: Callable[[str], bool], listener: socket.socket | None
+    ) -> None:
+        self._loop, self._service, self._is_capability = loop, service, is_capability
+        self._connections: set[Connection] = set()
+        self._listener = listener
+        if listener is not None:
+            listener.setblocking(False)
+            loop.add_reader(listener.fileno(), self._accept)
+
+    def add(self, sock: socket.socket) -> None:
+        """Serve the other end of `sock`, which is taken over."""
+        connection = Connection(self._loop, sock, self._service, self._is_capability, self._left)
+        if connection.uid not in (os.geteuid(), 0):
+            connection.close()
+            return
+        self._connections.add(connection)
+
+    def close(self) -> None:
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener.fileno())
+            self._listener.close()
+        for connection in tuple(self._connections):
+            connection.close()
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        try:
+            sock, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError:  # no more descriptors: whoever is there is served first
+            self._loop.remove_reader(self._listener.fileno())
+            self._loop.call_later(0.1, self._listen_again)
+            return
+        self.add(sock)
+
+    def _listen_again(self) -> None:
+        if self._listener is not None and self._listener.fileno() >= 0:
+            self._loop.add_reader(self._listener.fileno(), self._accept)
+
+    def _left(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        self._service.left(connection)

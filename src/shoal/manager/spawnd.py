@@ -1,0 +1,237 @@
+"""Spawnd: what owns the processes of one node. Starts domains on its cores, and finds again those that an earlier one has started.
+
+It keeps nothing that cannot be lost: what is true of a domain is in the ledger, written by the domain's own init.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from shoal.manager import flat, orders
+from shoal.manager.errors import ManagerError
+from shoal.manager.layout import Layout
+from shoal.manager.ledger import CAUSE_KILLED, Ledger, Slot
+from shoal.manager.link import Link, Outcome, send_plan
+from shoal.manager.nursery import Init, Nursery
+from shoal.manager.wire import SpawnProgram
+from shoal.packing import count_strings
+from shoal.status import SpawnError
+
+LOG_BYTES: Final = 16 << 20
+"""How much of a domain's output is kept in each of its two files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """What a domain is started under.
+
+    Attributes:
+        id: the domain's number. slot: its place in the ledger. key: what tells it from every other that was ever there.
+    """
+
+    id: int
+    slot: int
+    key: int
+
+
+class Kept:
+    """A domain that lives, as its spawnd has it: the link to its init."""
+
+    __slots__ = ("link", "pid", "seat")
+
+    def __init__(self, seat: Seat, link: Link, pid: int) -> None:
+        self.seat, self.link, self.pid = seat, link, pid
+
+    def kill(self) -> None:
+        """End everything in it."""
+        self.link.order(orders.END, CAUSE_KILLED, int(signal.SIGKILL))
+
+    def send_signal(self, number: int, pid: int = 0) -> None:
+        """Signal a dispatcher, or all of them."""
+        self.link.order(orders.SIGNAL, number, pid)
+
+
+class LocalSpawnd:
+    """The spawnd of this machine, in the manager's own process. For the loop's thread.
+
+    Args:
+        on_end: called with a domain's number when its init has ended.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, layout: Layout, on_end: Callable[[int], None]) -> None:
+        self._loop = loop
+        self._on_end = on_end
+        self.cores: tuple[int, ...] = tuple(sorted(os.sched_getaffinity(0)))
+        self.ledger = Ledger(layout.ledger)
+        self._run = os.open(layout.run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._logs = os.open(layout.logs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._nursery: Nursery | None = None
+        self._wanted: list[asyncio.Future[None]] = []
+
+    def close(self) -> None:
+        """Leave every domain alone."""
+        self._close_nursery()
+        self.ledger.close()
+        os.close(self._run)
+        os.close(self._logs)
+
+    # --- starting -----------------------------------------------------------------------------------
+
+    def new_seat(self, id: int) -> Seat:
+        """A place for a domain.
+
+        Raises:
+            ManagerError: the disk is full.
+        """
+        return Seat(id, self.ledger.take(), secrets.randbits(63))
+
+    async def start(self, seat: Seat, request: SpawnProgram, fds: Sequence[int]) -> Kept:
+        """Start a domain; on failure nothing of it is left but its seat.
+
+        Args:
+            fds: what the request speaks of; borrowed.
+        Raises:
+            ManagerError: it was not started.
+        """
+        core = self._checked_core(request.core)
+        plan = flat.plan(request.path, request.cwd, core, (*request.targets, *request.kept))
+        argv, environ = count_strings(request.argv), count_strings(request.environ)
+        init = await self._take_init()
+        gone: asyncio.Future[None] = self._loop.create_future()
+        link = Link(self._loop, init.socket, lambda: gone.set_result(None))
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        outcome = Outcome(self._loop, near)
+        pipes: list[int] = []
+        try:
+            with far:
+                link.order(orders.ASSIGN, seat.slot, c=seat.id, d=seat.key, e=LOG_BYTES)
+                for _ in request.kept:
+                    pipes += os.pipe2(os.O_CLOEXEC)
+                started = link.answer()
+                link.order(orders.LAUNCH, sum(request.kept), fds=(far.fileno(), *pipes[::2]))
+            send_plan(near, plan.filled(()), argv, environ, (*fds, *pipes[1::2]))
+            _close(pipes)
+            told = await started
+            if told.kind != orders.STARTED:
+                raise ManagerError("SPAWN_ERR_RUN", f"no process could be made: {os.strerror(told.error)}")
+            await outcome.executed(plan.labels, os.fsdecode(request.path))
+        except BaseException as error:
+            link.order(orders.END, CAUSE_KILLED)
+            await gone
+            raise as_manager_error(error, request) from error
+        finally:
+            outcome.close()
+            _close(pipes)
+        gone.add_done_callback(lambda _: self._on_end(seat.id))
+        return Kept(seat, link, told.pid)
+
+    def _checked_core(self, core: int | str) -> int:
+        number = core if isinstance(core, int) else core.rpartition("/")[2]
+        try:
+            found = int(number)
+        except ValueError:
+            found = -1
+        if found not in self.cores:
+            raise ManagerError("PROC_MGMT_ERR_INVALID_SPAWND", f"core {core} has no spawn daemon; there is one for {_listed(self.cores)}")
+        return found
+
+    async def _take_init(self) -> Init:
+        """An init that waits for its domain. Waits for one to be made where none does."""
+        while True:
+            if self._nursery is None:
+                try:
+                    self._nursery = Nursery(self.ledger.fileno(), self._run, self._logs)
+                except SpawnError as error:
+                    raise ManagerError("SPAWN_ERR_RUN", f"no init for a domain could be made: {error}") from error
+                self._loop.add_reader(self._nursery.fileno(), self._nursery_readable)
+            init = self._nursery.take()
+            if init is not None:
+                return init
+            wanted: asyncio.Future[None] = self._loop.create_future()
+            self._wanted.append(wanted)
+            await wanted
+
+    def _nursery_readable(self) -> None:
+        if self._nursery is not None and not self._nursery.receive():
+            self._close_nursery()  # somebody has killed it; the next launch makes another
+        wanted, self._wanted = self._wanted, []
+        for future in wanted:
+            if not future.done():
+                future.set_result(None)
+
+    def _close_nursery(self) -> None:
+        if self._nursery is not None:
+            self._loop.remove_reader(self._nursery.fileno())
+            self._nursery.close()
+            self._nursery = None
+
+    # --- finding again --------------------------------------------------------------------------------
+
+    async def adopt(self, number: int, slot: Slot) -> Kept | None:
+        """The link to the domain in a slot, whose former manager is gone. None when its init is gone as well."""
+        directory = f"/proc/self/fd/{self._run}"
+        while True:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            try:
+                sock.connect(f"{directory}/d{number}")
+            except OSError:
+                sock.close()
+                if not _lives(slot):
+                    return None
+                await asyncio.sleep(0.01)  # it is about to listen, of which nothing tells that it could be waited for with the rest
+                continue
+            return await self._adopted(number, slot, sock)
+
+    async def _adopted(self, number: int, slot: Slot, sock: socket.socket) -> Kept | None:
+        gone: asyncio.Future[None] = self._loop.create_future()
+        link = Link(self._loop, sock, lambda: gone.set_result(None))
+        try:
+            told = await link.answer()
+        except ManagerError:
+            return None
+        if (told.id, told.key) != (slot.id, slot.key):
+            link.close()
+            return None
+        gone.add_done_callback(lambda _: self._on_end(slot.id))
+        return Kept(Seat(slot.id, number, slot.key), link, slot.pid)
+
+
+def as_manager_error(error: BaseException, request: SpawnProgram) -> BaseException:
+    """What stopped a launch, by the code the seed has for it."""
+    if not isinstance(error, SpawnError | OSError):
+        return error
+    if isinstance(error, SpawnError) and error.stage.name == "EXEC":
+        if flat.foreign_machine(request.path):
+            path = os.fsdecode(request.path)
+            return ManagerError("SPAWN_ERR_LOAD", f"{path} is for another kind of processor than core {request.core}")
+        return ManagerError("SPAWN_ERR_LOAD", error.detail)
+    if isinstance(error, SpawnError) and flat.ENTERING in error.detail:
+        return ManagerError("SPAWN_ERR_SETUP_ENV", f"{os.fsdecode(request.cwd)}: the working directory cannot be entered: {error.detail}")
+    return ManagerError("SPAWN_ERR_RUN", error.detail if isinstance(error, SpawnError) else str(error))
+
+
+def _lives(slot: Slot) -> bool:
+    """Whether its init does. A process with its number that began at another time is somebody else."""
+    try:
+        with open(f"/proc/{slot.init_pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return False
+    return int(fields[19]) == slot.init_start and fields[0] not in (b"Z", b"X")
+
+
+def _listed(cores: Sequence[int]) -> str:
+    return ", ".join(map(str, cores))
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+    fds.clear()

@@ -1,0 +1,198 @@
+"""The store: what a manager has to remember, in SQLite with a write-ahead log.
+
+Every change is on its way to the disk, out of this process, when a method returns: a manager that is killed loses none. What a
+machine without power loses is told by the boot's identity. Once the disk is full, or the database broken, changes are refused with
+an error that says so; domains that run are not touched by it, since their inits keep the truth in the ledger.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from shoal.manager.errors import ManagerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS domains (
+    id INTEGER PRIMARY KEY, key INTEGER NOT NULL, request TEXT, slot INTEGER NOT NULL, boot TEXT NOT NULL,
+    name TEXT NOT NULL, core TEXT NOT NULL, argv BLOB NOT NULL, about TEXT NOT NULL, ended TEXT);
+CREATE INDEX IF NOT EXISTS alive ON domains (id) WHERE ended IS NULL;
+CREATE UNIQUE INDEX IF NOT EXISTS requests ON domains (request) WHERE request IS NOT NULL;
+CREATE TABLE IF NOT EXISTS records (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS revoked (domain INTEGER PRIMARY KEY, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS audit (at REAL NOT NULL, who TEXT NOT NULL, did TEXT NOT NULL, domain INTEGER, refused TEXT);
+"""
+
+
+class Row:
+    """A domain as it is remembered.
+
+    Attributes:
+        about: what else is to be known of it, as JSON: cwd, sandbox, limits, dispatchers.
+        ended: how it did, as JSON; None while it has not.
+    """
+
+    __slots__ = ("about", "argv", "boot", "core", "ended", "id", "key", "name", "request", "slot")
+
+    def __init__(self, fields: tuple[Any, ...]) -> None:
+        self.id, self.key, self.request, self.slot, self.boot, self.name, self.core, self.argv, self.about, self.ended = fields
+        self.key &= (1 << 64) - 1
+
+
+class Store:
+    """The database of one state directory. For one thread."""
+
+    def __init__(self, path: str) -> None:
+        """Open it, or make it.
+
+        Raises:
+            ManagerError: it cannot be used; says why and what to do.
+        """
+        self._path = path
+        with self._told("opening"):
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=32)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute("PRAGMA busy_timeout=0")
+            self._db.executescript(_SCHEMA)
+            found = self._db.execute("PRAGMA quick_check(1)").fetchone()
+            if found[0] != "ok":
+                raise sqlite3.DatabaseError(found[0])
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextmanager
+    def _told(self, doing: str) -> Iterator[None]:
+        """sqlite3's errors as ours."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            name = getattr(error, "sqlite_errorname", "")
+            advice = {
+                "SQLITE_FULL": "the disk is full; make room",
+                "SQLITE_READONLY": "it cannot be written; is the disk mounted read-only?",
+                "SQLITE_CORRUPT": "it is damaged; move it away, and the domains that run are found again by the ledger",
+                "SQLITE_NOTADB": "it is no database; move it away, and the domains that run are found again by the ledger",
+            }.get(name.split("_", 2)[0] + "_" + name.split("_", 2)[1] if name.count("_") else name, str(error))
+            raise ManagerError("PROC_MGMT_ERR_CREATE_DOMAIN_TABLE", f"{doing} {self._path}: {advice}") from error
+
+    # --- domains ------------------------------------------------------------------------------------
+
+    def add(
+        self, id: int, key: int, request: str | None, slot: int, boot: str, name: str, core: str, argv: bytes, about: Mapping[str, Any]
+    ) -> None:
+        """A domain, before its first instruction."""
+        with self._told("writing to"):
+            self._db.execute(
+                "INSERT INTO domains VALUES (?,?,?,?,?,?,?,?,?,NULL)",
+                (id, key - (1 << 64) if key >> 63 else key, request, slot, boot, name, core, argv, json.dumps(about)),
+            )
+
+    def drop(self, id: int) -> None:
+        """A domain that never began."""
+        with self._told("writing to"):
+            self._db.execute("DELETE FROM domains WHERE id=?", (id,))
+
+    def end(self, endings: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
+        """Domains that have ended, and how."""
+        with self._told("writing to"):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                self._db.executemany("UPDATE domains SET ended=? WHERE id=?", [(json.dumps(how), id) for id, how in endings])
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def change(self, id: int, about: Mapping[str, Any]) -> None:
+        with self._told("writing to"):
+            self._db.execute("UPDATE domains SET about=? WHERE id=?", (json.dumps(about), id))
+
+    def alive(self) -> list[Row]:
+        """Those of which no end is known."""
+        with self._told("reading"):
+            return [Row(fields) for fields in self._db.execute("SELECT * FROM domains WHERE ended IS NULL")]
+
+    def find(self, id: int) -> Row | None:
+        with self._told("reading"):
+            fields = self._db.execute("SELECT * FROM domains WHERE id=?", (id,)).fetchone()
+        return None if fields is None else Row(fields)
+
+    def by_request(self, request: str) -> int | None:
+        """The domain that a request made, if it was carried out before."""
+        with self._told("reading"):
+            found = self._db.execute("SELECT id FROM domains WHERE request=?", (request,)).fetchone()
+        return None if found is None else found[0]
+
+    def last_id(self) -> int:
+        """The highest that was ever given."""
+        with self._told("reading"):
+            found = self._db.execute("SELECT max(id) FROM domains").fetchone()[0]
+        return max(-1 if found is None else found, int(self.fact("last_id") or -1))
+
+    def forget(self, most: int) -> list[int]:
+        """Drop the oldest of those that have ended, until `most` are left. Which they were."""
+        with self._told("writing to"):
+            count = self._db.execute("SELECT count(*) FROM domains WHERE ended IS NOT NULL").fetchone()[0]
+            if count <= most:
+                return []
+            old = self._db.execute("SELECT id FROM domains WHERE ended IS NOT NULL ORDER BY id LIMIT ?", (count - most,)).fetchall()
+            self.remember("last_id", str(self.last_id()))  # a number is never given again
+            self._db.executemany("DELETE FROM domains WHERE id=?", old)
+            self._db.executemany("DELETE FROM revoked WHERE domain=?", old)
+            return [id for (id,) in old]
+
+    # --- else ---------------------------------------------------------------------------------------
+
+    def fact(self, name: str) -> str | None:
+        with self._told("reading"):
+            found = self._db.execute("SELECT value FROM facts WHERE name=?", (name,)).fetchone()
+        return None if found is None else found[0]
+
+    def remember(self, name: str, value: str) -> None:
+        with self._told("writing to"):
+            self._db.execute("INSERT OR REPLACE INTO facts VALUES (?,?)", (name, value))
+
+    def revoke(self, domain: int, at: float) -> None:
+        with self._told("writing to"):
+            self._db.execute("INSERT OR REPLACE INTO revoked VALUES (?,?)", (domain, at))
+
+    def revoked(self) -> dict[int, float]:
+        with self._told("reading"):
+            return dict(self._db.execute("SELECT domain, at FROM revoked").fetchall())
+
+    def audit(self, at: float, who: str, did: str, domain: int | None, refused: str | None) -> None:
+        with self._told("writing to"):
+            self._db.execute("INSERT INTO audit VALUES (?,?,?,?,?)", (at, who, did, domain, refused))
+
+    def audited(self, count: int) -> list[tuple[float, str, str, int | None, str | None]]:
+        """The newest entries, oldest first."""
+        with self._told("reading"):
+            found = self._db.execute("SELECT at, who, did, domain, refused FROM audit ORDER BY rowid DESC LIMIT ?", (count,)).fetchall()
+        return found[::-1]
+
+    def trim_audit(self, most: int) -> None:
+        with self._told("writing to"):
+            self._db.execute("DELETE FROM audit WHERE rowid <= (SELECT max(rowid) FROM audit) - ?", (most,))
+
+    def records(self) -> dict[str, str]:
+        """The persistent records of the name service."""
+        with self._told("reading"):
+            return dict(self._db.execute("SELECT name, value FROM records").fetchall())
+
+    def set_record(self, name: str, value: str | None) -> None:
+        """None: there is none of this name any more."""
+        with self._told("writing to"):
+            if value is None:
+                self._db.execute("DELETE FROM records WHERE name=?", (name,))
+            else:
+                self._db.execute("INSERT OR REPLACE INTO records VALUES (?,?)", (name, value))

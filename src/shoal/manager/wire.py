@@ -1,0 +1,269 @@
+"""The wire: what a manager and its clients say to each other.
+
+A frame is a 32-bit length, an 8-bit number of descriptors, and so many bytes of msgpack; the descriptors come as ancillary data with
+the first byte of their frame. Requests have numbers, any number of them may be under way, and each has one answer.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+FRAME_MOST: Final = 4 << 20
+"""Bytes of one frame: more than the kernel takes as arguments and environment together."""
+FDS_MOST: Final = 64
+"""Descriptors in one frame."""
+VERSION: Final = 1
+_HEAD: Final = struct.Struct("<IB")
+
+
+class Request(msgspec.Struct, tag_field="t", tag=True, array_like=True):
+    """A request. `rid` tells the answers apart."""
+
+    rid: int
+
+
+class Hello(Request):
+    """The first one of a connection. `token`: the manager capability, or nothing."""
+
+    version: int
+    token: str | None = None
+
+
+class SpawnProgram(Request):
+    """Start a domain. The descriptors of the frame are those that `fds` speaks of, in order.
+
+    Attributes:
+        key: the same request, sent again after a lost connection, has the same one.
+        environ: all of it. cwd: where the program starts.
+        targets: the numbers in the child of the descriptors that came along.
+        kept: which of 1 and 2 go to the domain's log.
+        sandbox: a Sandbox as JSON, or None for the manager's own world.
+        handles: startup table of what came along.
+    """
+
+    key: str
+    core: int | str
+    path: bytes
+    argv: list[bytes]
+    environ: list[bytes]
+    cwd: bytes
+    targets: list[int]
+    kept: list[int]
+    name: str | None
+    flags: int
+    sandbox: bytes | None = None
+    handles: bytes | None = None
+    wait_s: float | None = None
+
+
+class Wait(Request):
+    domain: str | int
+    nohang: bool
+
+
+class Kill(Request):
+    domain: str | int
+
+
+class Signal(Request):
+    domain: str | int
+    number: int
+
+
+class Span(Request):
+    domain: str | int
+    core: int | str
+
+
+class Status(Request):
+    domain: str | int
+
+
+class Capabilities(Request):
+    domain: str | int
+
+
+class Logs(Request):
+    """Answered with descriptors of the log's files; with `seen`, once there is more than that, or the domain has ended."""
+
+    domain: str | int
+    seen: tuple[int, int] | None = None
+
+
+class List(Request):
+    pass
+
+
+class Cores(Request):
+    pass
+
+
+class Mint(Request):
+    """A capability for a domain, for who has that of the manager."""
+
+    domain: int
+
+
+class Revoke(Request):
+    domain: int
+
+
+class AddSpawnd(Request):
+    core: int | str
+    address: str
+
+
+class Cancel(Request):
+    """Nobody waits for the answer to `other` any more."""
+
+    other: int
+
+
+class Stop(Request):
+    """End the manager; its domains live on."""
+
+
+class Audit(Request):
+    """The newest entries of the audit log."""
+
+    count: int
+
+
+class Names(Request):
+    """An operation of the name service."""
+
+    operation: str
+    arguments: dict[str, Any]
+
+
+class Answer(msgspec.Struct, tag_field="t", tag="ok", array_like=True):
+    rid: int
+    value: Any = None
+
+
+class Failure(msgspec.Struct, tag_field="t", tag="error", array_like=True):
+    """`kind` is the class of the exception: "ManagerError", or one of a launch, with its status and errno."""
+
+    rid: int
+    kind: str
+    code: str
+    message: str
+    status: int = 0
+    stage: str = ""
+    errno: int = 0
+
+
+class Event(msgspec.Struct, tag_field="t", tag="event", array_like=True):
+    """What nobody asked for just now: of a watch, or a subscription."""
+
+    watch: int
+    value: Any = None
+
+
+AnyRequest = (
+    Hello
+    | SpawnProgram
+    | Wait
+    | Kill
+    | Signal
+    | Span
+    | Status
+    | Capabilities
+    | Logs
+    | List
+    | Cores
+    | Mint
+    | Revoke
+    | AddSpawnd
+    | Cancel
+    | Stop
+    | Audit
+    | Names
+)
+AnyAnswer = Answer | Failure | Event
+
+encode = msgspec.msgpack.Encoder().encode
+decode_request = msgspec.msgpack.Decoder(AnyRequest).decode
+decode_answer = msgspec.msgpack.Decoder(AnyAnswer).decode
+
+
+class WireError(Exception):
+    """The other side does not keep to the format. Costs it its connection."""
+
+
+def frame(body: bytes, fds: Sequence[int] = ()) -> bytes:
+    """A body with its head.
+
+    Raises:
+        WireError: too large, or too many descriptors.
+    """
+    if len(body) > FRAME_MOST:
+        raise WireError(f"a message of {len(body)} bytes; at most {FRAME_MOST} can be sent")
+    if len(fds) > FDS_MOST:
+        raise WireError(f"{len(fds)} descriptors in one message; at most {FDS_MOST} can be sent")
+    return _HEAD.pack(len(body), len(fds)) + body
+
+
+def ancillary(fds: Sequence[int]) -> list[tuple[int, int, array.array[int]]]:
+    """What sendmsg(2) takes along."""
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+
+
+class Inbox:
+    """Takes bytes and descriptors from a socket and gives frames. What nobody takes is closed with it."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._fds: deque[int] = deque()
+
+    def receive(self, sock: socket.socket, flags: int = 0) -> bool:
+        """Read once. False: the other side has closed.
+
+        Raises:
+            BlockingIOError: with MSG_DONTWAIT, nothing is there. OSError: the connection is broken.
+            WireError: descriptors were lost: we have too many.
+        """
+        data, control, notes, _ = sock.recvmsg(65536, socket.CMSG_SPACE(FDS_MOST * 4), flags | socket.MSG_CMSG_CLOEXEC)
+        for _, _, content in control:
+            fds = array.array("i")
+            fds.frombytes(content[: len(content) // 4 * 4])
+            self._fds.extend(fds)
+        if notes & socket.MSG_CTRUNC:
+            raise WireError("descriptors were lost on the way: too many are open here")
+        if len(self._fds) > 4 * FDS_MOST:
+            raise WireError("more descriptors than messages speak of")
+        self._data += data
+        return bool(data)
+
+    def next(self) -> tuple[bytes, list[int]] | None:
+        """A whole frame, whose descriptors are the caller's, or None.
+
+        Raises:
+            WireError: it is too large, or lacks descriptors.
+        """
+        if len(self._data) < _HEAD.size:
+            return None
+        size, count = _HEAD.unpack_from(self._data)
+        if size > FRAME_MOST or count > FDS_MOST:
+            raise WireError(f"a frame of {size} bytes with {count} descriptors; at most {FRAME_MOST} and {FDS_MOST} are taken")
+        if len(self._data) < _HEAD.size + size:
+            return None
+        if len(self._fds) < count:
+            raise WireError(f"a frame speaks of {count} descriptors, and {len(self._fds)} came")
+        body = bytes(self._data[_HEAD.size : _HEAD.size + size])
+        del self._data[: _HEAD.size + size]
+        return body, [self._fds.popleft() for _ in range(count)]
+
+    def close(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
+        self._data.clear()
