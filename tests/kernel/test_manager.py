@@ -278,9 +278,8 @@ def test_wrong_types_are_refused_before_anything_is_asked(manager):
 
 
 def test_two_managers_on_one_state_directory_are_refused(state):
-    with shoal.manager.embedded(state):
-        with pytest.raises(ManagerError, match=f"in use by the manager with pid {os.getpid()}"):
-            shoal.manager.embedded(state)
+    with shoal.manager.embedded(state), pytest.raises(ManagerError, match=f"in use by the manager with pid {os.getpid()}"):
+        shoal.manager.embedded(state)
 
 
 def test_a_killed_manager_loses_no_domain_and_no_status(state):
