@@ -47,6 +47,7 @@ class Recipe:
         finish: the plan that goes to a waiting process; its slots are the descriptors of `sources`.
         sources: the caller's descriptors, in the order of the plan's descriptors.
         comm: what the kernel calls the program.
+        begins_empty: in a mount namespace with nothing in it, which has to be handed over.
     """
 
     maker: Packed
@@ -56,13 +57,19 @@ class Recipe:
     name: str
     comm: bytes
     dies_with_caller: bool
+    begins_empty: bool = False
 
 
 def can_wait(plan: Plan) -> bool:
     """Whether the cell of this plan could be made before it is known what runs in it: nothing in it is the caller's of one moment."""
+    return plan.network == "loopback" and can_be_cooked(plan)
+
+
+def can_be_cooked(plan: Plan) -> bool:
+    """Whether the cell of this plan can be made by a recipe, by and by or at once."""
     return (
         plan.world == "cell"
-        and plan.network == "loopback"
+        and plan.network in ("loopback", "host")
         and plan.program.fd is None
         and plan.terminal is None
         and plan.listen_pid is None
@@ -79,7 +86,7 @@ def _lasts(source: MountSource) -> bool:
 
 
 def make_recipe(plan: Plan, no_mounts: NoMounts) -> Recipe:
-    """The recipe for a plan that `can_wait()`.
+    """The recipe for a plan that `can_be_cooked()`.
 
     Args:
         no_mounts: gives a mount namespace in which nothing is, or NO_FD.
@@ -103,7 +110,7 @@ def make_recipe(plan: Plan, no_mounts: NoMounts) -> Recipe:
     file = head + keeper + b"\0" * (-len(keeper) % 8) + prepare
     sources = tuple(item.source for item in plan.descriptors if isinstance(item.source, int))
     finish = _finish(plan, exec_path, has_rules=has_rules)
-    return Recipe(_maker(plan, empty_fd), file, finish, sources, plan.name, name, plan.dies_with_caller)
+    return Recipe(_maker(plan, empty_fd), file, finish, sources, plan.name, name, plan.dies_with_caller, empty_fd != NO_FD)
 
 
 def _maker(plan: Plan, empty_fd: int) -> Packed:
@@ -146,7 +153,10 @@ def _prepare(plan: Plan, *, empty: bool) -> tuple[bytes, str, bool]:
     packer.op("UMASK", "setting the file mode mask", a=UMASK)
     base, exec_path = world.make()
     packer.op("DROP_BOUNDING", "emptying the capability bounding set")
-    enter_network(packer, init, control)
+    if plan.network == "host":
+        packer.op("WAIT_READY", "waiting for the cell's first process", fd=control, fd2=init)
+    else:
+        enter_network(packer, init, control)
     packer.op("CHDIR", ENTERING, text=plan.cwd, b=RESOLVE_NO_MAGICLINKS)
     leave_keys(packer, plan)
     confine = Confine(packer, plan.confinement)

@@ -2,7 +2,7 @@
  *   w...  a process of a cell that waits for its program (wait.c)
  *   f...  a process that makes cells ahead of their use (make.c)
  *   h...  what holds a program that has no cell (hold.c)
- *   n...  what inits of domains are forked from (nursery.c, domain.c)
+ *   d...  what inits of domains are forked from (nursery.c, domain.c)
  *   else  pid 1 of a cell, and argv[1] its tasks (keep.c)
  *
  * No libc, no allocation: one such process costs a few pages. */
@@ -18,7 +18,7 @@ _Noreturn static void run(char **argv)
     const char *what = argv[0] ? argv[1] : 0;
     if (what && *what == 'f') {
         make_cells(argv);
-    } else if (what && *what == 'n') {
+    } else if (what && *what == 'd') {
         raise_inits(argv);
     } else if (what && *what == 'w') {
         sys5(__NR_prctl, PR_SET_NAME, argv[0], 0, 0, 0); /* what the program will be called, so that nobody sees another name */

@@ -18,12 +18,14 @@ from types import TracebackType
 from typing import Any, Literal
 
 from shoal.manager import wire
+from shoal.manager.boxes import to_text
 from shoal.manager.connection import Connection, ConnectionLost
 from shoal.manager.domains import ExitStatus
 from shoal.manager.errors import ManagerError
 from shoal.manager.layout import Layout
 from shoal.manager.logs import Entry, LogReader
 from shoal.manager.running import Embedded
+from shoal.sandbox.box import Sandbox
 from shoal.sandbox.errors import RequestError
 from shoal.sandbox.program import current_directory, find_program
 from shoal.units import parse_duration
@@ -90,6 +92,7 @@ class Manager(AbstractContextManager["Manager"]):
         envp: Mapping[str, str] | None = None,
         *,
         flags: int = 0,
+        sandbox: Sandbox | None = None,
         name: str | None = None,
         cwd: str | os.PathLike[str] | None = None,
         stdin: Any = None,
@@ -102,8 +105,9 @@ class Manager(AbstractContextManager["Manager"]):
             core: the one it is pinned to: one of `cores()`.
             path: with a slash it is a path from the current directory; without, it is searched for in this process's PATH.
             argv: argv[0] is the name the program sees.
-            envp: its environment; None is this process's.
+            envp: its environment; None is this process's, or with a sandbox what that says.
             flags: NEW_DOMAIN and OMP are known.
+            sandbox: what it gets of the machine; None: it sees what this process does.
             name: what people see; None is the last part of `path`.
             stdin: a descriptor or file; None is /dev/null.
             stdout, stderr: a descriptor or file; None: kept in the domain's log; subprocess.DEVNULL and, for stderr, STDOUT.
@@ -116,16 +120,17 @@ class Manager(AbstractContextManager["Manager"]):
         if isinstance(argv, str | bytes):
             raise TypeError('argv must be a sequence of strings, not one string; for example ["prog", "-v"]')
         words = [_word(word, f"argv[{index}]") for index, word in enumerate(argv)]
-        environ = os.environ if envp is None else envp
-        variables = [_assignment(name, value) for name, value in environ.items()]
+        environ = os.environ if envp is None and sandbox is None else envp
+        variables = None if environ is None else [_assignment(name, value) for name, value in environ.items()]
         found = _find(os.fspath(path))
         fds, targets, kept = _stdio(stdin, stdout, stderr)
         directory = current_directory() if cwd is None else os.path.abspath(os.fspath(cwd))
+        box = None if sandbox is None else to_text(sandbox, directory)
         key = uuid.uuid4().hex
 
         def request(rid: int) -> wire.Request:
             return wire.SpawnProgram(
-                rid, key, core, os.fsencode(found), words, variables, os.fsencode(directory), targets, kept, name, flags
+                rid, key, core, os.fsencode(found), words, variables, os.fsencode(directory), targets, kept, name, flags, box
             )
 
         (id, token), _ = self._ask(request, fds)
@@ -139,6 +144,7 @@ class Manager(AbstractContextManager["Manager"]):
         envp: Mapping[str, str] | None = None,
         *,
         on_error: Literal["stop", "continue", "undo"] = "stop",
+        sandbox: Sandbox | None = None,
     ) -> list[Domain]:
         """Start a program once on every core.
 
@@ -157,7 +163,7 @@ class Manager(AbstractContextManager["Manager"]):
             if core == here and not same_core:
                 continue
             try:
-                started.append(self.spawn_program(core, path, argv, envp))
+                started.append(self.spawn_program(core, path, argv, envp, sandbox=sandbox))
             except ManagerError as error:
                 if on_error == "undo":
                     for domain in started:

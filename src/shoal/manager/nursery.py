@@ -53,7 +53,7 @@ class Nursery:
             try:
                 fds = (init_image(), far.fileno(), ledger, run, logs)
                 # Two words and room in them: what is forked is called by other names.
-                argv = count_strings((b"shoal-domain", b"n".ljust(16)))
+                argv = count_strings((b"shoal-domain", b"d".ljust(16)))
                 pid, pidfd = launch(_plan(in_user_namespace=makes_cells), fds, argv, (b"", 0), "the nursery of domains")
             except BaseException:
                 near.close()

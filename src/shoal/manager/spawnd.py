@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from shoal.handles.made import empty_mounts
 from shoal.manager import flat, orders
+from shoal.manager.boxes import cook, known_box, on_core, order_for
 from shoal.manager.errors import ManagerError
 from shoal.manager.layout import Layout
 from shoal.manager.ledger import CAUSE_KILLED, Ledger, Slot
@@ -22,6 +24,8 @@ from shoal.manager.link import Link, Outcome, send_plan
 from shoal.manager.nursery import Init, Nursery
 from shoal.manager.wire import SpawnProgram
 from shoal.packing import count_strings
+from shoal.probe import is_privileged
+from shoal.sandbox.launch import Cooked
 from shoal.status import SpawnError
 
 LOG_BYTES: Final = 16 << 20
@@ -72,12 +76,13 @@ class LocalSpawnd:
         self.ledger = Ledger(layout.ledger)
         self._run = os.open(layout.run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._logs = os.open(layout.logs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._nursery: Nursery | None = None
+        self._nurseries: dict[bool, Nursery] = {}
         self._wanted: list[asyncio.Future[None]] = []
 
     def close(self) -> None:
         """Leave every domain alone."""
-        self._close_nursery()
+        for apart in tuple(self._nurseries):
+            self._close_nursery(apart)
         self.ledger.close()
         os.close(self._run)
         os.close(self._logs)
@@ -101,36 +106,83 @@ class LocalSpawnd:
             ManagerError: it was not started.
         """
         core = self._checked_core(request.core)
-        plan = flat.plan(request.path, request.cwd, core, (*request.targets, *request.kept))
-        argv, environ = count_strings(request.argv), count_strings(request.environ)
-        init = await self._take_init()
+        cooked = None if request.sandbox is None else self._cooked(request, core)
+        init = await self._take_init(makes_cell=cooked is not None)
         gone: asyncio.Future[None] = self._loop.create_future()
         link = Link(self._loop, init.socket, lambda: gone.set_result(None))
-        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        outcome = Outcome(self._loop, near)
         pipes: list[int] = []
         try:
-            with far:
-                link.order(orders.ASSIGN, seat.slot, c=seat.id, d=seat.key, e=LOG_BYTES)
-                for _ in request.kept:
-                    pipes += os.pipe2(os.O_CLOEXEC)
-                started = link.answer()
-                link.order(orders.LAUNCH, sum(request.kept), fds=(far.fileno(), *pipes[::2]))
-            send_plan(near, plan.filled(()), argv, environ, (*fds, *pipes[1::2]))
-            _close(pipes)
-            told = await started
-            if told.kind != orders.STARTED:
-                raise ManagerError("SPAWN_ERR_RUN", f"no process could be made: {os.strerror(told.error)}")
-            await outcome.executed(plan.labels, os.fsdecode(request.path))
+            link.order(orders.ASSIGN, seat.slot, c=seat.id, d=seat.key, e=LOG_BYTES)
+            for _ in request.kept:
+                pipes += os.pipe2(os.O_CLOEXEC)
+            given = (*fds, *pipes[1::2])
+            which, outputs = sum(request.kept), tuple(pipes[::2])
+            if cooked is None:
+                pid = await self._start_flat(link, request, core, given, which, outputs)
+            else:
+                pid = await self._start_in_cell(link, request, cooked, given, which, outputs)
         except BaseException as error:
             link.order(orders.END, CAUSE_KILLED)
             await gone
             raise as_manager_error(error, request) from error
         finally:
-            outcome.close()
             _close(pipes)
         gone.add_done_callback(lambda _: self._on_end(seat.id))
-        return Kept(seat, link, told.pid)
+        return Kept(seat, link, pid)
+
+    async def _start_flat(
+        self, link: Link, request: SpawnProgram, core: int, fds: Sequence[int], which: int, outputs: tuple[int, ...]
+    ) -> int:
+        plan = flat.plan(request.path, request.cwd, core, (*request.targets, *request.kept))
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        outcome = Outcome(self._loop, near)
+        try:
+            with far:
+                started = link.answer()
+                link.order(orders.LAUNCH, which, fds=(far.fileno(), *outputs))
+            send_plan(near, plan.filled(()), count_strings(request.argv), count_strings(request.environ or ()), fds)
+            told = await started
+            if told.kind != orders.STARTED:
+                raise ManagerError("SPAWN_ERR_RUN", f"no process could be made: {os.strerror(told.error)}")
+            await outcome.executed(plan.labels, os.fsdecode(request.path))
+        finally:
+            outcome.close()
+        return told.pid
+
+    def _cooked(self, request: SpawnProgram, core: int) -> Cooked:
+        assert request.sandbox is not None
+        box = known_box(on_core(request.sandbox, core))
+        environ = None
+        if request.environ is not None:
+            environ = dict(os.fsdecode(item).split("=", 1) for item in request.environ)
+        numbers = {target: target for target in (*request.targets, *request.kept)}
+        return cook(box, order_for(os.fsdecode(request.path), request.argv, environ, os.fsdecode(request.cwd), numbers))
+
+    async def _start_in_cell(
+        self, link: Link, request: SpawnProgram, cooked: Cooked, fds: Sequence[int], which: int, outputs: tuple[int, ...]
+    ) -> int:
+        recipe = cooked.recipe
+        file = os.memfd_create("shoal-recipe", os.MFD_CLOEXEC)
+        try:
+            os.write(file, recipe.file)
+            empty = empty_mounts() if recipe.begins_empty else -1
+            given = (file, empty) if empty >= 0 else (file,)
+            started = link.answer()
+            link.order(orders.CELL, which | (orders.EMPTY if empty >= 0 else 0), fds=(*given, *outputs))
+        finally:
+            os.close(file)
+        told = await started
+        if told.kind != orders.STARTED or not told.fds:
+            raise ManagerError("SPAWN_ERR_SETUP_CSPACE", f"no cell could be made: {os.strerror(told.error)}")
+        talk = socket.socket(fileno=told.fds[0])
+        outcome = Outcome(self._loop, talk)
+        try:
+            by_number = dict(zip((*request.targets, *request.kept), fds, strict=True))
+            send_plan(talk, recipe.finish, cooked.argv, cooked.environ, [by_number[number] for number in cooked.targets])
+            await outcome.executed((), os.fsdecode(request.path))
+        finally:
+            outcome.close()
+        return told.pid
 
     def _checked_core(self, core: int | str) -> int:
         number = core if isinstance(core, int) else core.rpartition("/")[2]
@@ -142,35 +194,38 @@ class LocalSpawnd:
             raise ManagerError("PROC_MGMT_ERR_INVALID_SPAWND", f"core {core} has no spawn daemon; there is one for {_listed(self.cores)}")
         return found
 
-    async def _take_init(self) -> Init:
+    async def _take_init(self, *, makes_cell: bool) -> Init:
         """An init that waits for its domain. Waits for one to be made where none does."""
+        apart = makes_cell and not is_privileged()  # in a user namespace in which it may
         while True:
-            if self._nursery is None:
+            nursery = self._nurseries.get(apart)
+            if nursery is None:
                 try:
-                    self._nursery = Nursery(self.ledger.fileno(), self._run, self._logs)
+                    nursery = self._nurseries[apart] = Nursery(self.ledger.fileno(), self._run, self._logs, makes_cells=apart)
                 except SpawnError as error:
-                    raise ManagerError("SPAWN_ERR_RUN", f"no init for a domain could be made: {error}") from error
-                self._loop.add_reader(self._nursery.fileno(), self._nursery_readable)
-            init = self._nursery.take()
+                    raise ManagerError("SPAWN_ERR_RUN", f"no init for a domain could be made: {error.detail}") from error
+                self._loop.add_reader(nursery.fileno(), self._nursery_readable, apart)
+            init = nursery.take()
             if init is not None:
                 return init
             wanted: asyncio.Future[None] = self._loop.create_future()
             self._wanted.append(wanted)
             await wanted
 
-    def _nursery_readable(self) -> None:
-        if self._nursery is not None and not self._nursery.receive():
-            self._close_nursery()  # somebody has killed it; the next launch makes another
+    def _nursery_readable(self, apart: bool) -> None:
+        nursery = self._nurseries.get(apart)
+        if nursery is not None and not nursery.receive():
+            self._close_nursery(apart)  # somebody has killed it; the next launch makes another
         wanted, self._wanted = self._wanted, []
         for future in wanted:
             if not future.done():
                 future.set_result(None)
 
-    def _close_nursery(self) -> None:
-        if self._nursery is not None:
-            self._loop.remove_reader(self._nursery.fileno())
-            self._nursery.close()
-            self._nursery = None
+    def _close_nursery(self, apart: bool) -> None:
+        nursery = self._nurseries.pop(apart, None)
+        if nursery is not None:
+            self._loop.remove_reader(nursery.fileno())
+            nursery.close()
 
     # --- finding again --------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ class SpawnProgram(Request):
 
     Attributes:
         key: the same request, sent again after a lost connection, has the same one.
-        environ: all of it. cwd: where the program starts.
+        environ: all of it; None: what the sandbox says. cwd: where the caller is, and the program starts if it sees that.
         targets: the numbers in the child of the descriptors that came along.
         kept: which of 1 and 2 go to the domain's log.
         sandbox: a Sandbox as JSON, or None for the manager's own world.
@@ -53,13 +53,13 @@ class SpawnProgram(Request):
     core: int | str
     path: bytes
     argv: list[bytes]
-    environ: list[bytes]
+    environ: list[bytes] | None
     cwd: bytes
     targets: list[int]
     kept: list[int]
     name: str | None
     flags: int
-    sandbox: bytes | None = None
+    sandbox: str | None = None
     handles: bytes | None = None
     wait_s: float | None = None
 

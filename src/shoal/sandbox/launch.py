@@ -16,11 +16,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from shoal.actions import Action, AddNsEntry, CloneFd, SetName
 from shoal.cells import launch_warm
 from shoal.draft import Draft
 from shoal.entries import held_in_place
+from shoal.environment import encode_environ
 from shoal.flags import SpawnFlags
 from shoal.handles import reaper
 from shoal.handles.directory import DEVICES
@@ -36,7 +38,7 @@ from shoal.lowering import Lowered
 from shoal.packing import count_strings
 from shoal.plan import Confinement, Plan
 from shoal.probe import is_privileged
-from shoal.recipe import Recipe, can_wait, make_recipe
+from shoal.recipe import Recipe, can_be_cooked, can_wait, make_recipe
 from shoal.sandbox.box import EACH_PROCESS, ENVIRONMENT, Sandbox, StrOrBytesPath
 from shoal.sandbox.confinement import confinement_of
 from shoal.sandbox.entries import make_entries
@@ -61,11 +63,12 @@ _FLAGS = SpawnFlags.DEFAULT_LDSVC
 _STARTUP = VARIABLE.encode() + b"="
 
 Identity = tuple[int, ...]
+_Key = tuple[str, str, str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
-    """What was worked out for one program.
+class _Known:
+    """What was worked out for one program, and what it was worked out from.
 
     Attributes:
         files: what the box names, and the program that really runs, as they were: path and identity.
@@ -77,9 +80,53 @@ class _Kept:
     directives: tuple[bytes, ...]
     environ: Strings
     plan: Plan
+    same_libraries: Callable[[], bool]
+
+    @classmethod
+    def of(cls, plan: Plan, draft: Draft, order: Order, named: Sequence[str]) -> _Known:
+        """
+        Args:
+            named: the files that the box names.
+        """
+        own = [os.fsdecode(plan.program.path)] if plan.program.path else []
+        files = tuple((path, _identity(path)) for path in (*named, *held_in_place(plan.mounts), *own))
+        directives = plan.argv[: len(plan.argv) - len(order.args) - 1]
+        return cls(order.program.identity, files, directives, count_strings(plan.environ), plan, draft.closure_check())
+
+    def is_true_for(self, order: Order) -> bool:
+        """Whether nothing has changed."""
+        try:
+            same = order.program.identity is not None and order.program.identity == self.program
+            same = same and all(_identity(path) == known for path, known in self.files)
+        except OSError:
+            return False
+        return same and self.plan.privileged == is_privileged() and self.same_libraries()
+
+    def argv(self, order: Order) -> Strings:
+        """What the program gets."""
+        return count_strings((*self.directives, *order.argv))
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """How it is launched again."""
+
+    known: _Known
     lowered: Lowered
     ahead: Recipe | None
-    same_libraries: Callable[[], bool]
+
+
+class Cooked(NamedTuple):
+    """The recipe for a cell, and what the program in it gets.
+
+    Attributes:
+        targets: the numbers of its descriptors in the child, in the order in which they are to be sent.
+    """
+
+    recipe: Recipe
+    targets: tuple[int, ...]
+    argv: Strings
+    environ: Strings
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +169,8 @@ class Boxed:
     def __init__(self, box: Sandbox) -> None:
         self.box = box
         self.environ = {**ENVIRONMENT, **box.env}
-        self._kept: OrderedDict[tuple[str, str, str, tuple[int, ...]], _Kept] = OrderedDict()
+        self._kept: OrderedDict[_Key, _Kept] = OrderedDict()
+        self._cooked: OrderedDict[_Key, tuple[_Known, Recipe]] = OrderedDict()
 
     @classmethod
     def of(cls, box: Sandbox) -> Boxed:
@@ -204,49 +252,49 @@ class Boxed:
         with ExitStack() as stack:
             draft, plan = self._draft(order, job, stack, consume=True)
             try:
-                named = [
-                    *self._named(order.host_cwd),
-                    *held_in_place(plan.mounts),
-                    *([os.fsdecode(plan.program.path)] if plan.program.path else []),
-                ]
-                files = tuple((path, _identity(path)) for path in named)
+                known = _Known.of(plan, draft, order, self._named(order.host_cwd))
                 process, lowered = start(plan, draft)
                 if plain:
-                    ahead = make_recipe(plan, empty_mounts) if can_wait(plan) else None
-                    directives = plan.argv[: len(plan.argv) - len(order.args) - 1]
-                    self._remember(
-                        key,
-                        _Kept(
-                            program.identity,
-                            files,
-                            directives,
-                            count_strings(plan.environ),
-                            plan,
-                            lowered,
-                            ahead,
-                            draft.closure_check(),
-                        ),
-                    )
+                    self._remember(key, _Kept(known, lowered, make_recipe(plan, empty_mounts) if can_wait(plan) else None))
             finally:
                 draft.close()
         return process
 
     def _again(self, kept: _Kept, order: Order) -> Process | None:
-        try:
-            same = order.program.identity is not None and order.program.identity == kept.program
-            same = same and all(_identity(path) == known for path, known in kept.files)
-        except OSError:
+        known = kept.known
+        if not known.is_true_for(order):
             return None
-        if not same or kept.plan.privileged != is_privileged() or not kept.same_libraries():
-            return None
-        argv = count_strings((*kept.directives, *order.argv))
+        argv = known.argv(order)
         if argv[0].count(b"\0") != argv[1]:
             return None
-        numbers = tuple(order.fds[item.target] for item in kept.plan.descriptors)
-        process = launch_warm(kept.ahead, numbers, argv, kept.environ, refilled=False) if kept.ahead is not None else None
-        return process or run(kept.lowered, numbers, argv, kept.environ)
+        numbers = tuple(order.fds[item.target] for item in known.plan.descriptors)
+        process = launch_warm(kept.ahead, numbers, argv, known.environ, refilled=False) if kept.ahead is not None else None
+        return process or run(kept.lowered, numbers, argv, known.environ)
 
-    def _remember(self, key: tuple[str, str, str, tuple[int, ...]], kept: _Kept) -> None:
+    def cook(self, order: Order) -> Cooked | None:
+        """What somebody else needs to make a cell for a program and to start it there; None: it takes descriptors of this process.
+
+        Raises: as `launch()`.
+        """
+        key = (order.program.path, order.program.argv0, order.host_cwd, tuple(order.fds))
+        found = self._cooked.get(key)
+        if found is None or not found[0].is_true_for(order):
+            with ExitStack() as stack:
+                draft, plan = self._draft(dataclasses.replace(order, environ=None), None, stack, consume=True)
+                try:
+                    if not can_be_cooked(plan):
+                        return None
+                    found = (_Known.of(plan, draft, order, self._named(order.host_cwd)), make_recipe(plan, empty_mounts))
+                finally:
+                    draft.close()
+            self._cooked[key] = found
+            while len(self._cooked) > KEPT:
+                self._cooked.popitem(last=False)
+        known, recipe = found
+        environ = known.environ if order.environ is None else count_strings(encode_environ(order.environ))
+        return Cooked(recipe, tuple(item.target for item in known.plan.descriptors), known.argv(order), environ)
+
+    def _remember(self, key: _Key, kept: _Kept) -> None:
         self._kept[key] = kept
         while len(self._kept) > KEPT:
             with contextlib.suppress(KeyError):  # another thread was quicker
