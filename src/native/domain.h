@@ -10,11 +10,11 @@
 enum { DOMAIN_CONTROL = 3, DOMAIN_LEDGER = 6, DOMAIN_RUN = 7, DOMAIN_LOGS = 8, DOMAIN_FREE = 9 };
 
 enum order_kind {
-    ORDER_ASSIGN = 1, /* a: slot, c: id, d: key, e: bytes of log kept; from then on it outlives its manager */
-    ORDER_LAUNCH,     /* fds: the socket a plan will come by (request.h); also, with a & 1 and a & 2, where its output is read from */
+    /* The first of these makes it the init of a domain, which outlives its manager. b: slot, c: id, d: key, e: bytes of log kept. */
+    ORDER_LAUNCH = 1, /* fds: the socket a plan will come by (request.h); also, with a & 1 and a & 2, where its output is read from */
     ORDER_CELL,       /* fds: a recipe, and, with a & 4, a mount namespace with nothing in it; then as above, without the socket */
     ORDER_SIGNAL,     /* a: number, b: pid of a dispatcher, or 0 for all */
-    ORDER_END,        /* a: cause, b: what is to be told as its exit status, or -1 for what the kernel says */
+    ORDER_END,        /* a: cause, b: what is told as its exit status */
 };
 
 struct order {

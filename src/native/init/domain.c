@@ -261,7 +261,7 @@ _Noreturn static void finish(void)
 
 static void assign(const struct order *order)
 {
-    number = (uint32_t)order->a;
+    number = (uint32_t)order->b;
     slot = (struct slot){
         .state = SLOT_ASSIGNED,
         .id = order->c,
@@ -308,7 +308,7 @@ static void take_outputs(int which, int *fds, int count)
 
 static void start_dispatcher(const struct order *order, int *fds, int count)
 {
-    if (count < 1 || slot.state == SLOT_FREE || slot.state >= SLOT_ENDING) {
+    if (count < 1 || slot.state >= SLOT_ENDING) {
         say(TOLD_FAILED, 0, EINVAL, 0, 0);
         return;
     }
@@ -344,6 +344,8 @@ static void start_cell(const struct order *order, int *fds, int count)
 
 static void end(const struct order *order)
 {
+    if (slot.state == SLOT_FREE)
+        leave(0); /* there is nothing to end, nor to tell */
     if (slot.state < SLOT_ENDING) { /* the first that ends it decides */
         slot.state = SLOT_ENDING;
         slot.cause = order->a;
@@ -378,9 +380,9 @@ static int take_order(void)
         for (; (count + 1) * sizeof(int) <= head->cmsg_len - CMSG_LEN(0); count++)
             fds[count] = ((const int *)(const void *)CMSG_DATA(head))[count];
     if (size == sizeof order) {
-        if (order.kind == ORDER_ASSIGN && slot.state == SLOT_FREE)
+        if ((order.kind == ORDER_LAUNCH || order.kind == ORDER_CELL) && slot.state == SLOT_FREE)
             assign(&order);
-        else if (order.kind == ORDER_LAUNCH)
+        if (order.kind == ORDER_LAUNCH)
             start_dispatcher(&order, fds, count);
         else if (order.kind == ORDER_CELL)
             start_cell(&order, fds, count);

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Final, Literal, NamedTuple
 
 _HEAD: Final = struct.Struct("=QII")
@@ -35,6 +36,13 @@ def state_of(directory: str, id: int) -> tuple[int, int]:
     except FileNotFoundError:
         return NOTHING_SEEN
     return found.st_ino, found.st_size
+
+
+def remove_log(directory: str, id: int) -> None:
+    """What a domain has written is not to be kept any longer."""
+    for name in names(id):
+        with suppress(OSError):
+            os.unlink(os.path.join(directory, name))
 
 
 class LogReader:

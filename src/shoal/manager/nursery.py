@@ -19,7 +19,7 @@ from shoal.packing import CLONE_NEWUSER, Packed, Packer, count_strings
 _CONTROL, _LEDGER, _RUN, _LOGS = 3, 6, 7, 8
 """The descriptors of an init: src/native/domain.h."""
 _ANSWER: Final = struct.Struct("=i")
-AHEAD: Final = 4
+AHEAD: Final = 16
 """How many inits wait for their domain."""
 
 

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-ASSIGN, LAUNCH, CELL, SIGNAL, END = range(1, 6)
+LAUNCH, CELL, SIGNAL, END = range(1, 5)
 HERE, STARTED, FAILED, TOLD_ENDED = range(1, 5)
 OUT, ERR, EMPTY = 1, 2, 4
 """Which descriptors come with LAUNCH and CELL."""

@@ -17,7 +17,7 @@ from shoal.manager.domains import LOST_STATUS, Domain, Ended, ExitStatus, State,
 from shoal.manager.errors import ManagerError
 from shoal.manager.layout import Layout, boot_identity
 from shoal.manager.ledger import ASSIGNED, ENDED, ENDING, FREE, RUNNING, Slot
-from shoal.manager.logs import names, state_of
+from shoal.manager.logs import names, remove_log, state_of
 from shoal.manager.spawnd import Kept, LocalSpawnd
 from shoal.manager.store import Row, Store
 from shoal.manager.watching import Watcher
@@ -296,10 +296,12 @@ class Service:
             return
         try:
             self._store.end((id, ended.to_dict()) for id, ended in self._unwritten.items())
-            self._store.forget(HISTORY_MOST)
+            forgotten = self._store.forget(HISTORY_MOST)
         except ManagerError:
             self._loop.call_later(1.0, self._write_endings)
             return
+        for id in forgotten:
+            remove_log(self._layout.logs, id)
         for id in self._unwritten:
             domain = self._domains.pop(id)
             domain.state = State.CLEANED

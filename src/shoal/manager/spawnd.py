@@ -112,15 +112,14 @@ class LocalSpawnd:
         link = Link(self._loop, init.socket, lambda: gone.set_result(None))
         pipes: list[int] = []
         try:
-            link.order(orders.ASSIGN, seat.slot, c=seat.id, d=seat.key, e=LOG_BYTES)
             for _ in request.kept:
                 pipes += os.pipe2(os.O_CLOEXEC)
             given = (*fds, *pipes[1::2])
             which, outputs = sum(request.kept), tuple(pipes[::2])
             if cooked is None:
-                pid = await self._start_flat(link, request, core, given, which, outputs)
+                pid = await self._start_flat(seat, link, request, core, given, which, outputs)
             else:
-                pid = await self._start_in_cell(link, request, cooked, given, which, outputs)
+                pid = await self._start_in_cell(seat, link, request, cooked, given, which, outputs)
         except BaseException as error:
             link.order(orders.END, CAUSE_KILLED)
             await gone
@@ -131,7 +130,7 @@ class LocalSpawnd:
         return Kept(seat, link, pid)
 
     async def _start_flat(
-        self, link: Link, request: SpawnProgram, core: int, fds: Sequence[int], which: int, outputs: tuple[int, ...]
+        self, seat: Seat, link: Link, request: SpawnProgram, core: int, fds: Sequence[int], which: int, outputs: tuple[int, ...]
     ) -> int:
         plan = flat.plan(request.path, request.cwd, core, (*request.targets, *request.kept))
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -139,7 +138,7 @@ class LocalSpawnd:
         try:
             with far:
                 started = link.answer()
-                link.order(orders.LAUNCH, which, fds=(far.fileno(), *outputs))
+                link.order(orders.LAUNCH, which, seat.slot, c=seat.id, d=seat.key, e=LOG_BYTES, fds=(far.fileno(), *outputs))
             send_plan(near, plan.filled(()), count_strings(request.argv), count_strings(request.environ or ()), fds)
             told = await started
             if told.kind != orders.STARTED:
@@ -159,7 +158,7 @@ class LocalSpawnd:
         return cook(box, order_for(os.fsdecode(request.path), request.argv, environ, os.fsdecode(request.cwd), numbers))
 
     async def _start_in_cell(
-        self, link: Link, request: SpawnProgram, cooked: Cooked, fds: Sequence[int], which: int, outputs: tuple[int, ...]
+        self, seat: Seat, link: Link, request: SpawnProgram, cooked: Cooked, fds: Sequence[int], which: int, outputs: tuple[int, ...]
     ) -> int:
         recipe = cooked.recipe
         file = os.memfd_create("shoal-recipe", os.MFD_CLOEXEC)
@@ -168,7 +167,8 @@ class LocalSpawnd:
             empty = empty_mounts() if recipe.begins_empty else -1
             given = (file, empty) if empty >= 0 else (file,)
             started = link.answer()
-            link.order(orders.CELL, which | (orders.EMPTY if empty >= 0 else 0), fds=(*given, *outputs))
+            which |= orders.EMPTY if empty >= 0 else 0
+            link.order(orders.CELL, which, seat.slot, c=seat.id, d=seat.key, e=LOG_BYTES, fds=(*given, *outputs))
         finally:
             os.close(file)
         told = await started

@@ -56,6 +56,7 @@ class Store:
             ManagerError: it cannot be used; says why and what to do.
         """
         self._path = path
+        self._history = -1
         with self._told("opening"):
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=32)
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -103,11 +104,13 @@ class Store:
 
     def end(self, endings: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
         """Domains that have ended, and how."""
+        changes = [(json.dumps(how), id) for id, how in endings]
         with self._told("writing to"):
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                self._db.executemany("UPDATE domains SET ended=? WHERE id=?", [(json.dumps(how), id) for id, how in endings])
+                self._db.executemany("UPDATE domains SET ended=? WHERE id=?", changes)
                 self._db.execute("COMMIT")
+                self._history = -1 if self._history < 0 else self._history + len(changes)
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
@@ -140,12 +143,17 @@ class Store:
         return max(-1 if found is None else found, int(self.fact("last_id") or -1))
 
     def forget(self, most: int) -> list[int]:
-        """Drop the oldest of those that have ended, until `most` are left. Which they were."""
+        """Where more than `most` have ended, drop the oldest of them. Which they were."""
         with self._told("writing to"):
-            count = self._db.execute("SELECT count(*) FROM domains WHERE ended IS NOT NULL").fetchone()[0]
-            if count <= most:
+            if self._history < 0:
+                self._history = self._db.execute("SELECT count(*) FROM domains WHERE ended IS NOT NULL").fetchone()[0]
+            if self._history <= most:
                 return []
-            old = self._db.execute("SELECT id FROM domains WHERE ended IS NOT NULL ORDER BY id LIMIT ?", (count - most,)).fetchall()
+            least = most - most // 10  # some at a time
+            old = self._db.execute(
+                "SELECT id FROM domains WHERE ended IS NOT NULL ORDER BY id LIMIT ?", (self._history - least,)
+            ).fetchall()
+            self._history = -1
             self.remember("last_id", str(self.last_id()))  # a number is never given again
             self._db.executemany("DELETE FROM domains WHERE id=?", old)
             self._db.executemany("DELETE FROM revoked WHERE domain=?", old)
