@@ -3,5 +3,20 @@
 from shoal.manager.client import Domain, DomainStatus, Manager, connect, embedded, exit
 from shoal.manager.domains import ExitStatus
 from shoal.manager.errors import ManagerError
+from shoal.manager.rights import DomainRights, ManagerRights
+from shoal.manager.tokens import DomainCap, ManagerCap
 
-__all__ = ["Domain", "DomainStatus", "ExitStatus", "Manager", "ManagerError", "connect", "embedded", "exit"]
+__all__ = [
+    "Domain",
+    "DomainCap",
+    "DomainRights",
+    "DomainStatus",
+    "ExitStatus",
+    "Manager",
+    "ManagerCap",
+    "ManagerError",
+    "ManagerRights",
+    "connect",
+    "embedded",
+    "exit",
+]
