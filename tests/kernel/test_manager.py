@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 import shoal.manager
-from shoal.manager import ExitStatus, ManagerError
+from shoal.manager import DomainRights, ExitStatus, ManagerError
 from shoal.manager.daemon import dial
 from shoal.manager.layout import Layout
+from shoal.manager.rootkey import RootKey
+from shoal.manager.tokens import Mint
 
 EXITED, KILLED = "exited", "killed"
 
@@ -256,13 +258,43 @@ def test_the_list_and_the_status_tell_what_runs(manager):
 
 def test_a_capability_is_needed_and_has_to_be_genuine(manager):
     domain = sh(manager, "sleep 1000")
-    other = manager.domain(domain.token)
+    other = manager.domain(domain.cap.to_token())
     assert other.id == domain.id
-    with pytest.raises(ManagerError) as error:
-        manager.domain(domain.token[:-4] + "beef")
+    with tempfile.TemporaryDirectory() as elsewhere:
+        forged = Mint(RootKey.open(elsewhere)).domain(domain.id)
+    with pytest.raises(ManagerError, match="another manager") as error:
+        manager.domain(forged).kill()
     assert code_of(error) == "PROC_MGMT_ERR_DOMAIN_CAP_HASH"
-    assert any(entry[4] and "PROC_MGMT_ERR_DOMAIN_CAP_HASH" in entry[4] for entry in manager.audit())
+    assert any(entry[4] and "another manager" in entry[4] for entry in manager.audit())
+    assert other.wait(nohang=True) is None
     other.kill()
+
+
+def test_a_narrowed_capability_allows_what_it_says_and_no_more(manager):
+    domain = sh(manager, "sleep 1000")
+    watcher = manager.domain(domain.cap.attenuate(DomainRights.WAIT | DomainRights.STATUS))
+    assert watcher.status().state == "running"
+    with pytest.raises(ManagerError, match="does not allow: kill") as error:
+        watcher.kill()
+    assert code_of(error) == "PROC_MGMT_ERR_DOMAIN_CAP_HASH"
+    domain.kill()
+    assert watcher.wait() == ExitStatus(9, KILLED, 9)
+
+
+def test_a_revoked_capability_is_worthless_also_to_the_next_manager(state):
+    with shoal.manager.connect() as manager:
+        domain = sh(manager, "sleep 1000")
+        narrowed = manager.domain(domain.cap.attenuate(DomainRights.KILL))
+        manager.revoke(narrowed.cap)
+        with pytest.raises(ManagerError, match="revoked"):
+            narrowed.kill()
+        assert domain.status().state == "running"
+        manager.revoke(domain.id)
+        os.kill(manager_pid(state), signal.SIGKILL)
+        with pytest.raises(ManagerError, match="revoked"):
+            domain.kill()
+        fresh = manager.domain(domain.id)  # by the manager capability
+        fresh.kill()
 
 
 def test_wrong_types_are_refused_before_anything_is_asked(manager):

@@ -25,6 +25,7 @@ from shoal.manager.errors import ManagerError
 from shoal.manager.layout import Layout
 from shoal.manager.logs import Entry, LogReader
 from shoal.manager.running import Embedded
+from shoal.manager.tokens import DomainCap
 from shoal.sandbox.box import Sandbox
 from shoal.sandbox.errors import RequestError
 from shoal.sandbox.program import current_directory, find_program
@@ -34,6 +35,8 @@ NEW_DOMAIN, OMP = 0x1, 0x2
 Duration = float | int | str
 _TRIES = 3
 """How often a request is sent again over a new connection."""
+_DYING_S = 10.0
+"""How long a manager that has closed its connections may take to be gone, before which no other can take its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +136,8 @@ class Manager(AbstractContextManager["Manager"]):
                 rid, key, core, os.fsencode(found), words, variables, os.fsencode(directory), targets, kept, name, flags, box
             )
 
-        (id, token), _ = self._ask(request, fds)
-        return Domain(self, id, token)
+        (_, token), _ = self._ask(request, fds)
+        return Domain(self, DomainCap.from_token(token))
 
     def spawn_program_on_all_cores(
         self,
@@ -176,16 +179,16 @@ class Manager(AbstractContextManager["Manager"]):
             raise errors[0]
         return started
 
-    def domain(self, cap: str | int) -> Domain:
+    def domain(self, cap: DomainCap | str | int) -> Domain:
         """The domain that a capability is for; with the manager capability, also by its number.
 
         Raises:
-            ManagerError: there is none.
+            ManagerError: there is none; of a capability only its form is checked here, and the rest when it is used.
         """
         if isinstance(cap, int):
-            return Domain(self, cap, self._ask(lambda rid: wire.Mint(rid, cap))[0])
-        status = self._ask(lambda rid: wire.Status(rid, cap))[0]
-        return Domain(self, status["id"], cap)
+            return Domain(self, DomainCap.from_token(self._ask(lambda rid: wire.Mint(rid, cap))[0]))
+        held = DomainCap.from_token(cap) if isinstance(cap, str) else cap
+        return Domain(self, held)
 
     def domains(self, sort: bool = True) -> list[int]:
         """The numbers of all domains that have not been cleaned up. Takes the manager capability.
@@ -206,9 +209,10 @@ class Manager(AbstractContextManager["Manager"]):
         """
         return _status(self._ask(lambda rid: wire.Status(rid, domain_id))[0])
 
-    def revoke(self, domain_id: int) -> None:
-        """Make every capability for a domain worthless. Takes the manager capability."""
-        self._ask(lambda rid: wire.Revoke(rid, domain_id))
+    def revoke(self, domain: int | DomainCap) -> None:
+        """Make every capability for a domain worthless, or one and all narrowed from it. Takes the manager capability."""
+        which = domain if isinstance(domain, int) else domain.to_token()
+        self._ask(lambda rid: wire.Revoke(rid, which))
 
     def audit(self, count: int = 100) -> list[tuple[float, str, str, int | None, str | None]]:
         """The newest entries of the audit log, oldest first: when, who, what, which domain, and why it was refused."""
@@ -246,6 +250,7 @@ class Manager(AbstractContextManager["Manager"]):
             except ConnectionLost:
                 if attempt == _TRIES - 1 or self._closed:
                     raise
+                connection.await_peer(_DYING_S)
         raise AssertionError
 
     def _connected(self, last: float | None) -> Connection:
@@ -259,22 +264,26 @@ class Manager(AbstractContextManager["Manager"]):
                 known.close()
             left = None if last is None else max(0.0, last - time.monotonic())
             made = Connection(self._dial(left))
+            self._connection = made
             try:
                 made.call(wire.Hello(made.number(), wire.VERSION, self._token()), last=last)
+            except ConnectionLost:
+                return made  # of a manager that is ending; the request will find out, and try again
             except BaseException:
+                self._connection = None
                 made.close()
                 raise
-            self._connection = made
             return made
 
 
 class Domain:
     """A domain, held by its capability."""
 
-    def __init__(self, manager: Manager, id: int, token: str) -> None:
+    def __init__(self, manager: Manager, cap: DomainCap) -> None:
         self._manager = manager
-        self.id = id
-        self.token = token
+        self.cap = cap
+        self.id = cap.domain_id
+        self._token = cap.to_token()
 
     def __repr__(self) -> str:
         return f"<shoal.manager.Domain {self.id}>"
@@ -291,7 +300,7 @@ class Domain:
         """
         patience = None if timeout is None else parse_duration(timeout)
         try:
-            told = self._manager._ask(lambda rid: wire.Wait(rid, self.token, nohang), timeout=patience)[0]
+            told = self._manager._ask(lambda rid: wire.Wait(rid, self._token, nohang), timeout=patience)[0]
         except TimeoutError:
             raise TimeoutError(f"domain {self.id} has not ended within {patience:g} s") from None
         except ManagerError as error:
@@ -307,7 +316,7 @@ class Domain:
             ManagerError: PROC_MGMT_ERR_DOMAIN_NOT_RUNNING: it has ended already. PROC_MGMT_ERR_KILL: it cannot be ended.
         Source: spawn_kill() in Barrelfish's spawn_client.c.
         """
-        self._manager._ask(lambda rid: wire.Kill(rid, self.token))
+        self._manager._ask(lambda rid: wire.Kill(rid, self._token))
 
     def send_signal(self, signal: int) -> None:
         """Signal each of its dispatchers.
@@ -315,11 +324,11 @@ class Domain:
         Raises:
             ManagerError: PROC_MGMT_ERR_DOMAIN_NOT_RUNNING: it has ended.
         """
-        self._manager._ask(lambda rid: wire.Signal(rid, self.token, int(signal)))
+        self._manager._ask(lambda rid: wire.Signal(rid, self._token, int(signal)))
 
     def status(self) -> DomainStatus:
         """What is known of it."""
-        return _status(self._manager._ask(lambda rid: wire.Status(rid, self.token))[0])
+        return _status(self._manager._ask(lambda rid: wire.Status(rid, self._token))[0])
 
     def logs(self, *, stream: Literal["stdout", "stderr", "both"] = "both", follow: bool = False) -> Iterator[bytes]:
         """What it has written, piece by piece as it was written.
@@ -331,7 +340,7 @@ class Domain:
 
     def log_entries(self, *, stream: Literal["stdout", "stderr", "both"] = "both", follow: bool = False) -> Iterator[Entry]:
         """The same, each piece with its time and its stream."""
-        reader = LogReader(lambda seen: self._manager._ask(lambda rid: wire.Logs(rid, self.token, seen)), stream)
+        reader = LogReader(lambda seen: self._manager._ask(lambda rid: wire.Logs(rid, self._token, seen)), stream)
         return reader.entries(follow=follow)
 
 

@@ -9,14 +9,18 @@ import itertools
 import os
 import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
+from shoal.handles.deadline import Deadline
 from shoal.manager import wire
 from shoal.manager.errors import ManagerError
 from shoal.manager.wire import WireError
+
+_CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred
 
 
 class ConnectionLost(ManagerError):
@@ -55,6 +59,7 @@ class Connection:
         self._pending: dict[int, _Pending] = {}
         self._events: dict[int, Any] = {}
         self.made_in = os.getpid()
+        self._peer = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[0]
 
     def number(self) -> int:
         """For a new request."""
@@ -63,6 +68,19 @@ class Connection:
     @property
     def is_lost(self) -> bool:
         return self._lost is not None
+
+    def await_peer(self, patience_s: float) -> None:
+        """Wait until the process at the other end is gone."""
+        if self._peer in (0, os.getpid()):
+            return
+        try:
+            pidfd = os.pidfd_open(self._peer)
+        except OSError:
+            return
+        try:
+            Deadline(patience_s).wait_ready(pidfd, select.POLLIN)
+        finally:
+            os.close(pidfd)
 
     def close(self) -> None:
         with self._lock:

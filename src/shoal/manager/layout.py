@@ -70,11 +70,6 @@ class Layout:
         return os.path.join(self.state, "logs")
 
     @property
-    def key(self) -> str:
-        """The root key of its capabilities."""
-        return os.path.join(self.state, "root.key")
-
-    @property
     def capability(self) -> str:
         """The manager capability, for whoever may read it."""
         return os.path.join(self.state, "manager.cap")

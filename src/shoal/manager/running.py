@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import hmac
 import os
 import socket
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from shoal.manager.authority import KeyAuthority
+from shoal.manager.authority import Authority
 from shoal.manager.errors import ManagerError
 from shoal.manager.layout import Layout
 from shoal.manager.server import Server
@@ -42,14 +41,13 @@ class Running:
             self._lock()
             store = Store(self._layout.database)
             self._stack.callback(store.close)
-            authority = KeyAuthority(self._layout.key)
-            capability = authority.capability()
-            self._publish(capability)
+            authority = Authority(self._layout, store)
+            self._publish(authority.own())
             service = self.service = Service(loop, self._layout, store, authority)
             self._stack.callback(service.close)
             await service.adopt()
             listener = self._listen() if listens else None
-            self.server = Server(loop, service, lambda token: hmac.compare_digest(token.encode(), capability.encode()), listener)
+            self.server = Server(loop, service, listener)
             self._stack.callback(self.server.close)
         except BaseException:
             self._stack.close()

@@ -14,6 +14,7 @@ import msgspec
 
 from shoal.manager import wire
 from shoal.manager.errors import ManagerError
+from shoal.manager.rights import ManagerRights
 from shoal.manager.service import Service
 from shoal.manager.wire import WireError
 
@@ -32,15 +33,14 @@ class Connection:
         loop: asyncio.AbstractEventLoop,
         sock: socket.socket,
         service: Service,
-        is_capability: Callable[[str], bool],
         on_close: Callable[[Connection], None],
     ) -> None:
         self._loop, self._socket, self._service = loop, sock, service
-        self._is_capability, self._on_close = is_capability, on_close
+        self._on_close = on_close
         self._inbox = wire.Inbox()
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._unsent_bytes = 0
-        self.manages = False
+        self.rights = ManagerRights(0)
         self._greeted = False
         pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         self.who = f"uid {uid} pid {pid}"
@@ -103,9 +103,10 @@ class Connection:
             return
         self._greeted = True
         if hello.token is not None:
-            self.manages = self._is_capability(hello.token)
-            if not self.manages:
-                self.refuse(hello.rid, ManagerError("PROC_MGMT_ERR_NOT_MONITOR", "this is not the capability of this manager"))
+            try:
+                self.rights = self._service.rights_of(self, hello)
+            except ManagerError as error:
+                self.refuse(hello.rid, error)
                 return
         self.answer(hello.rid, {"pid": os.getpid(), "version": wire.VERSION})
 
@@ -164,10 +165,8 @@ class Connection:
 class Server:
     """Listens, and has the connections."""
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, service: Service, is_capability: Callable[[str], bool], listener: socket.socket | None
-    ) -> None:
-        self._loop, self._service, self._is_capability = loop, service, is_capability
+    def __init__(self, loop: asyncio.AbstractEventLoop, service: Service, listener: socket.socket | None) -> None:
+        self._loop, self._service = loop, service
         self._connections: set[Connection] = set()
         self._listener = listener
         if listener is not None:
@@ -176,7 +175,7 @@ class Server:
 
     def add(self, sock: socket.socket) -> None:
         """Serve the other end of `sock`, which is taken over."""
-        connection = Connection(self._loop, sock, self._service, self._is_capability, self._left)
+        connection = Connection(self._loop, sock, self._service, self._left)
         if connection.uid not in (os.geteuid(), 0):
             connection.close()
             return

@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from shoal.manager import wire
+from shoal.manager.authority import Authority
 from shoal.manager.domains import LOST_STATUS, Domain, Ended, ExitStatus, State, ended_by
 from shoal.manager.errors import ManagerError
 from shoal.manager.layout import Layout, boot_identity
 from shoal.manager.ledger import ASSIGNED, ENDED, ENDING, FREE, RUNNING, Slot
 from shoal.manager.logs import names, remove_log, state_of
+from shoal.manager.rights import DomainRights, ManagerRights, shown
 from shoal.manager.spawnd import Kept, LocalSpawnd
 from shoal.manager.store import Row, Store
 from shoal.manager.watching import Watcher
@@ -33,31 +35,15 @@ AUDIT_MOST: Final = 100_000
 _FLAGS_KNOWN: Final = 0b11  # NEW_DOMAIN and OMP
 
 
-class Authority(Protocol):
-    """What makes and checks capabilities."""
-
-    def mint(self, domain: int) -> str: ...
-
-    def check(self, token: str, right: str) -> int:
-        """The domain that a token is for.
-
-        Raises:
-            ManagerError: it is not one of ours, has expired or was revoked, or lacks the right.
-        """
-        ...
-
-    def revoke(self, domain: int) -> None: ...
-
-
 class Caller(Protocol):
     """A client, as the service sees it.
 
     Attributes:
-        who: for the audit log. manages: it has shown the manager capability.
+        who: for the audit log. rights: those of the manager capability that it has shown.
     """
 
     who: str
-    manages: bool
+    rights: ManagerRights
 
     def answer(self, rid: int, value: Any = None, fds: Sequence[int] = ()) -> None: ...
 
@@ -82,6 +68,7 @@ class Service:
         self._endings: list[int] = []
         self._unwritten: dict[int, Ended] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._tokens: dict[int, str] = {}
         self._waiting: dict[Caller, dict[int, Domain]] = {}
         self.stopped: asyncio.Future[None] = loop.create_future()
 
@@ -180,6 +167,19 @@ class Service:
             self._refused(caller, request, error)
             caller.refuse(request.rid, error)
 
+    def rights_of(self, caller: Caller, hello: wire.Hello) -> ManagerRights:
+        """What a client may do by the manager capability that it shows.
+
+        Raises:
+            ManagerError: it is not good.
+        """
+        assert hello.token is not None
+        try:
+            return self._authority.rights_of(hello.token)
+        except ManagerError as error:
+            self._refused(caller, hello, error)
+            raise
+
     def left(self, caller: Caller) -> None:
         """A client has gone: nobody waits there any more."""
         for rid, domain in self._waiting.pop(caller, {}).items():
@@ -211,7 +211,7 @@ class Service:
             caller.refuse(request.rid, ManagerError("PROC_MGMT_ERR_SPAWND_REQUEST", f"{type(error).__name__}: {error}"))
         else:
             self._audit(caller, request, None, domain.id)
-            caller.answer(request.rid, [domain.id, self._authority.mint(domain.id)])
+            caller.answer(request.rid, [domain.id, self._token_of(domain.id)])
         finally:
             for fd in fds:
                 os.close(fd)
@@ -252,10 +252,12 @@ class Service:
             self._spawnd.ledger.give_back(seat.slot)
             raise
         self._domains[seat.id] = domain
+        self._loop.call_soon(self._premint, seat.id)  # while it starts
         try:
             kept = await self._spawnd.start(seat, request, fds)
         except BaseException as error:
             del self._domains[seat.id]
+            self._tokens.pop(seat.id, None)
             self._spawnd.ledger.give_back(seat.slot)
             self._store.drop(seat.id)
             domain.not_started(ManagerError("PROC_MGMT_ERR_DOMAIN_TABLE_FIND", f"domain {seat.id} was not started: {error}"))
@@ -265,6 +267,12 @@ class Service:
         if domain.state is State.STOP_PENDING:
             kept.kill()
         return domain
+
+    def _premint(self, id: int) -> None:
+        self._tokens[id] = self._authority.mint(id)
+
+    def _token_of(self, id: int) -> str:
+        return self._tokens.pop(id, None) or self._authority.mint(id)
 
     # --- the end of domains -----------------------------------------------------------------------
 
@@ -302,6 +310,7 @@ class Service:
             return
         for id in forgotten:
             remove_log(self._layout.logs, id)
+            self._authority.forget(id)
         for id in self._unwritten:
             domain = self._domains.pop(id)
             domain.state = State.CLEANED
@@ -319,7 +328,7 @@ class Service:
             raise ManagerError("PROC_MGMT_ERR_DOMAIN_TABLE_FIND", f"there is no domain {id}")
         return _from_history(row)
 
-    def _allowed(self, caller: Caller, which: str | int, right: str) -> Domain:
+    def _allowed(self, caller: Caller, which: str | int, right: DomainRights, instead: ManagerRights = ManagerRights.ACT) -> Domain:
         """The domain a request is about.
 
         Raises:
@@ -327,15 +336,21 @@ class Service:
         """
         if isinstance(which, str):
             return self._find(self._authority.check(which, right))
-        if not caller.manages:
-            what = f"domain {which} by its number: that takes the manager capability; show the domain's own"
-            raise ManagerError("PROC_MGMT_ERR_NOT_MONITOR", what)
+        self._need(caller, instead, f"domain {which} by its number")
         return self._find(which)
+
+    def _need(self, caller: Caller, right: ManagerRights, what: str) -> None:
+        """
+        Raises:
+            ManagerError: it has not shown a manager capability with that right.
+        """
+        if not caller.rights & right:
+            raise ManagerError("PROC_MGMT_ERR_NOT_MONITOR", f"{what}: that takes a manager capability with the right: {shown(right)}")
 
     # --- each request -----------------------------------------------------------------------------
 
     def _wait(self, caller: Caller, request: wire.Wait) -> None:
-        domain = self._allowed(caller, request.domain, "wait")
+        domain = self._allowed(caller, request.domain, DomainRights.WAIT)
         if request.nohang and domain.ended is None:
             raise ManagerError("SPAWN_ERR_DOMAIN_RUNNING", f"domain {domain.id} has not ended")
         self._await(caller, request.rid, domain)
@@ -357,7 +372,7 @@ class Service:
         return tell
 
     def _kill(self, caller: Caller, request: wire.Kill) -> None:
-        domain = self._allowed(caller, request.domain, "kill")
+        domain = self._allowed(caller, request.domain, DomainRights.KILL)
         who = (caller, request.rid)
         first = domain.stop(who, self._answering(caller, request.rid, _nothing))
         self._await(caller, request.rid, domain)
@@ -373,7 +388,7 @@ class Service:
             caller.refuse(rid, ManagerError("PROC_MGMT_ERR_KILL", what))
 
     def _signal(self, caller: Caller, request: wire.Signal) -> None:
-        domain = self._allowed(caller, request.domain, "signal")
+        domain = self._allowed(caller, request.domain, DomainRights.SIGNAL)
         if not 1 <= request.number <= 64:
             raise ManagerError("PROC_MGMT_ERR_DOMAIN_CAP_HASH", f"signal {request.number}: there are 1 to 64")
         domain.check_running()
@@ -385,29 +400,31 @@ class Service:
         caller.answer(request.rid)
 
     def _status(self, caller: Caller, request: wire.Status) -> None:
-        caller.answer(request.rid, status_of(self._allowed(caller, request.domain, "status")))
+        caller.answer(request.rid, status_of(self._allowed(caller, request.domain, DomainRights.STATUS, ManagerRights.LIST)))
 
     def _list(self, caller: Caller, request: wire.List) -> None:
-        if not caller.manages:
-            raise ManagerError("PROC_MGMT_ERR_NOT_MONITOR", "the list of all domains takes the manager capability")
+        self._need(caller, ManagerRights.LIST, "the list of all domains")
         caller.answer(request.rid, [status_of(domain) for domain in self._domains.values()])
 
     def _cores(self, caller: Caller, request: wire.Cores) -> None:
         caller.answer(request.rid, list(self._spawnd.cores))
 
     def _mint(self, caller: Caller, request: wire.Mint) -> None:
-        domain = self._allowed(caller, request.domain, "")
-        caller.answer(request.rid, self._authority.mint(domain.id))
+        self._need(caller, ManagerRights.REVOKE, "a new capability for a domain")
+        caller.answer(request.rid, self._authority.mint(self._find(request.domain).id))
 
     def _revoke(self, caller: Caller, request: wire.Revoke) -> None:
-        domain = self._allowed(caller, request.domain, "")
-        self._store.revoke(domain.id, time.time())
-        self._authority.revoke(domain.id)
-        self._audit(caller, request, None, domain.id)
+        self._need(caller, ManagerRights.REVOKE, "revoking")
+        if isinstance(request.domain, str):
+            id = self._authority.revoke_one(request.domain)
+        else:
+            id = self._find(request.domain).id
+            self._authority.revoke(id)
+        self._audit(caller, request, None, id)
         caller.answer(request.rid)
 
     def _logs(self, caller: Caller, request: wire.Logs) -> None:
-        domain = self._allowed(caller, request.domain, "logs")
+        domain = self._allowed(caller, request.domain, DomainRights.LOGS)
         who = (caller, request.rid)
 
         def look(outcome: object = None) -> None:
@@ -452,15 +469,13 @@ class Service:
         caller.answer(request.rid)
 
     def _stop(self, caller: Caller, request: wire.Stop) -> None:
-        if not caller.manages:
-            raise ManagerError("PROC_MGMT_ERR_NOT_MONITOR", "to stop the manager takes the manager capability")
+        self._need(caller, ManagerRights.ACT, "stopping the manager")
         caller.answer(request.rid)
         self._audit(caller, request, None)
         self.stop()
 
     def _audited(self, caller: Caller, request: wire.Audit) -> None:
-        if not caller.manages:
-            raise ManagerError("PROC_MGMT_ERR_NOT_MONITOR", "the audit log takes the manager capability")
+        self._need(caller, ManagerRights.LIST, "the audit log")
         caller.answer(request.rid, self._store.audited(request.count))
 
 

@@ -26,7 +26,7 @@ CREATE TABLE IF NOT EXISTS domains (
 CREATE INDEX IF NOT EXISTS alive ON domains (id) WHERE ended IS NULL;
 CREATE UNIQUE INDEX IF NOT EXISTS requests ON domains (request) WHERE request IS NOT NULL;
 CREATE TABLE IF NOT EXISTS records (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS revoked (domain INTEGER PRIMARY KEY, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS revocations (domain INTEGER NOT NULL, what TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS audit (at REAL NOT NULL, who TEXT NOT NULL, did TEXT NOT NULL, domain INTEGER, refused TEXT);
 """
 
@@ -63,6 +63,7 @@ class Store:
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute("PRAGMA busy_timeout=0")
             self._db.executescript(_SCHEMA)
+            self.is_new = self._db.execute("SELECT value FROM facts WHERE name='boot'").fetchone() is None
             found = self._db.execute("PRAGMA quick_check(1)").fetchone()
             if found[0] != "ok":
                 raise sqlite3.DatabaseError(found[0])
@@ -156,7 +157,7 @@ class Store:
             self._history = -1
             self.remember("last_id", str(self.last_id()))  # a number is never given again
             self._db.executemany("DELETE FROM domains WHERE id=?", old)
-            self._db.executemany("DELETE FROM revoked WHERE domain=?", old)
+            self._db.executemany("DELETE FROM revocations WHERE domain=?", old)
             return [id for (id,) in old]
 
     # --- else ---------------------------------------------------------------------------------------
@@ -170,13 +171,14 @@ class Store:
         with self._told("writing to"):
             self._db.execute("INSERT OR REPLACE INTO facts VALUES (?,?)", (name, value))
 
-    def revoke(self, domain: int, at: float) -> None:
+    def revoke(self, domain: int, what: str) -> None:
+        """A revocation, as JSON. domain: -1 for the manager itself."""
         with self._told("writing to"):
-            self._db.execute("INSERT OR REPLACE INTO revoked VALUES (?,?)", (domain, at))
+            self._db.execute("INSERT INTO revocations VALUES (?,?)", (domain, what))
 
-    def revoked(self) -> dict[int, float]:
+    def revocations(self) -> list[str]:
         with self._told("reading"):
-            return dict(self._db.execute("SELECT domain, at FROM revoked").fetchall())
+            return [what for (what,) in self._db.execute("SELECT what FROM revocations")]
 
     def audit(self, at: float, who: str, did: str, domain: int | None, refused: str | None) -> None:
         with self._told("writing to"):

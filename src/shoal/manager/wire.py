@@ -113,7 +113,9 @@ class Mint(Request):
 
 
 class Revoke(Request):
-    domain: int
+    """All capabilities for a domain, or one token and what was narrowed from it."""
+
+    domain: str | int
 
 
 class AddSpawnd(Request):
