@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import shoal.manager
+from shoal import NetNs, Sandbox
 from shoal.manager import DomainRights, ExitStatus, ManagerError
 from shoal.manager.daemon import dial
 from shoal.manager.layout import Layout
@@ -380,3 +381,79 @@ def test_a_hostile_client_loses_its_connection_and_nobody_else_anything(state):
                     assert sock.recv(1) == b""
         assert domain.wait(nohang=True) is None
         domain.kill()
+
+
+# --- in a sandbox -------------------------------------------------------------------------------------
+
+
+def boxed(manager, script, box, **how):
+    return manager.spawn_program(core(manager), "sh", ["sh", "-c", script], sandbox=box, **how)
+
+
+@pytest.mark.cell
+def test_a_domain_in_a_sandbox_sees_what_that_gives_and_nothing_else(manager, tmp_path):
+    tmp_path.chmod(0o755)
+    (tmp_path / "given").write_text("this\n")
+    box = Sandbox(read=["/usr", tmp_path / "given"], env={"A": "1"})
+    domain = boxed(manager, f"cat {tmp_path}/given; ls {tmp_path.parent}; echo $A; ls /proc | grep -c '^[0-9]'; exit 3", box)
+    assert domain.wait() == ExitStatus(3, EXITED, None)
+    said = b"".join(domain.logs(stream="stdout")).decode().split()
+    assert said == ["this", tmp_path.name, "1", "4"]  # 4: pid 1, the shell, ls and grep
+    replaced = boxed(manager, 'echo "$A-$B"', box, envp={"B": "2", "PATH": "/usr/bin"})
+    replaced.wait()
+    assert b"".join(replaced.logs()) == b"-2\n"
+
+
+@pytest.mark.cell
+def test_the_end_of_a_domain_in_a_sandbox_ends_all_of_it_whoever_is_killed(manager):
+    domain = boxed(manager, "setsid sleep 1000 & setsid setsid sleep 1000 & echo ready; read x <&1; sleep 1000", Sandbox(read=["/usr"]))
+    assert next(domain.logs(follow=True)) == b"ready\n"
+    pid = domain.status().pids[0]
+    init = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    members = [int(each) for each in os.listdir("/proc") if each.isdigit() and in_same_pid_namespace(int(each), pid)]
+    assert len(members) >= 3
+    os.kill(init, signal.SIGKILL)
+    assert domain.wait() == ExitStatus(255, "lost", None)
+    for each in members:
+        wait_gone(each)
+
+
+def in_same_pid_namespace(pid, other):
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid") == os.readlink(f"/proc/{other}/ns/pid")
+    except OSError:
+        return False
+
+
+@pytest.mark.cell
+def test_a_sandboxed_domain_is_found_again_by_the_next_manager(state):
+    with shoal.manager.connect() as manager:
+        domain = boxed(
+            manager, "echo before; read x; sleep 1000", Sandbox(read=["/usr"]), stdin=os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC)
+        )
+        short = boxed(manager, "sleep 0.3; exit 7", Sandbox(read=["/usr"]))
+        assert next(domain.logs(follow=True)) == b"before\n"
+        os.kill(manager_pid(state), signal.SIGKILL)
+        assert short.wait() == ExitStatus(7, EXITED, None)
+        domain.kill()
+        assert domain.wait() == ExitStatus(9, KILLED, 9)
+
+
+@pytest.mark.cell
+def test_a_domain_whose_time_is_up_says_so_also_at_the_next_manager(state):
+    with shoal.manager.connect() as manager:
+        at_once = boxed(manager, "sleep 1000", Sandbox(read=["/usr"], wall_time=0.1))
+        assert at_once.wait() == ExitStatus(9, "wall_time", 9)
+        later = boxed(manager, "sleep 1000", Sandbox(read=["/usr"], wall_time=1))
+        os.kill(manager_pid(state), signal.SIGKILL)
+        assert later.wait() == ExitStatus(9, "wall_time", 9)
+
+
+@pytest.mark.cell
+def test_what_a_sandbox_cannot_give_is_refused_with_the_reason(manager):
+    with pytest.raises(ManagerError, match="/no/such/place") as error:
+        boxed(manager, "exit 0", Sandbox(read=["/no/such/place"]))
+    assert code_of(error) == "SPAWN_ERR_SETUP_CSPACE"
+    with NetNs.new() as network, pytest.raises(ValueError, match="cannot be handed to a manager"):
+        boxed(manager, "exit 0", Sandbox(network=network))
+    assert manager.domains() == []

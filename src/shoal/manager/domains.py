@@ -12,14 +12,17 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from shoal.manager.errors import ManagerError
-from shoal.manager.ledger import CAUSE_KILLED, Slot
+from shoal.manager.ledger import CAUSE_CPU_TIME, CAUSE_ITSELF, CAUSE_KILLED, CAUSE_WALL_TIME, Slot
 
 KILLED_STATUS: Final = 9
 """EXIT_STATUS_KILLED of the seed."""
 LOST_STATUS: Final = 255
 _CLD_EXITED: Final = 1
 
-Reason = Literal["exited", "killed", "signaled", "oom", "lost"]
+Reason = Literal["exited", "killed", "signaled", "oom", "wall_time", "cpu_time", "lost"]
+
+
+_BY_CAUSE: Final[dict[int, Reason]] = {CAUSE_KILLED: "killed", CAUSE_WALL_TIME: "wall_time", CAUSE_CPU_TIME: "cpu_time"}
 
 
 class State(enum.Enum):
@@ -83,8 +86,8 @@ class Ended:
 
 def ended_by(slot: Slot) -> Ended:
     """What an init has written, as an end."""
-    if slot.cause == CAUSE_KILLED:
-        status = ExitStatus(KILLED_STATUS, "killed", KILLED_STATUS)
+    if slot.cause != CAUSE_ITSELF:
+        status = ExitStatus(KILLED_STATUS, _BY_CAUSE.get(slot.cause, "killed"), KILLED_STATUS)
     elif slot.code == _CLD_EXITED:
         status = ExitStatus(slot.status, "exited", None)
     else:

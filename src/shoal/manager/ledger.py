@@ -15,7 +15,7 @@ from typing import Final
 from shoal.manager.errors import ManagerError
 
 FREE, ASSIGNED, RUNNING, ENDING, ENDED = range(5)
-CAUSE_ITSELF, CAUSE_KILLED = 0, 1
+CAUSE_ITSELF, CAUSE_KILLED, CAUSE_WALL_TIME, CAUSE_CPU_TIME = range(4)
 
 _SLOT: Final = struct.Struct("=IiQQQiiiiqqqqqQQ24x")
 _SIZE: Final = 128

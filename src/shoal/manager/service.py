@@ -7,6 +7,7 @@ before its first instruction, so that the same request sent again finds what the
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,8 @@ from typing import Any, Final, Protocol
 
 from shoal.manager import wire
 from shoal.manager.authority import Authority
+from shoal.manager.bounds import Bounds
+from shoal.manager.boxes import from_text
 from shoal.manager.domains import LOST_STATUS, Domain, Ended, ExitStatus, State, ended_by
 from shoal.manager.errors import ManagerError
 from shoal.manager.layout import Layout, boot_identity
@@ -69,6 +72,7 @@ class Service:
         self._unwritten: dict[int, Ended] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._tokens: dict[int, str] = {}
+        self._bounds: dict[int, Bounds] = {}
         self._waiting: dict[Caller, dict[int, Domain]] = {}
         self.stopped: asyncio.Future[None] = loop.create_future()
 
@@ -107,11 +111,17 @@ class Service:
     async def _adopt_one(self, number: int, slot: Slot, row: Row | None) -> None:
         known = self._domains[slot.id] = self._remembered(row, number, slot)
         known.state = State.RUNNING if slot.state in (RUNNING, ENDING, ENDED) else State.NIL
+        about = {} if row is None else json.loads(row.about)
+        bounds = Bounds.remembered(self._loop, about, lambda cause: self._end(slot.id, cause))
+        if bounds is not None:
+            self._bounds[slot.id] = bounds
         kept = None if slot.state == ENDED else await self._spawnd.adopt(number, slot)
         slot = self._spawnd.ledger.read(number)  # it may have ended meanwhile
         if kept is None and slot.state == ASSIGNED:
             self._spawnd.ledger.give_back(number)
             del self._domains[slot.id]
+            if (bounds := self._bounds.pop(slot.id, None)) is not None:
+                bounds.finish(_never())
             known.not_started(ManagerError("PROC_MGMT_ERR_DOMAIN_TABLE_FIND", f"domain {slot.id} was not started"))
             if row is not None:
                 self._store.drop(row.id)
@@ -122,6 +132,8 @@ class Service:
             self._ended(slot.id)
         else:
             self._kept[slot.id] = kept
+            if bounds is not None:
+                bounds.start()
             if known.state is State.STOP_PENDING:  # somebody asked for it meanwhile
                 kept.kill()
 
@@ -143,6 +155,8 @@ class Service:
             task.cancel()
         for kept in self._kept.values():
             kept.link.close()
+        for bounds in self._bounds.values():
+            bounds.close()
         self._watcher.close()
         self._spawnd.close()
         self.stop()
@@ -244,29 +258,47 @@ class Service:
         name = request.name if request.name is not None else os.path.basename(os.fsdecode(request.path))
         cwd = os.fsdecode(request.cwd)
         domain = Domain(seat.id, seat.key, seat.slot, name, request.argv, {}, time.time(), cwd)
-        about = {"cwd": cwd, "path": os.fsdecode(request.path)}
+        about: dict[str, Any] = {"cwd": cwd, "path": os.fsdecode(request.path)}
+        bounds = None
         try:
+            if request.sandbox is not None:
+                about["sandbox"] = request.sandbox
+                bounds = Bounds.of(self._loop, from_text(request.sandbox), lambda cause: self._end(seat.id, cause))
+                about |= {} if bounds is None else bounds.about()
             argv = b"\0".join(request.argv)
             self._store.add(seat.id, seat.key, request.key, seat.slot, self._boot, name, str(request.core), argv, about)
         except ManagerError:
             self._spawnd.ledger.give_back(seat.slot)
+            if bounds is not None:
+                bounds.finish(_never())
             raise
         self._domains[seat.id] = domain
         self._loop.call_soon(self._premint, seat.id)  # while it starts
         try:
-            kept = await self._spawnd.start(seat, request, fds)
+            kept = await self._spawnd.start(seat, request, fds, bounds)
         except BaseException as error:
             del self._domains[seat.id]
             self._tokens.pop(seat.id, None)
+            if bounds is not None:
+                bounds.finish(_never())
             self._spawnd.ledger.give_back(seat.slot)
             self._store.drop(seat.id)
             domain.not_started(ManagerError("PROC_MGMT_ERR_DOMAIN_TABLE_FIND", f"domain {seat.id} was not started: {error}"))
             raise
         self._kept[seat.id] = kept
+        if bounds is not None:
+            self._bounds[seat.id] = bounds
+            bounds.start()
         domain.running(request.core, kept.pid)
         if domain.state is State.STOP_PENDING:
             kept.kill()
         return domain
+
+    def _end(self, id: int, cause: int) -> None:
+        """Its time is up."""
+        kept = self._kept.get(id)
+        if kept is not None:
+            kept.kill(cause)
 
     def _premint(self, id: int) -> None:
         self._tokens[id] = self._authority.mint(id)
@@ -293,6 +325,9 @@ class Service:
             slot = self._spawnd.ledger.read(domain.slot)
             whole = slot.state == ENDED and slot.key == domain.key
             ended = ended_by(slot) if whole else Ended(ExitStatus(LOST_STATUS, "lost", None), time.time())
+            bounds = self._bounds.pop(id, None)
+            if bounds is not None:
+                ended = bounds.finish(ended)
             self._unwritten[id] = ended
             domain.has_ended(ended)
             done.append(domain)
@@ -496,6 +531,11 @@ _HANDLERS: Final[dict[type, Callable[[Service, Caller, Any], None]]] = {
 }
 
 
+def _never() -> Ended:
+    """The end of what has not begun."""
+    return Ended(ExitStatus(LOST_STATUS, "lost", None), time.time())
+
+
 def _exit(ended: Ended) -> list[Any]:
     return [ended.exit.code, ended.exit.reason, ended.exit.signal]
 
@@ -519,8 +559,6 @@ def status_of(domain: Domain) -> dict[str, Any]:
 
 
 def _from_history(row: Row) -> Domain:
-    import json
-
     argv = row.argv.split(b"\0") if row.argv else []
     domain = Domain(row.id, row.key, row.slot, row.name, argv, {}, 0.0, state=State.CLEANED)
     if row.ended is not None:

@@ -16,6 +16,7 @@ from typing import Final
 
 from shoal.handles.made import empty_mounts
 from shoal.manager import flat, orders
+from shoal.manager.bounds import Bounds
 from shoal.manager.boxes import cook, known_box, on_core, order_for
 from shoal.manager.errors import ManagerError
 from shoal.manager.layout import Layout
@@ -53,9 +54,9 @@ class Kept:
     def __init__(self, seat: Seat, link: Link, pid: int) -> None:
         self.seat, self.link, self.pid = seat, link, pid
 
-    def kill(self) -> None:
+    def kill(self, cause: int = CAUSE_KILLED) -> None:
         """End everything in it."""
-        self.link.order(orders.END, CAUSE_KILLED, int(signal.SIGKILL))
+        self.link.order(orders.END, cause, int(signal.SIGKILL))
 
     def send_signal(self, number: int, pid: int = 0) -> None:
         """Signal a dispatcher, or all of them."""
@@ -97,11 +98,12 @@ class LocalSpawnd:
         """
         return Seat(id, self.ledger.take(), secrets.randbits(63))
 
-    async def start(self, seat: Seat, request: SpawnProgram, fds: Sequence[int]) -> Kept:
+    async def start(self, seat: Seat, request: SpawnProgram, fds: Sequence[int], bounds: Bounds | None) -> Kept:
         """Start a domain; on failure nothing of it is left but its seat.
 
         Args:
             fds: what the request speaks of; borrowed.
+            bounds: what it is bound by.
         Raises:
             ManagerError: it was not started.
         """
@@ -112,6 +114,8 @@ class LocalSpawnd:
         link = Link(self._loop, init.socket, lambda: gone.set_result(None))
         pipes: list[int] = []
         try:
+            if bounds is not None:
+                bounds.take(init.pid)
             for _ in request.kept:
                 pipes += os.pipe2(os.O_CLOEXEC)
             given = (*fds, *pipes[1::2])

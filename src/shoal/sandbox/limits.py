@@ -43,9 +43,12 @@ class Budget:
     keeps: bool = False
 
     @classmethod
-    def of(cls, box: Sandbox) -> Budget:
+    def of(cls, box: Sandbox, *, besides: int = 1, dies_whole: bool = True) -> Budget:
         """The budget that `box` asks for.
 
+        Args:
+            besides: processes of ours that will live in the job, too.
+            dies_whole: what is out of memory is killed all at once, whoever else of ours is in there.
         Raises:
             NotSupportedError, AccessDeniedError: it cannot be enforced here; says what would help. Not with `limits="best-effort"`.
         """
@@ -54,7 +57,7 @@ class Budget:
         if not asked:
             return cls(None, {}, None)
         try:
-            job = _job_somewhere(box, asked)
+            job = _job_somewhere(box, asked, besides, dies_whole)
         except (NotSupportedError, AccessDeniedError) as error:
             if box.limits == "require":
                 raise failure(error.status, error.stage, f"{', '.join(asked)}: {error.detail}{_ADVICE}", error.errno) from None
@@ -87,25 +90,25 @@ class Budget:
 _CONTROLLERS = {"memory": "memory", "pids": "pids", "cpus": "cpu", "io": "io"}
 
 
-def _job_for(box: Sandbox) -> Job:
+def _job_for(box: Sandbox, besides: int, dies_whole: bool) -> Job:
     """A job with the limits of `box`. Raises NotSupportedError, AccessDeniedError."""
     with Job.default() as default:
         job = default.create_child()
     try:
         job.usage()  # refused where the job is no cgroup
-        _limit(job, box)
+        _limit(job, box, besides, dies_whole)
     except BaseException:
         job.close()
         raise
     return job
 
 
-def _job_somewhere(box: Sandbox, asked: Sequence[str]) -> Job:
+def _job_somewhere(box: Sandbox, asked: Sequence[str], besides: int, dies_whole: bool) -> Job:
     """The same, in a cgroup that systemd makes for this process where the one it lives in does not do."""
     while True:
         before = generation()
         try:
-            return _job_for(box)
+            return _job_for(box, besides, dies_whole)
         except (NotSupportedError, AccessDeniedError) as error:
             if given_job() is not None:  # which decides where our jobs are, not where we live
                 raise
@@ -123,17 +126,16 @@ def _job_somewhere(box: Sandbox, asked: Sequence[str]) -> Job:
 _ADVICE = '; or say limits="best-effort" for what each process can be held to'
 
 
-def _limit(job: Job, box: Sandbox) -> None:
+def _limit(job: Job, box: Sandbox, besides: int, dies_whole: bool) -> None:
     if box.memory is None and box.pids is None and box.cpus is None and not box.io:
         return
     job.set_limits(
         memory=box.memory,
         swap=box.swap if box.memory is not None and _counts_swap(box) else None,
-        # The first process of the cell is in the job, too.
-        pids=None if box.pids is None else box.pids + 1,
+        pids=None if box.pids is None else box.pids + besides,
         cpus=box.cpus,
         io=box.io,
-        dies_whole=box.memory is not None,
+        dies_whole=dies_whole and box.memory is not None,
     )
 
 
