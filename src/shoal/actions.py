@@ -79,11 +79,15 @@ class AddNsEntry:
 class AddHandle:
     """Give the child `handle` under `id` (see `PA_HND`), to be found with `shoal.startup.take_handle(id)`. Consumed in any case.
 
-    Source: FDIO_SPAWN_ACTION_ADD_HANDLE in fdio's spawn.h.
+    Args:
+        name: what the two programs call it, for `shoal.startup.names()` and LISTEN_FDNAMES. A handle that becomes a descriptor of the
+            number asked for (`HandleType.FD`) has none.
+    Source: FDIO_SPAWN_ACTION_ADD_HANDLE in fdio's spawn.h; `name` is ours.
     """
 
     id: int
     handle: Handle
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +120,7 @@ _FIELDS: dict[type, tuple[tuple[str, type | tuple[type, ...], str], ...]] = {
     CloneFd: (("local_fd", (int, HasFileno), "an int or an object with fileno()"), ("target_fd", int, "an int")),
     TransferFd: (("local_fd", (int, HasFileno), "an int or an object with fileno()"), ("target_fd", int, "an int")),
     AddNsEntry: (("prefix", str, "a str"), ("handle", Handle, "a shoal handle")),
-    AddHandle: (("id", int, "an int"), ("handle", Handle, "a shoal handle")),
+    AddHandle: (("id", int, "an int"), ("handle", Handle, "a shoal handle"), ("name", str, "a str")),
     SetName: (("name", str, "a str"),),
     CloneDir: (("prefix", str, "a str"),),
 }

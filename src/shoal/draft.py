@@ -196,7 +196,7 @@ class Draft:
             label = "" if self.consume else f"{what_is(fd)} ({shown(action)}, action {index})"
             self.descriptors.place(target, for_stdio, item, label)
         else:
-            self._startup.append(Startup(action.id, kind, rights, item, True))
+            self._startup.append(Startup(action.id, kind, rights, item, True, name=action.name))
 
     def _is_good(self, what: str, handle: Handle) -> bool:
         """Notes the first handle that cannot be handed over: it is reported in step 17, after all descriptors were looked at."""
@@ -449,6 +449,8 @@ def _check_id(index: int, action: AddHandle) -> None:
         problem = "that is no startup handle id; make one with PA_HND(type, arg)"
     elif kind not in _KNOWN_TYPES:
         problem = f"{kind:#x} is no type of startup handle (see HandleType)"
+    elif "\0" in action.name:
+        problem = "the name holds a zero byte"
     elif kind in _RESERVED:
         problem = f"{HandleType(kind).name} is given to every process by the system, not by an action"
     if problem:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from shoal.handles.mount import Bind, Contents, MountSource
-from shoal.startup_table import StartupTable
+from shoal.startup_table import StartupHandle, StartupTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +293,10 @@ class Plan:
             "files": [{"path": rule.path, "writable": rule.writable, "from": rule.origin} for rule in self._rules],
             "network": self.network,
             "descriptors": [{"fd": item.target, "what": item.label} for item in self.descriptors],
-            "handles": [{"id": handle.id, "fd": handle.fd, "kind": handle.kind, "rights": handle.rights} for handle in self.table.handles],
+            "handles": [
+                {"id": handle.id, "fd": handle.fd, "kind": handle.kind, "rights": handle.rights, "name": handle.name}
+                for handle in self.table.handles
+            ],
             "cwd": _text(self.cwd),
             "job": self.job.label,
             "protections": list(self.protections),
@@ -324,7 +327,7 @@ class Plan:
         lines += _listing("descriptors", [f"{item.target:<4} {item.label}" for item in self.descriptors], "none: 0, 1 and 2 are /dev/null")
         lines += _listing(
             "handles",
-            [f"{handle.id:#010x} {handle.kind} at descriptor {handle.fd}, rights {handle.rights:#x}" for handle in self.table.handles],
+            [_handle_line(handle) for handle in self.table.handles],
             "none",
         )
         lines += _listing("environment", [_text(item) for item in self.environ], "empty")
@@ -343,6 +346,11 @@ _WORLDS = {
 
 def _text(data: bytes) -> str:
     return os.fsdecode(data)
+
+
+def _handle_line(handle: StartupHandle) -> str:
+    name = f" {handle.name!r}" if handle.name else ""
+    return f"{handle.id:#010x} {handle.kind}{name} at descriptor {handle.fd}, rights {handle.rights:#x}"
 
 
 def _mount_line(mount: Mount) -> str:

@@ -6,6 +6,7 @@ Source: processargs and startup handles in spec sections 4 and 7; sd_listen_fds(
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from shoal.handles.netns import NetNs
 from shoal.plan import Descriptor, Mount
 from shoal.startup_table import StartupEntry, StartupHandle
 
+_LISTED = re.compile(r"[\x21-\x39\x3b-\x7e]{1,255}")
+"""What sd_listen_fds_with_names(3) takes for a name."""
 _NOT_LISTENED_TO = frozenset((HandleType.JOB_DEFAULT, HandleType.CLOCK_UTC, HandleType.LDSVC_LOADER))
 
 
@@ -28,6 +31,7 @@ class Startup:
         source: the caller's descriptor, or what will be mounted for it.
         given: an action gave it; the others come with a flag.
         kept: the caller's library keeps the descriptor between launches.
+        name: what the two programs call it, or "".
     """
 
     id: int
@@ -36,13 +40,14 @@ class Startup:
     source: int | Bind
     given: bool
     kept: bool = False
+    name: str = ""
 
     def described(self, fd: int) -> StartupHandle:
         """Its line in the table."""
         if isinstance(self.source, Bind):
-            return StartupHandle(self.id, fd, self.kind, self.rights, self.source.dev, self.source.ino)
+            return StartupHandle(self.id, fd, self.kind, self.rights, self.source.dev, self.source.ino, self.name)
         status = os.fstat(self.source)
-        return StartupHandle(self.id, fd, self.kind, self.rights, status.st_dev, status.st_ino)
+        return StartupHandle(self.id, fd, self.kind, self.rights, status.st_dev, status.st_ino, self.name)
 
     def placed(self, fd: int) -> Descriptor:
         """Its place among the child's descriptors."""
@@ -68,7 +73,11 @@ def listen_variables(handles: Sequence[Startup], numbers: Sequence[int]) -> list
     The last one is LISTEN_PID, with room for the digits that only the child knows.
     """
     pairs = zip(numbers, handles, strict=True)
-    given = sorted((fd, item.kind) for fd, item in pairs if item.given and PA_HND_TYPE(item.id) not in _NOT_LISTENED_TO)
+    given = sorted(
+        (fd, item.name if _LISTED.fullmatch(item.name) else item.kind)
+        for fd, item in pairs
+        if item.given and PA_HND_TYPE(item.id) not in _NOT_LISTENED_TO
+    )
     if not given or [fd for fd, _ in given] != list(range(3, 3 + len(given))):
         return []
     names = ":".join(kind for _, kind in given)

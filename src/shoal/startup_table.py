@@ -1,6 +1,6 @@
 """The SHOAL_STARTUP line: what a child was handed, as one line of text that any language can read.
 
-Called by: spawn.py, which writes the line into the child's environment, and startup.py, which reads it there.
+Called by: draft.py, which writes the line into the child's environment, and startup/, which reads it there.
 Touches: nothing. A line that does not follow the format is a ValueError, whatever is in it; a word with a key
 this version does not know is skipped, so that later versions may say more.
 Format: docs/startup-format.md.
@@ -36,6 +36,7 @@ class StartupHandle(NamedTuple):
         kind: the word for the handle's type, `Handle.kind`.
         rights: what the handle may be used for, as the bits of `Rights`.
         dev, ino: st_dev and st_ino of the descriptor; they tell a stale table from a true one.
+        name: what the two programs call it, or "".
     """
 
     id: int
@@ -44,6 +45,7 @@ class StartupHandle(NamedTuple):
     rights: int
     dev: int
     ino: int
+    name: str = ""
 
     def _word(self) -> str:
         return f"handle={self.id:#x}:{self.fd}:{self.kind}:{self.rights:#x}:{self.dev}:{self.ino}"
@@ -88,7 +90,8 @@ class StartupTable(NamedTuple):
         words = [VERSION]
         if self.name is not None:
             words.append(f"name={_quote(self.name)}")
-        words += [handle._word() for handle in self.handles]
+        for handle in self.handles:
+            words += [handle._word(), *([f"label={_quote(handle.name)}"] if handle.name else [])]
         words += [entry._word() for entry in self.entries]
         line = " ".join(words)
         if StartupTable.decode(line) != self:
@@ -114,6 +117,10 @@ class StartupTable(NamedTuple):
                 name = _unquote(value)
             elif key == "handle":
                 handles.append(_read_handle(value))
+            elif key == "label":
+                if not handles:
+                    raise ValueError(f"{VARIABLE} has a label before any handle: {value[:100]!r}")
+                handles[-1] = handles[-1]._replace(name=_unquote(value))
             elif key == "ns":
                 entries.append(_read_entry(value))
         return cls(name, tuple(handles), tuple(entries))

@@ -43,6 +43,18 @@ def test_the_line_of_a_known_table_is_as_documented():
     assert table.encode() == "1 name=my%20job handle=0xf0:3:file:0x1f:1:2046 ns=/data:directory:ro ns=/a%20b:c:directory:rw"
 
 
+def test_the_name_of_a_handle_follows_it():
+    table = StartupTable(handles=(StartupHandle(0xF0, 3, "file", 0, 0, 0, "my db"), StartupHandle(0xF0, 4, "vmo", 0, 0, 0)))
+    line = "1 handle=0xf0:3:file:0x0:0:0 label=my%20db handle=0xf0:4:vmo:0x0:0:0"
+    assert table.encode() == line
+    assert StartupTable.decode(line) == table
+
+
+def test_a_label_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="label before any handle"):
+        StartupTable.decode("1 label=x handle=0xf0:3:file:0x4:0:0")
+
+
 def test_an_empty_name_differs_from_no_name():
     assert StartupTable(name="").encode() == "1 name="
     assert StartupTable().encode() == "1"

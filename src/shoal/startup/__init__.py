@@ -8,6 +8,8 @@ A program that was not started by shoal, or was handed nothing, gets empty answe
 cannot be read counts as nothing handed over, and a RuntimeWarning says so. A descriptor that is no longer the one the
 table speaks of (closed and reused before the claim) is left alone and not handed out.
 
+A program that a process manager started finds more in `shoal.startup.domain`.
+
 Source: zx_take_startup_handle() and zx_job_default() in Zircon's <zircon/process.h>, zx_utc_reference_get(), fdio_ns_export_root().
 """
 
@@ -18,36 +20,22 @@ import functools
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from shoal.handles.base import PA_HND_TYPE, Handle, HandleType, Rights
+from shoal.handles.base import PA_HND_TYPE, Handle, HandleType
 from shoal.handles.clock import UtcClock, use_given_clock
 from shoal.handles.directory import Directory
 from shoal.handles.forks import held_over_forks
 from shoal.handles.job import Job, use_given_job
 from shoal.handles.netns import NetNs
-from shoal.handles.process import Process
-from shoal.handles.socket import File, Socket
-from shoal.handles.vmo import Vmo
+from shoal.handles.received import received
 from shoal.startup_table import VARIABLE, StartupEntry, StartupHandle, StartupTable
 
 _LISTEN: Final = ("LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID")
 _NAME_BYTES: Final = 31
 _COMM_BYTES: Final = 15
-
-# Those that can tell their own kind of descriptor look at it first.
-_MAKERS: Final[Mapping[str, Callable[[int, Rights], Handle]]] = {
-    Process.kind: Process._from_fd,
-    Job.kind: Job._from_fd,
-    Vmo.kind: Vmo._from_fd,
-    UtcClock.kind: UtcClock._from_fd,
-    Directory.kind: Directory._own,
-    Socket.kind: Socket._own,
-    File.kind: File._own,
-    NetNs.kind: NetNs._own,
-}
 
 
 class _Claimed:
@@ -56,7 +44,7 @@ class _Claimed:
     def __init__(self, name: str | None = None, entries: tuple[StartupEntry, ...] = ()) -> None:
         self.name = name
         self.entries = entries
-        self.unclaimed: list[tuple[int, Handle]] = []
+        self.unclaimed: list[tuple[int, Handle, str]] = []
         self.job: Job | None = None
         self.clock: UtcClock | None = None
 
@@ -73,8 +61,21 @@ def handles() -> Mapping[int, Handle]:
     """
     with _lock:
         found: dict[int, Handle] = {}
-        for id, handle in _table().unclaimed:
+        for id, handle, _ in _table().unclaimed:
             found.setdefault(id, handle)
+    return MappingProxyType(found)
+
+
+def names() -> Mapping[str, int]:
+    """The ids of the startup handles that were given a name and that nobody has taken yet, by that name.
+
+    A picture of this moment, as `handles()` is. Of several with one name the first counts.
+    """
+    with _lock:
+        found: dict[str, int] = {}
+        for id, _, name in _table().unclaimed:
+            if name:
+                found.setdefault(name, id)
     return MappingProxyType(found)
 
 
@@ -90,7 +91,7 @@ def take_handle(id: int) -> Handle | None:
     """
     with _lock:
         unclaimed = _table().unclaimed
-        for index, (given, _) in enumerate(unclaimed):
+        for index, (given, _, _) in enumerate(unclaimed):
             if given == id:
                 return unclaimed.pop(index)[1]
     return None
@@ -178,14 +179,14 @@ def _table() -> _Claimed:
         if given.fd in owned or not _is_the_one(given):
             continue
         owned.add(given.fd)
-        handle = _wrap(given)
+        handle = received(given.kind, given.fd, given.rights)
         # By type, whatever the argument; the last one wins, and the earlier ones are dropped.
         if PA_HND_TYPE(given.id) == HandleType.JOB_DEFAULT and isinstance(handle, Job):
             claimed.job = handle
         elif PA_HND_TYPE(given.id) == HandleType.CLOCK_UTC and isinstance(handle, UtcClock):
             claimed.clock = handle
         else:
-            claimed.unclaimed.append((given.id, handle))
+            claimed.unclaimed.append((given.id, handle, given.name))
     return claimed
 
 
@@ -199,15 +200,6 @@ def _is_the_one(given: StartupHandle) -> bool:
     except OSError:
         return False
     return True
-
-
-def _wrap(given: StartupHandle) -> Handle:
-    # What a later version, or a wrong table, calls by a kind that does not fit here is still a descriptor that was handed over.
-    rights = Rights(given.rights) & ~Rights.SAME
-    try:
-        return _MAKERS.get(given.kind, File._own)(given.fd, rights)
-    except OSError:
-        return File._own(given.fd, rights)
 
 
 def _open_entry(entry: StartupEntry) -> Handle:

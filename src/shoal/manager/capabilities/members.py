@@ -1,0 +1,92 @@
+"""Members: which processes belong to a domain, whatever they have called themselves or whose children they have become.
+
+What tells is what holds the domain together, and is asked of each process itself, so that a number that has become somebody else's is
+found out:
+
+* a job that is a cgroup: the processes are in it, and nothing they do lets them leave;
+* a pid namespace (a cell): they live in it, or in one nested in it. A process may hide its namespaces from all but root by making
+  itself undumpable; it is then known by whose child it is;
+* neither (a program in its caller's world): the program and what descends from it now. What was left behind by its parent is not
+  found, since then only a cgroup would tell.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from typing import Final
+
+from shoal.handles.cgroup_files import walk
+from shoal.manager.capabilities.procfs import ProcessDirectory
+
+_NS_GET_PARENT: Final = 0xB702
+
+
+def in_pid_namespace(inode: int, known: Collection[int]) -> list[int]:
+    """The processes of a pid namespace, and of those nested in it.
+
+    Args:
+        known: some that belong to it, and that may have children which do not show their namespaces.
+    """
+    found, silent = set(known), {}
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            with suppress(OSError), ProcessDirectory(name) as directory:
+                lives = lives_in(directory, inode)
+                if lives:
+                    found.add(int(name))
+                elif lives is None and is_nested(directory):
+                    silent[int(name)] = int(directory.stat_fields()[1])
+    while more := {pid for pid, parent in silent.items() if parent in found and pid not in found}:
+        found |= more
+    return sorted(found)
+
+
+def lives_in(directory: ProcessDirectory, inode: int) -> bool | None:
+    """Whether a process lives in a pid namespace, or in one nested in it: ioctl_ns(2). None: it does not show where it lives."""
+    try:
+        fd = directory.open("ns/pid")
+    except PermissionError:
+        return None
+    except OSError:
+        return False
+    try:
+        while os.fstat(fd).st_ino != inode:
+            above = fcntl.ioctl(fd, _NS_GET_PARENT)
+            os.close(fd)
+            fd = above
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def is_nested(directory: ProcessDirectory) -> bool:
+    """Whether a process lives in another pid namespace than we do. Raises OSError."""
+    return len(directory.status().get("NSpid", "").split()) > 1
+
+
+def descendants(first: Collection[int]) -> list[int]:
+    """Processes and all that descend from them now, each found as a child of one found before."""
+    found = list(first)
+    for pid in found:  # which grows meanwhile
+        with suppress(OSError), ProcessDirectory(pid) as directory:
+            found += [child for child in directory.children() if child not in found]
+    return found
+
+
+def in_cgroup(fd: int) -> Iterator[int]:
+    """The processes in a cgroup and below it."""
+    for directory in walk(fd):
+        listed = b""
+        with suppress(OSError):  # removed meanwhile
+            file = os.open("cgroup.procs", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+            try:
+                while part := os.read(file, 1 << 16):
+                    listed += part
+            finally:
+                os.close(file)
+        yield from (pid for word in listed.split() if (pid := int(word)))
