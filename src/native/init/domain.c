@@ -39,7 +39,11 @@ static struct slot slot;
 static uint32_t number;       /* of the slot */
 static uint64_t log_most;     /* bytes in one file, of which there are two at most */
 static int control, listener, signals, log_fd;
-static int dispatchers[DISPATCHERS]; /* pids, of which the living are not 0 */
+static struct dispatcher {
+    int pid;          /* 0: the place is free */
+    int tentative;    /* it may yet turn out that it could not become the program */
+    int code, status; /* of a tentative one that has ended, as waitid(2) tells it; 0: it lives */
+} dispatchers[DISPATCHERS];
 static int cell_keeper;              /* pid of the cell's pid 1 */
 static struct output {
     int fd;
@@ -177,20 +181,34 @@ static void add_output(int fd, uint32_t stream)
 
 /* --- the end ----------------------------------------------------------------------------------------------------- */
 
-static void note_dispatcher(const int *info)
+static struct dispatcher *find_dispatcher(int pid)
 {
-    int known = 0;
     for (int i = 0; i < DISPATCHERS; i++)
-        if (dispatchers[i] && dispatchers[i] == info[SI_PID]) {
-            dispatchers[i] = 0;
-            known = 1;
-        }
-    if (known && slot.state == SLOT_RUNNING) {
+        if (dispatchers[i].pid == pid)
+            return &dispatchers[i];
+    return 0;
+}
+
+static void ended_by(int code, int status)
+{
+    if (slot.state == SLOT_RUNNING) {
         slot.state = SLOT_ENDING;
-        slot.code = info[SI_CODE];
-        slot.status = info[SI_STATUS];
+        slot.code = code;
+        slot.status = status;
         slot.ended_ns = (int64_t)now_ns();
         write_slot();
+    }
+}
+
+static void note_dispatcher(const int *info)
+{
+    struct dispatcher *found = find_dispatcher(info[SI_PID]);
+    if (found && found->tentative) {
+        found->code = info[SI_CODE];
+        found->status = info[SI_STATUS];
+    } else if (found) {
+        *found = (struct dispatcher){ 0 };
+        ended_by(info[SI_CODE], info[SI_STATUS]);
     }
 }
 
@@ -236,8 +254,8 @@ static void kill_all(void)
     if (cell_keeper)
         sys2(__NR_kill, cell_keeper, SIGKILL_);
     for (int i = 0; i < DISPATCHERS; i++)
-        if (dispatchers[i])
-            sys2(__NR_kill, dispatchers[i], SIGKILL_);
+        if (dispatchers[i].pid && !dispatchers[i].code)
+            sys2(__NR_kill, dispatchers[i].pid, SIGKILL_);
     kill_children();
 }
 
@@ -274,18 +292,31 @@ static void assign(const struct order *order)
     write_slot();
 }
 
-static int place(long pid)
+static int place(long pid, int tentative)
 {
-    for (int i = 0; i < DISPATCHERS; i++)
-        if (!dispatchers[i]) {
-            dispatchers[i] = (int)pid;
-            if (!slot.pid)
-                slot.pid = (int32_t)pid;
-            slot.state = SLOT_RUNNING;
-            write_slot();
-            return 1;
-        }
-    return 0;
+    struct dispatcher *free = find_dispatcher(0);
+    if (!free)
+        return 0;
+    *free = (struct dispatcher){ .pid = (int)pid, .tentative = tentative };
+    if (!slot.pid)
+        slot.pid = (int32_t)pid;
+    slot.state = SLOT_RUNNING;
+    write_slot();
+    return 1;
+}
+
+/* A tentative one is a dispatcher from now on, or never was one. */
+static void keep(const struct order *order)
+{
+    struct dispatcher *found = order->b > 0 ? find_dispatcher(order->b) : 0;
+    if (!found || !found->tentative)
+        return;
+    const struct dispatcher was = *found;
+    found->tentative = 0;
+    if (was.code || !order->a)
+        *found = (struct dispatcher){ 0 };
+    if (was.code && order->a)
+        ended_by(was.code, was.status);
 }
 
 _Noreturn static void become(int plans)
@@ -315,7 +346,7 @@ static void start_dispatcher(const struct order *order, int *fds, int count)
     long pid = sys5(__NR_clone, SIGCHLD_, 0, 0, 0, 0);
     if (pid == 0)
         become(fds[0]);
-    if (pid > 0 && !place(pid)) {
+    if (pid > 0 && !place(pid, order->a & 8)) {
         sys2(__NR_kill, pid, SIGKILL_);
         pid = -ENOSPC;
     }
@@ -331,7 +362,7 @@ static void start_cell(const struct order *order, int *fds, int count)
     if (count >= recipe_fds && slot.state == SLOT_ASSIGNED)
         talk = make_own_cell(fds[0], recipe_fds > 1 ? fds[1] : -1, &made);
     cell_keeper = made.keeper;
-    if (talk < 0 || made.err || !place(made.waiting)) {
+    if (talk < 0 || made.err || !place(made.waiting, 0)) {
         say(TOLD_FAILED, 0, made.err ? made.err : ENOSPC, 0, 0);
         kill_all();
     } else {
@@ -358,8 +389,8 @@ static void end(const struct order *order)
 static void signal_dispatchers(const struct order *order)
 {
     for (int i = 0; i < DISPATCHERS; i++)
-        if (dispatchers[i] && (order->b == 0 || order->b == dispatchers[i]))
-            sys2(__NR_kill, dispatchers[i], order->a);
+        if (dispatchers[i].pid && !dispatchers[i].code && (order->b == 0 || order->b == dispatchers[i].pid))
+            sys2(__NR_kill, dispatchers[i].pid, order->a);
 }
 
 /* Whether there may be more. */
@@ -386,6 +417,8 @@ static int take_order(void)
             start_dispatcher(&order, fds, count);
         else if (order.kind == ORDER_CELL)
             start_cell(&order, fds, count);
+        else if (order.kind == ORDER_KEEP)
+            keep(&order);
         else if (order.kind == ORDER_SIGNAL)
             signal_dispatchers(&order);
         else if (order.kind == ORDER_END)

@@ -1,12 +1,36 @@
 """The process manager: domains, the capabilities that stand for them, and the names services are found by."""
 
-from shoal.manager.capabilities import Capabilities, observe
-from shoal.manager.client import Domain, DomainStatus, Manager, connect, embedded, exit
-from shoal.manager.cnode import CNode
-from shoal.manager.domains import ExitStatus
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
 from shoal.manager.errors import ManagerError
-from shoal.manager.rights import DomainRights, ManagerRights
-from shoal.manager.tokens import DomainCap, ManagerCap
+
+if TYPE_CHECKING:
+    from shoal.manager.capabilities import Capabilities, observe
+    from shoal.manager.client import Domain, DomainStatus, Manager, connect, embedded, exit
+    from shoal.manager.cnode import CNode
+    from shoal.manager.domains import ExitStatus
+    from shoal.manager.rights import DomainRights, ManagerRights
+    from shoal.manager.tokens import DomainCap, ManagerCap
+
+# Loaded when they are first used: a program that looks at what it was handed needs few of them, and none of the extra "manager".
+_WHERE: Final = {
+    "CNode": "cnode",
+    "Capabilities": "capabilities",
+    "Domain": "client",
+    "DomainCap": "tokens",
+    "DomainRights": "rights",
+    "DomainStatus": "client",
+    "ExitStatus": "domains",
+    "Manager": "client",
+    "ManagerCap": "tokens",
+    "ManagerRights": "rights",
+    "connect": "client",
+    "embedded": "client",
+    "exit": "client",
+    "observe": "capabilities",
+}
 
 __all__ = [
     "CNode",
@@ -25,3 +49,22 @@ __all__ = [
     "exit",
     "observe",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    try:
+        module = importlib.import_module(f"{__name__}.{_WHERE[name]}")
+    except ModuleNotFoundError as error:
+        if error.name in ("msgspec", "biscuit_auth"):
+            raise ModuleNotFoundError(f"{error}; the process manager takes more than shoal itself: pip install 'shoal[manager]'") from error
+        raise
+    value = globals()[name] = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE})

@@ -6,9 +6,9 @@ import json
 from typing import TYPE_CHECKING
 
 from shoal.manager.revocations import Revocation
-from shoal.manager.rights import DomainRights, ManagerRights
+from shoal.manager.rights import FOR_ITSELF, DomainRights, ManagerRights
 from shoal.manager.rootkey import RootKey
-from shoal.manager.tokens import Mint
+from shoal.manager.tokens import DomainCap, Mint
 from shoal.manager.verifier import Verifier
 
 if TYPE_CHECKING:
@@ -34,6 +34,10 @@ class Authority:
         """A capability for a domain, for who has started it."""
         generation = self._verifier.revocations.generation(domain)
         return self._mint.domain(domain, generation=generation).to_token()
+
+    def own_of_domain(self, domain: int) -> DomainCap:
+        """A capability for a domain, for itself: it may do everything with it."""
+        return self._mint.domain(domain, FOR_ITSELF, generation=self._verifier.revocations.generation(domain))
 
     def own(self) -> str:
         """The manager capability, for its owner."""

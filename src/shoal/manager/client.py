@@ -12,16 +12,20 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
 
+from shoal.actions import Action, AddHandle, CloneFd
+from shoal.handles.base import Handle
 from shoal.manager import wire
 from shoal.manager.boxes import to_text
+from shoal.manager.cnode import CNode
 from shoal.manager.connection import Connection, ConnectionLost
 from shoal.manager.domains import ExitStatus
 from shoal.manager.errors import ManagerError
+from shoal.manager.handing import lowest_free
 from shoal.manager.layout import Layout
 from shoal.manager.logs import Entry, LogReader
 from shoal.manager.running import Embedded
@@ -33,6 +37,8 @@ from shoal.units import parse_duration
 
 NEW_DOMAIN, OMP = 0x1, 0x2
 Duration = float | int | str
+_NOT_PASSED_ON = frozenset(("SHOAL_STARTUP", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID"))
+"""What tells this process of its own descriptors."""
 _TRIES = 3
 """How often a request is sent again over a new connection."""
 _DYING_S = 10.0
@@ -95,7 +101,10 @@ class Manager(AbstractContextManager["Manager"]):
         envp: Mapping[str, str] | None = None,
         *,
         flags: int = 0,
+        inherit: CNode | None = None,
+        args: CNode | None = None,
         sandbox: Sandbox | None = None,
+        own_capability: bool = False,
         name: str | None = None,
         cwd: str | os.PathLike[str] | None = None,
         stdin: Any = None,
@@ -110,7 +119,10 @@ class Manager(AbstractContextManager["Manager"]):
             argv: argv[0] is the name the program sees.
             envp: its environment; None is this process's, or with a sandbox what that says.
             flags: NEW_DOMAIN and OMP are known.
+            inherit: open files under their own numbers, a session: CNode.inherit(). args: handles that the program finds in the same
+                slots: shoal.startup.domain.args(). Both are used up, whether or not it is started.
             sandbox: what it gets of the machine; None: it sees what this process does.
+            own_capability: it is handed the capability for itself and a connection to the manager: shoal.startup.domain.
             name: what people see; None is the last part of `path`.
             stdin: a descriptor or file; None is /dev/null.
             stdout, stderr: a descriptor or file; None: kept in the domain's log; subprocess.DEVNULL and, for stderr, STDOUT.
@@ -120,20 +132,45 @@ class Manager(AbstractContextManager["Manager"]):
             TypeError, ValueError: what was given cannot be meant.
         Source: spawn_program() and spawn_program_with_caps() in Barrelfish's spawn_client.c.
         """
+        with ExitStack() as stack:
+            actions: list[Action] = []
+            if inherit is not None:
+                actions += stack.enter_context(inherit.handing_over("inherit"))
+            if args is not None:
+                actions += stack.enter_context(args.handing_over("args"))
+            return self._spawn_program(core, path, argv, envp, flags, actions, sandbox, own_capability, name, cwd, (stdin, stdout, stderr))
+
+    def _spawn_program(
+        self,
+        core: int | str,
+        path: str | os.PathLike[str],
+        argv: Sequence[str],
+        envp: Mapping[str, str] | None,
+        flags: int,
+        actions: Sequence[Action],
+        sandbox: Sandbox | None,
+        own: bool,
+        name: str | None,
+        cwd: str | os.PathLike[str] | None,
+        stdio: tuple[Any, Any, Any],
+    ) -> Domain:
         if isinstance(argv, str | bytes):
             raise TypeError('argv must be a sequence of strings, not one string; for example ["prog", "-v"]')
         words = [_word(word, f"argv[{index}]") for index, word in enumerate(argv)]
         environ = os.environ if envp is None and sandbox is None else envp
-        variables = None if environ is None else [_assignment(name, value) for name, value in environ.items()]
+        variables = None
+        if environ is not None:
+            variables = [_assignment(key, value) for key, value in environ.items() if envp is not None or key not in _NOT_PASSED_ON]
         found = _find(os.fspath(path))
-        fds, targets, kept = _stdio(stdin, stdout, stderr)
+        fds, targets, kept = _stdio(*stdio)
+        given = _handed_over(actions, fds, targets, kept)
         directory = current_directory() if cwd is None else os.path.abspath(os.fspath(cwd))
         box = None if sandbox is None else to_text(sandbox, directory)
         key = uuid.uuid4().hex
 
         def request(rid: int) -> wire.Request:
             return wire.SpawnProgram(
-                rid, key, core, os.fsencode(found), words, variables, os.fsencode(directory), targets, kept, name, flags, box
+                rid, key, core, os.fsencode(found), words, variables, os.fsencode(directory), targets, kept, name, flags, box, given, own
             )
 
         (_, token), _ = self._ask(request, fds)
@@ -179,6 +216,10 @@ class Manager(AbstractContextManager["Manager"]):
             raise errors[0]
         return started
 
+    def span(self, cap: DomainCap | str, core: int | str) -> None:
+        """Start another dispatcher of a domain: `Domain.span()`."""
+        self.domain(cap).span(core)
+
     def domain(self, cap: DomainCap | str | int) -> Domain:
         """The domain that a capability is for; with the manager capability, also by its number.
 
@@ -209,6 +250,10 @@ class Manager(AbstractContextManager["Manager"]):
         """
         return _status(self._ask(lambda rid: wire.Status(rid, domain_id))[0])
 
+    def status_of(self, cap: DomainCap | str) -> DomainStatus:
+        """What is known of a domain, by its capability."""
+        return self.domain(cap).status()
+
     def revoke(self, domain: int | DomainCap) -> None:
         """Make every capability for a domain worthless, or one and all narrowed from it. Takes the manager capability."""
         which = domain if isinstance(domain, int) else domain.to_token()
@@ -229,6 +274,21 @@ class Manager(AbstractContextManager["Manager"]):
         if connection is not None:
             connection.close()
         self._on_close()
+
+    # --- for shoal.startup.domain ------------------------------------------------------------------
+
+    def _span(self, token: str, core: int | str, here: int | str) -> tuple[int, int]:
+        """The shared memory, and the end here of the channel to the new dispatcher."""
+        _, (memory, end) = self._ask(lambda rid: wire.Span(rid, token, core, here))
+        return memory, end
+
+    def _channel(self, token: str, here: int | str, there: int | str) -> int:
+        _, (end,) = self._ask(lambda rid: wire.Channel(rid, token, here, there))
+        return end
+
+    def _shared_memory(self, token: str) -> int:
+        _, (memory,) = self._ask(lambda rid: wire.Memory(rid, token))
+        return memory
 
     # --- the connection -------------------------------------------------------------------------
 
@@ -326,6 +386,17 @@ class Domain:
         """
         self._manager._ask(lambda rid: wire.Signal(rid, self._token, int(signal)))
 
+    def span(self, core: int | str) -> None:
+        """Start another dispatcher of it: the same program on another core, with a memory object that all of them share, and a channel
+        to each of the others. Returns once it has been executed; a kill and a wait cover all of them, and the end of any is the domain's.
+
+        Raises:
+            ManagerError: PROC_MGMT_ERR_DOMAIN_NOT_RUNNING, PROC_MGMT_ERR_ALREADY_SPANNED, PROC_MGMT_ERR_INVALID_SPAWND: as they say;
+                SPAWN_ERR_SPAN: it is in a sandbox.
+        Source: spawn_span() in Barrelfish's spawn_client.c.
+        """
+        self._manager._ask(lambda rid: wire.Span(rid, self._token, core))
+
     def status(self) -> DomainStatus:
         """What is known of it."""
         return _status(self._manager._ask(lambda rid: wire.Status(rid, self._token))[0])
@@ -369,6 +440,23 @@ def connect(address: str | None = None, *, timeout: Duration | None = None) -> M
     manager = Manager(lambda left: dial(layout, patience if left is None else left, starts=address is None), token, lambda: None)
     manager._connected(None)
     return manager
+
+
+def dial_own(given: Handle) -> Callable[[float | None], socket.socket]:
+    """Connects by the connection that a domain was handed, once; after that by the way everybody takes, as far as that is open.
+
+    Ownership: takes over the handle.
+    """
+    from shoal.manager.daemon import dial
+
+    left = [given]
+
+    def connected(timeout: float | None) -> socket.socket:
+        if not left:
+            return dial(Layout.of(), timeout, starts=False)
+        return socket.socket(fileno=left.pop().consume())
+
+    return connected
 
 
 def embedded(state_dir: str | None = None) -> Manager:
@@ -464,6 +552,26 @@ def _stdio(stdin: Any, stdout: Any, stderr: Any) -> tuple[list[int], list[int], 
             fds.append(given if isinstance(given, int) else given.fileno())
             targets.append(number)
     return fds, targets, kept
+
+
+def _handed_over(actions: Sequence[Action], fds: list[int], targets: list[int], kept: list[int]) -> list[wire.Given]:
+    """Adds the descriptors of actions to those to be sent. What the child is told of handles among them."""
+    for action in actions:
+        if isinstance(action, CloneFd):
+            if action.target_fd in kept:
+                kept.remove(action.target_fd)
+            if action.target_fd in targets:
+                raise ValueError(f"descriptor {action.target_fd} is given twice: inherited, and as a standard stream")
+            targets.append(action.target_fd)
+            fds.append(action.local_fd if isinstance(action.local_fd, int) else action.local_fd.fileno())
+    given = []
+    for action in actions:
+        if isinstance(action, AddHandle):
+            target = lowest_free((*targets, *kept))
+            targets.append(target)
+            fds.append(action.handle.fileno())
+            given.append(wire.Given(action.id, action.handle.kind, int(action.handle.rights), action.name, target))
+    return given
 
 
 def _own_core() -> int:

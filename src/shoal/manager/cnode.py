@@ -37,6 +37,11 @@ TASK_KERNEL, TASK_SESSION, TASK_DOMAIN = 8, 12, 19
 """Slots of the task CNode, where a domain finds what is its own."""
 ARGUMENTS: Final = HandleType.USER0
 TASK: Final = HandleType.USER1
+TASK_MEMORY, TASK_MANAGER, TASK_CHANNELS = 4, 22, 64
+"""What a dispatcher is handed besides: the memory all of them share, a connection to the manager, and channels."""
+CORE, CHANNEL = "core.", "channel."
+"""How the names of a capability and of a channel begin; the core follows that it was handed over on, or leads to."""
+MEMORY_RIGHTS: Final = Rights.READ | Rights.WRITE | Rights.MAP | Rights.DUPLICATE | Rights.TRANSFER
 
 Part = Literal["args", "inherit"]
 

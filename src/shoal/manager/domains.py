@@ -107,7 +107,12 @@ Waiter = Callable[["Ended | ManagerError"], None]
 
 @dataclass(slots=True)
 class Domain:
-    """One domain. `pids`: its dispatchers, by core."""
+    """One domain.
+
+    Attributes:
+        pids: of its dispatchers, by core; the first comes first. 0: one that is being started.
+        sandbox: as JSON; None: it sees what the manager does. bounds: what Bounds wants to be remembered.
+    """
 
     id: int
     key: int
@@ -116,12 +121,27 @@ class Domain:
     argv: list[bytes]
     pids: dict[int | str, int]
     started_s: float
-    cwd: str = ""
+    path: str = ""
+    cwd: str = "/"
     sandbox: str | None = None
+    bounds: dict[str, Any] = field(default_factory=dict)
     state: State = State.NIL
     ended: Ended | None = None
     waiters: dict[object, Waiter] = field(default_factory=dict)
     stoppers: dict[object, Waiter] = field(default_factory=dict)
+
+    def about(self) -> dict[str, Any]:
+        """What is to be remembered besides, in the types of JSON."""
+        others = [[core, pid] for core, pid in list(self.pids.items())[1:]]
+        told = {
+            "path": self.path,
+            "cwd": self.cwd,
+            "sandbox": self.sandbox,
+            "bounds": self.bounds,
+            "dispatchers": others,
+            "started_s": self.started_s,
+        }
+        return {name: value for name, value in told.items() if value}
 
     # --- what may be asked of it ----------------------------------------------------------------
 

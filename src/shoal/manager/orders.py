@@ -9,10 +9,10 @@ import struct
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-LAUNCH, CELL, SIGNAL, END = range(1, 5)
+LAUNCH, CELL, KEEP, SIGNAL, END = range(1, 6)
 HERE, STARTED, FAILED, TOLD_ENDED = range(1, 5)
-OUT, ERR, EMPTY = 1, 2, 4
-"""Which descriptors come with LAUNCH and CELL."""
+OUT, ERR, EMPTY, TENTATIVE = 1, 2, 4, 8
+"""Which descriptors come with LAUNCH and CELL; TENTATIVE: it is no dispatcher until KEEP says so."""
 AS_THE_KERNEL_SAYS: Final = -1
 
 _ORDER: Final = struct.Struct("=IiiIQQQ")

@@ -49,6 +49,7 @@ class Running:
             listener = self._listen() if listens else None
             self.server = Server(loop, service, listener)
             self._stack.callback(self.server.close)
+            service.connect = self.server.add
         except BaseException:
             self._stack.close()
             raise

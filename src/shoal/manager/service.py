@@ -9,16 +9,22 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, Final, Protocol
+
+import msgspec
 
 from shoal.manager import wire
 from shoal.manager.authority import Authority
 from shoal.manager.bounds import Bounds
 from shoal.manager.boxes import from_text
+from shoal.manager.dispatchers import Shared, environment_of
 from shoal.manager.domains import LOST_STATUS, Domain, Ended, ExitStatus, State, ended_by
 from shoal.manager.errors import ManagerError
+from shoal.manager.handing import capability, channel, lowest_free, manager, memory
 from shoal.manager.layout import Layout, boot_identity
 from shoal.manager.ledger import ASSIGNED, ENDED, ENDING, FREE, RUNNING, Slot
 from shoal.manager.logs import names, remove_log, state_of
@@ -73,6 +79,9 @@ class Service:
         self._tasks: set[asyncio.Task[None]] = set()
         self._tokens: dict[int, str] = {}
         self._bounds: dict[int, Bounds] = {}
+        self._shared: dict[int, Shared] = {}
+        self.connect: Callable[[socket.socket], None] = socket.socket.close
+        """Serves the other end of a socket."""
         self._waiting: dict[Caller, dict[int, Domain]] = {}
         self.stopped: asyncio.Future[None] = loop.create_future()
 
@@ -111,8 +120,7 @@ class Service:
     async def _adopt_one(self, number: int, slot: Slot, row: Row | None) -> None:
         known = self._domains[slot.id] = self._remembered(row, number, slot)
         known.state = State.RUNNING if slot.state in (RUNNING, ENDING, ENDED) else State.NIL
-        about = {} if row is None else json.loads(row.about)
-        bounds = Bounds.remembered(self._loop, about, lambda cause: self._end(slot.id, cause))
+        bounds = Bounds.remembered(self._loop, known.bounds, lambda cause: self._end(slot.id, cause))
         if bounds is not None:
             self._bounds[slot.id] = bounds
         kept = None if slot.state == ENDED else await self._spawnd.adopt(number, slot)
@@ -142,8 +150,21 @@ class Service:
             argv = _command_line(slot.pid)
             name = os.path.basename(os.fsdecode(argv[0])) if argv else "?"
             return Domain(slot.id, slot.key, number, name, argv, {"?": slot.pid}, slot.started_ns / 1e9)
+        about = json.loads(row.about)
         core: int | str = int(row.core) if row.core.isdigit() else row.core
-        return Domain(row.id, row.key, number, row.name, row.argv.split(b"\0") if row.argv else [], {core: slot.pid}, slot.started_ns / 1e9)
+        return Domain(
+            id=row.id,
+            key=row.key,
+            slot=number,
+            name=row.name,
+            argv=row.argv.split(b"\0") if row.argv else [],
+            pids={core: slot.pid} | dict(about.get("dispatchers", ())),
+            started_s=about.get("started_s", slot.started_ns / 1e9),
+            path=about.get("path", ""),
+            cwd=about.get("cwd", "/"),
+            sandbox=about.get("sandbox"),
+            bounds=about.get("bounds", {}),
+        )
 
     def _lost(self, row: Row, why: str) -> None:
         ended = Ended(ExitStatus(LOST_STATUS, "lost", None), time.time())
@@ -157,6 +178,8 @@ class Service:
             kept.link.close()
         for bounds in self._bounds.values():
             bounds.close()
+        for shared in self._shared.values():
+            shared.close()
         self._watcher.close()
         self._spawnd.close()
         self.stop()
@@ -175,6 +198,9 @@ class Service:
             return
         for fd in fds:
             os.close(fd)
+        if isinstance(request, wire.Span):
+            self._begin(self._span(caller, request))
+            return
         try:
             _HANDLERS[type(request)](self, caller, request)
         except ManagerError as error:
@@ -253,20 +279,29 @@ class Service:
             del self._requests[request.key]
 
     async def _start(self, request: wire.SpawnProgram, fds: Sequence[int]) -> Domain:
+        request = _checked(request, fds)
         seat = self._spawnd.new_seat(self._next)
         self._next += 1
         name = request.name if request.name is not None else os.path.basename(os.fsdecode(request.path))
-        cwd = os.fsdecode(request.cwd)
-        domain = Domain(seat.id, seat.key, seat.slot, name, request.argv, {}, time.time(), cwd)
-        about: dict[str, Any] = {"cwd": cwd, "path": os.fsdecode(request.path)}
+        domain = Domain(
+            id=seat.id,
+            key=seat.key,
+            slot=seat.slot,
+            name=name,
+            argv=request.argv,
+            pids={},
+            started_s=time.time(),
+            path=os.fsdecode(request.path),
+            cwd=os.fsdecode(request.cwd),
+            sandbox=request.sandbox,
+        )
         bounds = None
         try:
             if request.sandbox is not None:
-                about["sandbox"] = request.sandbox
                 bounds = Bounds.of(self._loop, from_text(request.sandbox), lambda cause: self._end(seat.id, cause))
-                about |= {} if bounds is None else bounds.about()
+                domain.bounds = {} if bounds is None else bounds.about()
             argv = b"\0".join(request.argv)
-            self._store.add(seat.id, seat.key, request.key, seat.slot, self._boot, name, str(request.core), argv, about)
+            self._store.add(seat.id, seat.key, request.key, seat.slot, self._boot, name, str(request.core), argv, domain.about())
         except ManagerError:
             self._spawnd.ledger.give_back(seat.slot)
             if bounds is not None:
@@ -275,7 +310,10 @@ class Service:
         self._domains[seat.id] = domain
         self._loop.call_soon(self._premint, seat.id)  # while it starts
         try:
-            kept = await self._spawnd.start(seat, request, fds, bounds)
+            with ExitStack() as stack:
+                if request.own:
+                    request, fds = self._with_own(request, fds, seat.id, stack)
+                kept = await self._spawnd.start(seat, request, fds, bounds)
         except BaseException as error:
             del self._domains[seat.id]
             self._tokens.pop(seat.id, None)
@@ -293,6 +331,100 @@ class Service:
         if domain.state is State.STOP_PENDING:
             kept.kill()
         return domain
+
+    def _with_own(
+        self, request: wire.SpawnProgram, fds: Sequence[int], id: int, stack: ExitStack
+    ) -> tuple[wire.SpawnProgram, tuple[int, ...]]:
+        """The same with the capability for the domain itself, and a connection to us."""
+        given, targets = list(request.given), list(request.targets)
+        vmo = stack.enter_context(self._authority.own_of_domain(id).to_vmo())
+        near, far = socket.socketpair()
+        stack.callback(far.close)
+        self.connect(near)
+        numbers = []
+        for _ in range(2):
+            numbers.append(lowest_free((*targets, *request.kept)))
+            targets.append(numbers[-1])
+        given += [capability(numbers[0], request.core), manager(numbers[1])]
+        return msgspec.structs.replace(request, given=given, targets=targets), (*fds, vmo.fileno(), far.fileno())
+
+    # --- spanning -----------------------------------------------------------------------------------
+
+    async def _span(self, caller: Caller, request: wire.Span) -> None:
+        try:
+            domain = self._allowed(caller, request.domain, DomainRights.SPAN)
+            pid = await self._spanned(domain, request.core)
+            self._audit(caller, request, None, domain.id)
+            if request.here is None:
+                caller.answer(request.rid, pid)
+                return
+            shared = self._shared[domain.id]
+            with shared.fetch(request.here, request.core) as end:
+                caller.answer(request.rid, pid, (shared.memory(domain.name), end.fileno()))
+        except ManagerError as error:
+            self._refused(caller, request, error)
+            caller.refuse(request.rid, error)
+        except Exception as error:
+            caller.refuse(request.rid, ManagerError("SPAWN_ERR_SPAN", f"{type(error).__name__}: {error}"))
+
+    async def _spanned(self, domain: Domain, core: int | str) -> int:
+        domain.check_span(core)
+        if core not in self._spawnd.cores:
+            raise ManagerError("PROC_MGMT_ERR_INVALID_SPAWND", f"core {core} has no spawn daemon")
+        if domain.sandbox is not None:
+            raise ManagerError("SPAWN_ERR_SPAN", f"domain {domain.id} is in a sandbox, which has room for one dispatcher")
+        kept = self._kept.get(domain.id)
+        if kept is None:
+            raise ManagerError("PROC_MGMT_ERR_SPAWND_REQUEST", f"domain {domain.id} is being found again; try again")
+        others = list(domain.pids)
+        first = domain.pids[others[0]]
+        shared = self._shared.setdefault(domain.id, Shared())
+        domain.pids[core] = 0  # taken
+        try:
+            for other in others:
+                shared.connect(core, other)
+            with ExitStack() as stack:
+                ends = [stack.enter_context(shared.fetch(core, other)) for other in others]
+                numbers = list(range(3, 4 + len(ends)))
+                given = [memory(numbers[0]), *(channel(numbers[1 + index], index, other) for index, other in enumerate(others))]
+                fds = (shared.memory(domain.name), *(end.fileno() for end in ends))
+                request = wire.SpawnProgram(
+                    rid=0,
+                    key="",
+                    core=core,
+                    path=os.fsencode(domain.path),
+                    argv=domain.argv,
+                    environ=environment_of(first),
+                    cwd=os.fsencode(domain.cwd),
+                    targets=numbers,
+                    kept=[1, 2],
+                    name=None,
+                    flags=0,
+                    given=given,
+                )
+                request, fds = self._with_own(request, fds, domain.id, stack)
+                domain.pids[core] = await self._spawnd.add_dispatcher(kept, request, fds)
+            domain.check_running()
+            self._store.change(domain.id, domain.about())
+        except BaseException:
+            domain.pids.pop(core, None)
+            shared.drop(core)
+            raise
+        return domain.pids[core]
+
+    def _channel(self, caller: Caller, request: wire.Channel) -> None:
+        domain = self._allowed(caller, request.domain, DomainRights.SPAN)
+        shared = self._shared.get(domain.id)
+        if shared is None:
+            raise ManagerError("LIB_ERR_NO_SPANNED_DISP", f"domain {domain.id} has one dispatcher only")
+        with shared.fetch(request.here, request.there) as end:
+            caller.answer(request.rid, None, (end.fileno(),))
+
+    def _memory(self, caller: Caller, request: wire.Memory) -> None:
+        domain = self._allowed(caller, request.domain, DomainRights.SPAN)
+        domain.check_running()
+        shared = self._shared.setdefault(domain.id, Shared())
+        caller.answer(request.rid, None, (shared.memory(domain.name),))
 
     def _end(self, id: int, cause: int) -> None:
         """Its time is up."""
@@ -325,6 +457,8 @@ class Service:
             slot = self._spawnd.ledger.read(domain.slot)
             whole = slot.state == ENDED and slot.key == domain.key
             ended = ended_by(slot) if whole else Ended(ExitStatus(LOST_STATUS, "lost", None), time.time())
+            if (shared := self._shared.pop(id, None)) is not None:
+                shared.close()
             bounds = self._bounds.pop(id, None)
             if bounds is not None:
                 ended = bounds.finish(ended)
@@ -519,6 +653,8 @@ _HANDLERS: Final[dict[type, Callable[[Service, Caller, Any], None]]] = {
     wire.Wait: Service._wait,
     wire.Kill: Service._kill,
     wire.Signal: Service._signal,
+    wire.Channel: Service._channel,
+    wire.Memory: Service._memory,
     wire.Status: Service._status,
     wire.List: Service._list,
     wire.Cores: Service._cores,
@@ -529,6 +665,21 @@ _HANDLERS: Final[dict[type, Callable[[Service, Caller, Any], None]]] = {
     wire.Stop: Service._stop,
     wire.Audit: Service._audited,
 }
+
+
+def _checked(request: wire.SpawnProgram, fds: Sequence[int]) -> wire.SpawnProgram:
+    """
+    Raises:
+        ManagerError: descriptors and what is said of them do not fit.
+    """
+    targets = [*request.targets, *request.kept]
+    if len(fds) != len(request.targets) or len(set(targets)) != len(targets) or not all(0 <= target < 1024 for target in targets):
+        raise ManagerError("SPAWN_ERR_SETUP_FDCAP", f"{len(fds)} descriptors came for the numbers {targets}: each once, 0 to 1023")
+    if any(number not in (1, 2) for number in request.kept):
+        raise ManagerError("SPAWN_ERR_SETUP_FDCAP", "only 1 and 2 can be kept in the log")
+    if any(item.target not in request.targets for item in request.given):
+        raise ManagerError("SPAWN_ERR_SETUP_ARGCN", "a handle came without its descriptor")
+    return msgspec.structs.replace(request, startup=None)
 
 
 def _never() -> Ended:

@@ -6,6 +6,7 @@ It keeps nothing that cannot be lost: what is true of a domain is in the ledger,
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import secrets
 import signal
@@ -14,11 +15,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
+from shoal.handles.keeper import Strings
 from shoal.handles.made import empty_mounts
 from shoal.manager import flat, orders
 from shoal.manager.bounds import Bounds
 from shoal.manager.boxes import cook, known_box, on_core, order_for
 from shoal.manager.errors import ManagerError
+from shoal.manager.handing import startup_variable
 from shoal.manager.layout import Layout
 from shoal.manager.ledger import CAUSE_KILLED, Ledger, Slot
 from shoal.manager.link import Link, Outcome, send_plan
@@ -119,6 +124,7 @@ class LocalSpawnd:
             for _ in request.kept:
                 pipes += os.pipe2(os.O_CLOEXEC)
             given = (*fds, *pipes[1::2])
+            request = _told_of_handles(request, fds)
             which, outputs = sum(request.kept), tuple(pipes[::2])
             if cooked is None:
                 pid = await self._start_flat(seat, link, request, core, given, which, outputs)
@@ -143,11 +149,19 @@ class LocalSpawnd:
             with far:
                 started = link.answer()
                 link.order(orders.LAUNCH, which, seat.slot, c=seat.id, d=seat.key, e=LOG_BYTES, fds=(far.fileno(), *outputs))
-            send_plan(near, plan.filled(()), count_strings(request.argv), count_strings(request.environ or ()), fds)
+            send_plan(near, plan.filled(()), count_strings(request.argv), _with_startup(count_strings(request.environ or ()), request), fds)
             told = await started
             if told.kind != orders.STARTED:
+                if which & orders.TENTATIVE and told.error == errno.EINVAL:
+                    raise ManagerError("PROC_MGMT_ERR_DOMAIN_NOT_RUNNING", f"domain {seat.id} is ending")
                 raise ManagerError("SPAWN_ERR_RUN", f"no process could be made: {os.strerror(told.error)}")
-            await outcome.executed(plan.labels, os.fsdecode(request.path))
+            try:
+                await outcome.executed(plan.labels, os.fsdecode(request.path))
+            except BaseException:
+                link.order(orders.KEEP, 0, told.pid)
+                raise
+            if which & orders.TENTATIVE:
+                link.order(orders.KEEP, 1, told.pid)
         finally:
             outcome.close()
         return told.pid
@@ -182,11 +196,32 @@ class LocalSpawnd:
         outcome = Outcome(self._loop, talk)
         try:
             by_number = dict(zip((*request.targets, *request.kept), fds, strict=True))
-            send_plan(talk, recipe.finish, cooked.argv, cooked.environ, [by_number[number] for number in cooked.targets])
+            send_plan(
+                talk, recipe.finish, cooked.argv, _with_startup(cooked.environ, request), [by_number[number] for number in cooked.targets]
+            )
             await outcome.executed((), os.fsdecode(request.path))
         finally:
             outcome.close()
         return told.pid
+
+    async def add_dispatcher(self, kept: Kept, request: SpawnProgram, fds: Sequence[int]) -> int:
+        """Start another process of a domain. Its pid; on failure nothing of it is left, and the domain goes on.
+
+        Raises:
+            ManagerError: it was not started.
+        """
+        core = self._checked_core(request.core)
+        pipes: list[int] = []
+        try:
+            for _ in request.kept:
+                pipes += os.pipe2(os.O_CLOEXEC)
+            which = sum(request.kept) | orders.TENTATIVE
+            told = _told_of_handles(request, fds)
+            return await self._start_flat(kept.seat, kept.link, told, core, (*fds, *pipes[1::2]), which, tuple(pipes[::2]))
+        except (SpawnError, OSError) as error:
+            raise as_manager_error(error, request) from error
+        finally:
+            _close(pipes)
 
     def _checked_core(self, core: int | str) -> int:
         number = core if isinstance(core, int) else core.rpartition("/")[2]
@@ -274,6 +309,20 @@ def as_manager_error(error: BaseException, request: SpawnProgram) -> BaseExcepti
     if isinstance(error, SpawnError) and flat.ENTERING in error.detail:
         return ManagerError("SPAWN_ERR_SETUP_ENV", f"{os.fsdecode(request.cwd)}: the working directory cannot be entered: {error.detail}")
     return ManagerError("SPAWN_ERR_RUN", error.detail if isinstance(error, SpawnError) else str(error))
+
+
+def _told_of_handles(request: SpawnProgram, fds: Sequence[int]) -> SpawnProgram:
+    """The same, with what tells the program of the handles among its descriptors."""
+    variable = startup_variable(request.given, dict(zip(request.targets, fds, strict=True)))
+    if variable is None:
+        return request
+    return msgspec.structs.replace(request, startup=variable)
+
+
+def _with_startup(environ: Strings, request: SpawnProgram) -> Strings:
+    if request.startup is None:
+        return environ
+    return environ[0] + request.startup + b"\0", environ[1] + 1
 
 
 def _lives(slot: Slot) -> bool:

@@ -37,6 +37,16 @@ class Hello(Request):
     token: str | None = None
 
 
+class Given(msgspec.Struct, array_like=True):
+    """A startup handle that comes along: what the child is told of it, and its number there."""
+
+    id: int
+    kind: str
+    rights: int
+    name: str
+    target: int
+
+
 class SpawnProgram(Request):
     """Start a domain. The descriptors of the frame are those that `fds` speaks of, in order.
 
@@ -46,7 +56,9 @@ class SpawnProgram(Request):
         targets: the numbers in the child of the descriptors that came along.
         kept: which of 1 and 2 go to the domain's log.
         sandbox: a Sandbox as JSON, or None for the manager's own world.
-        handles: startup table of what came along.
+        given: which of what came along are startup handles.
+        startup: the variable that tells the program of them; the manager's to fill in.
+        own: it is handed the capability for itself, and a connection to the manager.
     """
 
     key: str
@@ -60,8 +72,9 @@ class SpawnProgram(Request):
     name: str | None
     flags: int
     sandbox: str | None = None
-    handles: bytes | None = None
-    wait_s: float | None = None
+    given: list[Given] = []
+    own: bool = False
+    startup: bytes | None = None
 
 
 class Wait(Request):
@@ -79,8 +92,26 @@ class Signal(Request):
 
 
 class Span(Request):
+    """Answered with the number of the new process, and to a dispatcher, which says on which core it is, with descriptors of the memory
+    they share and of its end of the channel."""
+
     domain: str | int
     core: int | str
+    here: int | str | None = None
+
+
+class Channel(Request):
+    """Answered with a dispatcher's end of the channel to another one, once."""
+
+    domain: str | int
+    here: int | str
+    there: int | str
+
+
+class Memory(Request):
+    """Answered with a descriptor of the memory that all dispatchers of a domain share."""
+
+    domain: str | int
 
 
 class Status(Request):
@@ -177,6 +208,8 @@ AnyRequest = (
     | Kill
     | Signal
     | Span
+    | Channel
+    | Memory
     | Status
     | Capabilities
     | Logs
