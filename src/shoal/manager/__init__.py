@@ -2,6 +2,6 @@
 
 from shoal.manager.client import Domain, DomainStatus, Manager, connect, embedded, exit
 from shoal.manager.domains import ExitStatus
-from shoal.manager.errors import ManagerError
+from shoal.manager.errors import ManagerError, ManagerTimeoutError
 
-__all__ = ["Domain", "DomainStatus", "ExitStatus", "Manager", "ManagerError", "connect", "embedded", "exit"]
+__all__ = ["Domain", "DomainStatus", "ExitStatus", "Manager", "ManagerError", "ManagerTimeoutError", "connect", "embedded", "exit"]

@@ -1,0 +1,258 @@
+"""Finding records: by name at once, by attribute value or by the beginning of the name without looking at the others.
+
+Called by: registry.py. Touches: nothing. Records whose name is a secret (`private`) are found by their whole name only.
+A look-up takes the smallest of: the record of that name; the records with that attribute value; the records that have that attribute; the
+names that begin as the pattern does; all. What is compared is counted, and a look-up that would go on too long is refused (limits.WORK):
+a client cannot hold up the others with a query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+from sortedcontainers import SortedKeyList
+
+from shoal.manager.errors import ManagerError
+from shoal.manager.names.limits import WORK
+from shoal.manager.names.ordering import Key, natural_key, prefix_range
+from shoal.manager.names.pattern import Pattern
+from shoal.manager.names.query import Query
+from shoal.manager.names.record import Record, Value, is_identifier, shown
+
+if TYPE_CHECKING:
+    from shoal.manager.names.value import Closable
+
+PRIVATE: Final = "idcapid."
+"""Names that begin so are found by those only who know them whole."""
+
+_TRUE: Final = object()
+_FALSE: Final = object()
+_UNHELPFUL: Final = 4
+
+
+class Stored:
+    """A record as the registry keeps it.
+
+    Attributes:
+        session: the session it ends with, or None.
+        principal: who may replace and remove it.
+        persistent: whether it is in the journal.
+        shared: whether anybody may replace and remove it.
+        parent: the name of the record it ends with, or None.
+        children: names of the records that end with it.
+        value: the descriptor it carries, or None.
+        cost: what it takes, in bytes.
+    """
+
+    __slots__ = ("children", "cost", "key", "parent", "persistent", "principal", "private", "record", "session", "shared", "value")
+
+    def __init__(
+        self,
+        record: Record,
+        *,
+        session: int | None,
+        principal: str,
+        persistent: bool,
+        shared: bool,
+        parent: str | None,
+        value: Closable | None,
+    ) -> None:
+        self.record = record
+        self.session = session
+        self.principal = principal
+        self.persistent = persistent
+        self.shared = shared
+        self.parent = parent
+        self.value = value
+        self.children: dict[str, None] | None = None
+        self.cost = cost(record)
+        self.private = record.name.startswith(PRIVATE)
+        self.key: Key = natural_key(record.name)
+
+    @property
+    def name(self) -> str:
+        """The record's name."""
+        return self.record.name
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """One record, its bytes, its descriptors: what it takes of the limits."""
+        return 1, self.cost, int(self.value is not None)
+
+
+def cost(record: Record) -> int:
+    """The bytes a stored record takes, its share of the index included. test_names_load.py compares it with what is measured."""
+    return 1_100 + 2 * len(record.text) + 420 * len(record.attributes)
+
+
+def value_key(value: Value) -> object:
+    """What equal values have in common, and no others: True is not 1 here."""
+    if isinstance(value, bool):
+        return _TRUE if value else _FALSE
+    return value
+
+
+class _Attribute:
+    """The records that have one attribute, by its value. A value that one record has stands for it without a set of its own."""
+
+    __slots__ = ("count", "values")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.values: dict[object, Stored | set[Stored]] = {}
+
+    def add(self, key: object, stored: Stored) -> None:
+        self.count += 1
+        have = self.values.get(key)
+        if have is None:
+            self.values[key] = stored
+        elif isinstance(have, set):
+            have.add(stored)
+        else:
+            self.values[key] = {have, stored}
+
+    def discard(self, key: object, stored: Stored) -> None:
+        self.count -= 1
+        have = self.values[key]
+        if isinstance(have, set):
+            have.discard(stored)
+            if len(have) == 1:
+                self.values[key] = have.pop()
+        else:
+            del self.values[key]
+
+    def having(self, key: object) -> set[Stored]:
+        have = self.values.get(key)
+        return set() if have is None else have if isinstance(have, set) else {have}
+
+    def __iter__(self) -> Iterator[Stored]:
+        for have in self.values.values():
+            if isinstance(have, set):
+                yield from have
+            else:
+                yield have
+
+
+class RecordIndex:
+    """All stored records."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Stored] = {}
+        self._ordered: Any = SortedKeyList(key=_key)
+        self._attributes: dict[str, _Attribute] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def __iter__(self) -> Iterator[Stored]:
+        return iter(self._by_name.values())
+
+    def get(self, name: str) -> Stored | None:
+        """The record of this name."""
+        return self._by_name.get(name)
+
+    def add(self, stored: Stored) -> None:
+        """Take in a record whose name is free."""
+        self._by_name[stored.name] = stored
+        if stored.private:
+            return
+        self._ordered.add(stored)
+        for name, value in stored.record.attributes.items():
+            attribute = self._attributes.get(name)
+            if attribute is None:
+                attribute = self._attributes[name] = _Attribute()
+            attribute.add(value_key(value), stored)
+
+    def discard(self, stored: Stored) -> None:
+        """Forget a record that was added."""
+        del self._by_name[stored.name]
+        if stored.private:
+            return
+        self._ordered.remove(stored)
+        for name, value in stored.record.attributes.items():
+            attribute = self._attributes[name]
+            attribute.discard(value_key(value), stored)
+            if not attribute.count:
+                del self._attributes[name]
+
+    def find(self, query: Query) -> list[Stored]:
+        """All records that match, in natural order of their names.
+
+        Raises:
+            ManagerError: OCT_ERR_ENGINE_FAIL, the look-up would take too long.
+        """
+        candidates, in_order = self._candidates(query)
+        found = list(_matching(candidates, query))
+        if not in_order:
+            found.sort(key=_key)
+        return found
+
+    def first(self, query: Query) -> Stored | None:
+        """The record that matches and comes first in natural order.
+
+        Raises:
+            ManagerError: OCT_ERR_ENGINE_FAIL, the look-up would take too long.
+        """
+        candidates, in_order = self._candidates(query, first=True)
+        matching = _matching(candidates, query)
+        return next(matching, None) if in_order else min(matching, key=_key, default=None)
+
+    def _candidates(self, query: Query, *, first: bool = False) -> tuple[Iterable[Stored], bool]:
+        """Records among which are all that match, and whether they come in natural order."""
+        if isinstance(query.name, str):
+            stored = self._by_name.get(query.name)
+            return ([] if stored is None else [stored]), True
+        smallest: tuple[int, _Attribute, object] | None = None
+        for constraint in query.constraints:
+            attribute = self._attributes.get(constraint.attribute)
+            if attribute is None:
+                return [], True
+            key: object = None
+            count = attribute.count
+            if constraint.is_equality:
+                key = value_key(constraint.operand)  # type: ignore[arg-type]
+                count = len(attribute.having(key))
+            if smallest is None or count < smallest[0]:
+                smallest = (count, attribute, key)
+        prefix = query.name.prefix if isinstance(query.name, Pattern) else ""
+        if prefix and not _begins_a_name(prefix):
+            return [], True
+        between = prefix_range(prefix)
+        if smallest is None:
+            return self._between(between), True
+        count, attribute, key = smallest
+        if first and between is None and count * _UNHELPFUL > len(self._ordered):
+            return self._ordered, True  # most records have it: the first is found sooner by going through all in order
+        if between is not None and count > 1:
+            low, high = (self._ordered.bisect_key_left(bound) for bound in between)
+            if high - low <= count:
+                return self._between(between), True
+        return (attribute if key is None else attribute.having(key)), False
+
+    def _between(self, bounds: tuple[Key, Key] | None) -> Iterable[Stored]:
+        if bounds is None:
+            return self._ordered  # type: ignore[no-any-return]
+        return self._ordered.irange_key(*bounds, inclusive=(True, False))  # type: ignore[no-any-return]
+
+
+def _key(stored: Stored) -> Key:
+    return stored.key
+
+
+def _begins_a_name(prefix: str) -> bool:
+    return is_identifier(prefix + "x")  # so that true and false, which are none, may begin one
+
+
+def _matching(candidates: Iterable[Stored], query: Query) -> Iterator[Stored]:
+    work = WORK
+    costly = bool(query.patterns)
+    each = 1 + len(query.constraints)
+    for stored in candidates:
+        record = stored.record
+        work -= query.steps(record.name, record.attributes) if costly else each
+        if work < 0:
+            advice = "give an attribute its value with ':', or begin the pattern with ^ and letters"
+            raise ManagerError("OCT_ERR_ENGINE_FAIL", f"{shown(query.text)} takes too long to look up; {advice}")
+        if query.matches(record.name, record.attributes):
+            yield stored
