@@ -18,7 +18,7 @@ from shoal.manager.names.limits import WORK
 from shoal.manager.names.ordering import Key, natural_key, prefix_range
 from shoal.manager.names.pattern import Pattern
 from shoal.manager.names.query import Query
-from shoal.manager.names.record import Record, Value, is_identifier, shown
+from shoal.manager.names.record import Record, is_identifier, shown
 
 if TYPE_CHECKING:
     from shoal.manager.names.value import Closable
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 PRIVATE: Final = "idcapid."
 """Names that begin so are found by those only who know them whole."""
 
-_TRUE: Final = object()
-_FALSE: Final = object()
 _UNHELPFUL: Final = 4
 
 
@@ -86,15 +84,11 @@ def cost(record: Record) -> int:
     return 1_100 + 2 * len(record.text) + 420 * len(record.attributes)
 
 
-def value_key(value: Value) -> object:
-    """What equal values have in common, and no others: True is not 1 here."""
-    if isinstance(value, bool):
-        return _TRUE if value else _FALSE
-    return value
-
-
 class _Attribute:
-    """The records that have one attribute, by its value. A value that one record has stands for it without a set of its own."""
+    """The records that have one attribute, by its value. A value that one record has stands for it without a set of its own.
+
+    1 and True are the same here; the look-up compares again, and tells them apart.
+    """
 
     __slots__ = ("count", "values")
 
@@ -162,7 +156,7 @@ class RecordIndex:
             attribute = self._attributes.get(name)
             if attribute is None:
                 attribute = self._attributes[name] = _Attribute()
-            attribute.add(value_key(value), stored)
+            attribute.add(value, stored)
 
     def discard(self, stored: Stored) -> None:
         """Forget a record that was added."""
@@ -172,7 +166,7 @@ class RecordIndex:
         self._ordered.remove(stored)
         for name, value in stored.record.attributes.items():
             attribute = self._attributes[name]
-            attribute.discard(value_key(value), stored)
+            attribute.discard(value, stored)
             if not attribute.count:
                 del self._attributes[name]
 
@@ -211,7 +205,7 @@ class RecordIndex:
             key: object = None
             count = attribute.count
             if constraint.is_equality:
-                key = value_key(constraint.operand)  # type: ignore[arg-type]
+                key = constraint.operand
                 count = len(attribute.having(key))
             if smallest is None or count < smallest[0]:
                 smallest = (count, attribute, key)
@@ -248,8 +242,12 @@ def _matching(candidates: Iterable[Stored], query: Query) -> Iterator[Stored]:
     work = WORK
     costly = bool(query.patterns)
     each = 1 + len(query.constraints)
+    prefix = query.name.prefix if isinstance(query.name, Pattern) else ""
     for stored in candidates:
         record = stored.record
+        if prefix and not record.name.startswith(prefix):
+            work -= 1
+            continue
         work -= query.steps(record.name, record.attributes) if costly else each
         if work < 0:
             advice = "give an attribute its value with ':', or begin the pattern with ^ and letters"

@@ -48,7 +48,7 @@ class Pattern:
         check_unicode(self.source)
         compiled = _compile(self.source)
         object.__setattr__(self, "_compiled", compiled)
-        object.__setattr__(self, "prefix", _prefix(compiled))
+        object.__setattr__(self, "prefix", _prefix(self.source, compiled))
         object.__setattr__(self, "weight", max(int(compiled.programsize), 0) + _LEAST_WEIGHT)
 
     def found_in(self, text: str) -> bool:
@@ -90,11 +90,13 @@ def _engine() -> Any:
     return re2
 
 
-def _prefix(compiled: Any) -> str:
-    """What lies between two bounds begins with what both begin with."""
+def _prefix(source: str, compiled: Any) -> str:
+    """What lies between two bounds begins with what both begin with. The bounds hold only for an expression that begins with `^` for sure."""
+    if not source.startswith("^") or source[1:2] in tuple("*?{") or "|" in source:
+        return ""
     try:
         least, most = compiled.possiblematchrange(_PREFIX_BYTES)
-    except _engine().error:  # not bound to the beginning of a text
+    except _engine().error:
         return ""
     alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(least, most, strict=False))
     return bytes(first for first, _ in alike).decode(errors="ignore")

@@ -14,12 +14,12 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Literal
 
 from shoal.manager.errors import ManagerError
+from shoal.manager.names.accounts import Accounts
 from shoal.manager.names.capabilities import CapabilityStore, Held
 from shoal.manager.names.changes import Changes
 from shoal.manager.names.events import ENDED, Event
 from shoal.manager.names.index import PRIVATE, Stored
 from shoal.manager.names.journal import Entry
-from shoal.manager.names.ledger import Ledger
 from shoal.manager.names.limits import Limits
 from shoal.manager.names.query import Query
 from shoal.manager.names.record import Record, shown
@@ -40,8 +40,8 @@ class Registry:
 
     def __init__(self, limits: Limits = Limits()) -> None:
         self.limits = limits
-        self._ledger = Ledger(limits)
-        self._store = RecordStore(limits, self._ledger)
+        self._accounts = Accounts(limits)
+        self._store = RecordStore(limits, self._accounts)
         self._watches = WatchTable()
         self._subscriptions = WatchTable()
         self._capabilities = CapabilityStore()
@@ -60,7 +60,7 @@ class Registry:
         """
         self._last_session += 1
         self._sessions[self._last_session] = Session(self._last_session, principal, privileged)
-        self._ledger.open(self._last_session)
+        self._accounts.open(self._last_session)
         return self._last_session
 
     def close_session(self, session: int) -> Changes:
@@ -78,7 +78,7 @@ class Registry:
             if stored is not None and stored.session == session:  # it may have gone with one it was under
                 self._drop(stored, changes)
         del self._sessions[session]
-        self._ledger.close(session)
+        self._accounts.close(session)
         return changes
 
     # --- records --------------------------------------------------------------------------------------
@@ -269,11 +269,11 @@ class Registry:
         """
         who = self._session(session)
         held = Held(value, None if keep else session, who.principal, shared)
-        self._ledger.refuse(held.session, held.principal, (0, 0, 1))
+        self._accounts.refuse(held.session, held.principal, (0, 0, 1))
         if numbered:
             key = self._capabilities.numbered(key)
         self._capabilities.put(key, held)
-        self._ledger.add(held.session, held.principal, (0, 0, 1))
+        self._accounts.add(held.session, held.principal, (0, 0, 1))
         if not keep:
             who.capabilities[key] = None
         return key
@@ -334,7 +334,7 @@ class Registry:
 
     def _take_capability(self, key: str, who: Session, changes: Changes) -> None:
         held = self._capabilities.take(key, who)
-        self._ledger.add(held.session, held.principal, (0, 0, 1), -1)
+        self._accounts.add(held.session, held.principal, (0, 0, 1), -1)
         if held.session is not None:
             del self._sessions[held.session].capabilities[key]
         changes.released.append(held.value)

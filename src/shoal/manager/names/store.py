@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from shoal.manager.errors import ManagerError
+from shoal.manager.names.accounts import Accounts
 from shoal.manager.names.changes import Changes
 from shoal.manager.names.index import RecordIndex, Stored
 from shoal.manager.names.journal import Entry, RecordGone, RecordKept, SequenceFloor, SequenceGone, SequenceKept
-from shoal.manager.names.ledger import Ledger
 from shoal.manager.names.limits import Limits
 from shoal.manager.names.parse import parse
 from shoal.manager.names.query import Query, hold
@@ -69,9 +69,9 @@ PLAIN: Final = Terms()
 class RecordStore:
     """All records, who they belong to, and the numbers of sequential ones."""
 
-    def __init__(self, limits: Limits, ledger: Ledger) -> None:
+    def __init__(self, limits: Limits, accounts: Accounts) -> None:
         self.index = RecordIndex()
-        self._ledger = ledger
+        self._accounts = accounts
         self._sequences = Sequences(limits.sequences)
 
     def set(self, who: Session, query: Query, terms: Terms, value: Closable | None, changes: Changes) -> Stored:
@@ -99,13 +99,15 @@ class RecordStore:
             parent=terms.under,
             value=value,
         )
+        if terms.under == name:
+            raise _contradiction(f"{name} cannot be under itself")
         if old is not None and old.children:
             if new.parent is not None:
                 raise _contradiction(f"{name} has records under it, so it cannot be under {new.parent}")
             if old.persistent != new.persistent:
                 raise _contradiction(f"{name} has records under it; whether it is persistent stays as it is")
         same_account = old is not None and (old.session, old.session or old.principal) == (new.session, new.session or new.principal)
-        self._ledger.refuse(new.session, new.principal, new.size, old.size if old is not None and same_account else (0, 0, 0))
+        self._accounts.refuse(new.session, new.principal, new.size, old.size if old is not None and same_account else (0, 0, 0))
 
         if terms.mode == "sequential":
             changes.journal.extend(self._sequences.use(base, number))
@@ -202,7 +204,7 @@ class RecordStore:
 
     def _attach(self, stored: Stored) -> None:
         self.index.add(stored)
-        self._ledger.add(stored.session, stored.principal, stored.size)
+        self._accounts.add(stored.session, stored.principal, stored.size)
         if stored.parent is not None:
             parent = self.index.get(stored.parent)
             assert parent is not None
@@ -213,7 +215,7 @@ class RecordStore:
     def _detach(self, stored: Stored, changes: Changes) -> None:
         """Take a record out, leaving the journal and its children to the caller."""
         self.index.discard(stored)
-        self._ledger.add(stored.session, stored.principal, stored.size, -1)
+        self._accounts.add(stored.session, stored.principal, stored.size, -1)
         if stored.parent is not None:
             parent = self.index.get(stored.parent)
             if parent is not None and parent.children is not None:

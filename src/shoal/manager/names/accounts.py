@@ -1,4 +1,4 @@
-"""The ledger: what all sessions, each session and each principal keep, and the refusal of what would pass a limit.
+"""The accounts: what all sessions, each session and each principal keep, and the refusal of what would pass a limit.
 
 Called by: store.py and registry.py. Touches: nothing. A record or descriptor is on two accounts: that of its session, or of its principal
 where it outlives the session; and that of all together.
@@ -50,7 +50,7 @@ class Account:
                 raise ManagerError(LIMIT, f"{self.who} may keep {most} {what}; remove some first")
 
 
-class Ledger:
+class Accounts:
     """All accounts."""
 
     def __init__(self, limits: Limits) -> None:
