@@ -19,7 +19,9 @@ TEXTS = ["", "ana", "it's", "''", "r'x'", "{ a: 1 }", "é\n\t", "8", "true", "_"
 NUMBERS = [0, 1, -1, 8, 12, 12.0, 0.5, -0.0, 1e-7, 1e22, -(1 << 63), (1 << 63) - 1, 2**53 + 1, float(2**53)]
 SOURCES = ["", "^a", "^job[0-9]+$", "1$", "a|b", "^(a|b)", "it's", "é", "^a[0-9]", "(?i)^A", "[^a]", "^true", "^É"]
 
-names = st.sampled_from(NAMES) | st.from_regex(r"[a-z][A-Za-z0-9._-]{0,12}", fullmatch=True).filter(lambda text: text not in ("true", "false"))
+names = st.sampled_from(NAMES) | st.from_regex(r"[a-z][A-Za-z0-9._-]{0,12}", fullmatch=True).filter(
+    lambda text: text not in ("true", "false")
+)
 attributes = st.sampled_from(ATTRIBUTES)
 texts = st.sampled_from(TEXTS) | st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 integers = st.integers(-(1 << 63), (1 << 63) - 1)

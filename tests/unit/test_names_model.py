@@ -45,7 +45,10 @@ class Names(RuleBasedStateMachine):
         return told
 
     def done(self, changes: Any, expected: list[tuple[int, int, str, str, bool]]) -> None:
-        got = [(session, watch, event.kind, event.record.name if event.record else "", event.removed) for session, watch, event in changes.events]
+        got = [
+            (session, watch, event.kind, event.record.name if event.record else "", event.removed)
+            for session, watch, event in changes.events
+        ]
         assert got == expected
         for entry in changes.journal:
             if entry.deletes:
@@ -121,7 +124,14 @@ class Names(RuleBasedStateMachine):
                 self.registry.get(session, query)
             assert caught.value.code == "OCT_ERR_NO_RECORD"
 
-    @rule(who=SESSIONS, query=queries, on=KINDS, persistent=st.booleans(), when=st.sampled_from(["always", "present", "absent"]), existing=st.booleans())
+    @rule(
+        who=SESSIONS,
+        query=queries,
+        on=KINDS,
+        persistent=st.booleans(),
+        when=st.sampled_from(["always", "present", "absent"]),
+        existing=st.booleans(),
+    )
     def watch(self, who, query, on, persistent, when, existing):
         matching = self.model.matching(query)
         id, present = self.registry.watch(self.sessions[who], query, on=on, persistent=persistent, when=when, existing=existing)

@@ -35,7 +35,10 @@ from shoal.manager.names.parse import parse
         ("a { b: true, c: false }", Query.where("a", {"b": True, "c": False})),
         ("a { b: 0, c: -0, d: -12 }", Query.where("a", {"b": 0, "c": 0, "d": -12})),
         ("a { b: .5, c: 0.50, d: -.5, e: -1.0 }", Query.where("a", {"b": 0.5, "c": 0.5, "d": -0.5, "e": -1.0})),
-        ("a { b>1, b >= 2, b<3, b<= 4, b==5, b!=6 }", Query("a", tuple(Constraint("b", op, at + 1) for at, op in enumerate((">", ">=", "<", "<=", "==", "!="))))),
+        (
+            "a { b>1, b >= 2, b<3, b<= 4, b==5, b!=6 }",
+            Query("a", tuple(Constraint("b", op, at + 1) for at, op in enumerate((">", ">=", "<", "<=", "==", "!=")))),
+        ),
         ("a { b>-1 }", Query("a", (Constraint("b", ">", -1),))),
         ("a { c: 1, b: 2 }", Query.where("a", {"b": 2, "c": 1})),
         ("a { b: 9223372036854775807, c: -9223372036854775808 }", Query.where("a", {"b": (1 << 63) - 1, "c": -(1 << 63)})),
@@ -58,7 +61,7 @@ def test_a_text_says_one_thing(text, query):
         ("a\n{\n  b: 1 c: 2 }", "line 3, column 8 .*: 'c' where ',' or '}' was expected"),
         ("a { b: 'x\ny', c? 1 }", r"line 2, column 6 .*: '\?' is no part of the language"),
         ("Job", "column 1 .*: 'J': an identifier begins with a lower-case letter"),
-        ("a { b: 'x }", "column 8 .*: \"'\": the string that begins here does not end"),
+        ("a { b: 'x }", 'column 8 .*: "\'": the string that begins here does not end'),
         ("a { b: r'x }", "the string that begins here does not end"),
         ('a { b: "x" }', "strings stand between single quotes"),
         ("a { b = 1 }", "equality is written ':' or =="),
@@ -139,19 +142,22 @@ def test_every_query_is_said_by_its_text(query):
     assert str(again) == str(query)
 
 
-PIECES = ["a", "job7", "_", "r'", "'", "''", "{", "}", ":", ",", ">", ">=", "==", "!=", "=", "-", "0", "1", ".", "true", "%s", " ", "\n", "(", "é", "\x00", "\ud800", "A"]
+PIECES = [*"a_{}:,>.=-01 (é\x00\ud800A\n", "job7", "r'", "'", "''", ">=", "==", "!=", "true", "%s"]
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=30).map("".join) | st.text(max_size=40))
 @example("r'" + "(" * 4000 + "'")
 @example("a { b: r'" + "(?i)" * 2000 + "' }")
 def test_any_text_is_a_query_or_a_manager_error(text):
+    query, code = None, ""
     try:
         query = parse(text)
     except ManagerError as error:
-        assert error.code in ("OCT_ERR_PARSER_FAIL", "OCT_ERR_QUERY_SIZE")
-        return
-    assert exact(parse(str(query))) == exact(query)
+        code = error.code
+    if query is None:
+        assert code in ("OCT_ERR_PARSER_FAIL", "OCT_ERR_QUERY_SIZE")
+    else:
+        assert exact(parse(str(query))) == exact(query)
 
 
 def python(code: str) -> str:

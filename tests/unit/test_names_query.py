@@ -80,9 +80,32 @@ def test_a_pattern_knows_how_what_it_matches_begins(source, name):
 
 
 def test_only_a_pattern_that_is_bound_to_the_beginning_has_a_prefix():
-    for source in ("job", "a$", "^a|^b", "^ab|ac", "(^a)?", "(?i)^job", "(?m)^job", "^*job", "^?job", "^{0,1}job", "^(?i)job", "^", "^.", "^[jk]ob"):
+    for source in (
+        "job",
+        "a$",
+        "^a|^b",
+        "^ab|ac",
+        "(^a)?",
+        "(?i)^job",
+        "(?m)^job",
+        "^*job",
+        "^?job",
+        "^{0,1}job",
+        "^(?i)job",
+        "^",
+        "^.",
+        "^[jk]ob",
+    ):
         assert Pattern(source).prefix == "", source
-    for source, prefix in {"^job[0-9]+$": "job", "^spawn\\.": "spawn.", "^^a": "a", "^a+": "a", "^ab*": "a", "^ab{2}": "abb", "^É": "É"}.items():
+    for source, prefix in {
+        "^job[0-9]+$": "job",
+        "^spawn\\.": "spawn.",
+        "^^a": "a",
+        "^a+": "a",
+        "^ab*": "a",
+        "^ab{2}": "abb",
+        "^É": "É",
+    }.items():
         assert Pattern(source).prefix == prefix, source
 
 

@@ -57,7 +57,11 @@ def test_the_text_of_a_record_says_all_of_it(record):
         ({"a": "x\ud800"}, "OCT_ERR_PARSER_FAIL", "character 2 of the text is half of a surrogate pair"),
         ({"a": "x" * QUERY_BYTES}, "OCT_ERR_QUERY_SIZE", f"may have {QUERY_BYTES} bytes"),
         ({"a": "é" * (QUERY_BYTES // 2)}, "OCT_ERR_QUERY_SIZE", f"may have {QUERY_BYTES} bytes"),
-        ({f"a{number}": 1 for number in range(ATTRIBUTES + 1)}, "OCT_ERR_QUERY_SIZE", f"may have {ATTRIBUTES} attributes, not {ATTRIBUTES + 1}"),
+        (
+            {f"a{number}": 1 for number in range(ATTRIBUTES + 1)},
+            "OCT_ERR_QUERY_SIZE",
+            f"may have {ATTRIBUTES} attributes, not {ATTRIBUTES + 1}",
+        ),
         ({"a" * (NAME_BYTES + 1): 1}, "OCT_ERR_QUERY_SIZE", f"may have {NAME_BYTES} bytes, not {NAME_BYTES + 1}"),
     ],
 )

@@ -1,7 +1,7 @@
 """The operations on records: what each does, and when it is refused. Source: spec 5.4, 5.11; corners 20, 23 and 24 of its section 11."""
 
 import pytest
-from rig.names import Closing
+from rig.names import Closing, natural
 
 from shoal.manager import ManagerError
 from shoal.manager.names import Registry
@@ -105,6 +105,34 @@ def test_the_first_match_is_found_by_the_index_too(names):
     assert names.names("r'^x[34]' { rare: true }") == ["x30", "x40"]
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("prefix", ["job1", "job", "job0", "job12", "job01", "jobx", "jobx1", "j", "job2", "job1x", "z", "job1x1"])
+def test_names_are_found_by_how_they_begin(names, prefix):
+    everything = [
+        "j",
+        "job",
+        "job0",
+        "job01",
+        "job1",
+        "job1x1",
+        "job1x12",
+        "job2",
+        "job10",
+        "job12",
+        "job19x",
+        "job123",
+        "job0012",
+        "jobx",
+        "jobx1",
+        "k",
+    ]
+    for name in everything:
+        names.set(name)
+    assert sorted(names.names(f"r'^{prefix}'")) == sorted(name for name in everything if name.startswith(prefix))
+    assert names.names("_") == sorted(everything, key=natural)
+    assert names.names(f"r'^{prefix}'") == sorted(names.names(f"r'^{prefix}'"), key=natural)
+
+
 def test_a_removed_record_is_gone_and_may_be_set_again(names):
     names.set("a { x: 1 }")
     assert names.remove("a") == "a { x: 1 }"
@@ -185,7 +213,13 @@ def test_a_persistent_record_outlives_its_session(registry, names):
 
 def test_an_ended_session_can_do_nothing_and_ends_only_once(registry, names):
     names.close()
-    for act in (lambda: names.set("a"), lambda: names.get("_"), lambda: names.names("_"), lambda: names.remove("a"), lambda: names.exists("a")):
+    for act in (
+        lambda: names.set("a"),
+        lambda: names.get("_"),
+        lambda: names.names("_"),
+        lambda: names.remove("a"),
+        lambda: names.exists("a"),
+    ):
         refused("LIB_ERR_NAMESERVICE_NOT_BOUND", "has ended", act)
     names.close()
     assert (names.changes.journal, names.changes.events, names.changes.released) == ([], [], [])

@@ -1,4 +1,4 @@
-"""The NameService over a service in this process: what programs call, from threads, with descriptors. Source: spec 5.4, 5.11, 5.12, 5.13."""
+"""The NameService over a service in this process: what programs call, from threads, with descriptors. Source: spec 5.4, 5.11 to 5.13."""
 
 import gc
 import os
@@ -10,6 +10,7 @@ from rig.names import Closing, Thread, observed, service
 from shoal import Socket
 from shoal.manager import ManagerError, ManagerTimeoutError
 from shoal.manager.names import LocalService, Query, Record, Registry
+
 
 @pytest.fixture
 def local():
@@ -148,7 +149,7 @@ def test_a_look_up_that_does_not_wait_says_what_is_missing(names):
 
 @pytest.mark.parametrize("timeout", [0, 0.01, "10ms"])
 def test_a_look_up_gives_up_when_its_time_is_over(local, names, timeout):
-    with pytest.raises(ManagerTimeoutError, match="nothing was registered as 'web {  }' in the time given") as caught:
+    with pytest.raises(ManagerTimeoutError, match=r"nothing was registered as 'web \{  \}' in the time given") as caught:
         names.lookup("web", timeout=timeout)
     assert isinstance(caught.value, TimeoutError)
     names.exists("_")

@@ -148,7 +148,7 @@ def test_a_lock_object_is_for_one_holder(names):
     with pytest.raises(RuntimeError, match="is not held through this object"):
         lock.release()
     lock.acquire()
-    with pytest.raises(RuntimeError, match="another holder makes its own with names.lock"):
+    with pytest.raises(RuntimeError, match=r"another holder makes its own with names\.lock"):
         lock.acquire()
     lock.release()
 
@@ -337,7 +337,14 @@ def test_ids_are_never_used_again(names):
 
 @pytest.mark.parametrize(
     ("arguments", "options", "error"),
-    [((), {}, TypeError), ((1,), {"id": 1}, TypeError), ((-1,), {}, ValueError), ((True,), {}, ValueError), ((), {"id": 0}, ValueError), (("1",), {}, ValueError)],
+    [
+        ((), {}, TypeError),
+        ((1,), {"id": 1}, TypeError),
+        ((-1,), {}, ValueError),
+        ((True,), {}, ValueError),
+        ((), {"id": 0}, ValueError),
+        (("1",), {}, ValueError),
+    ],
 )
 def test_a_semaphore_that_cannot_be_meant_is_refused(local, names, arguments, options, error):
     with pytest.raises(error):

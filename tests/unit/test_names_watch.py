@@ -129,7 +129,14 @@ def test_one_change_is_told_to_each_watch_in_the_order_they_were_installed(told)
 
 @pytest.mark.parametrize(
     ("when", "there", "installed"),
-    [("always", False, True), ("always", True, True), ("present", False, False), ("present", True, True), ("absent", False, True), ("absent", True, False)],
+    [
+        ("always", False, True),
+        ("always", True, True),
+        ("present", False, False),
+        ("present", True, True),
+        ("absent", False, True),
+        ("absent", True, False),
+    ],
 )
 def test_a_watch_may_depend_on_what_is_there_at_that_moment(told, when, there, installed):
     if there:

@@ -22,9 +22,6 @@ ATTRIBUTES: Final = 64
 PATTERN_MEMORY: Final = 1 << 16
 """Most bytes that one compiled regular expression may take, with what matching it keeps."""
 
-WORK: Final = 4_000_000
-"""Most steps of one look-up, each a comparison: about half a second, for what the indexes do not help with."""
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -44,6 +41,8 @@ class Limits:
         pattern_weight_per_session: the same for one session.
         values: descriptors held as values of records and in the capability store.
         values_per_session: the same for one session, and for what a principal keeps beyond its sessions.
+        look_up_steps: comparisons of one look-up, a pattern counted as what it may cost: under half a second, and enough for any pattern
+            among 100,000 names. Passing it is OCT_ERR_ENGINE_FAIL.
         queued_events: events waiting for one watch; what comes then is one `overflow` event.
         queued_events_per_session: events waiting for all watches of a session together.
         queued_bytes_per_session: bytes of text in them.
@@ -61,6 +60,7 @@ class Limits:
     pattern_weight_per_session: int = 16_384
     values: int = 4_096
     values_per_session: int = 256
+    look_up_steps: int = 1_600_000
     queued_events: int = 1_024
     queued_events_per_session: int = 8_192
     queued_bytes_per_session: int = 4 << 20

@@ -56,7 +56,7 @@ class Pattern:
         return self._compiled.search(text.encode()) is not None
 
     def steps(self, text: str) -> int:
-        """What found_in() may cost, in the steps that limits.WORK counts."""
+        """What found_in() may cost, in the steps that Limits.look_up_steps counts."""
         return _CALL_STEPS + self.weight * len(text) // _INSTRUCTIONS_A_STEP
 
     def __str__(self) -> str:
@@ -91,7 +91,7 @@ def _engine() -> Any:
 
 
 def _prefix(source: str, compiled: Any) -> str:
-    """What lies between two bounds begins with what both begin with. The bounds hold only for an expression that begins with `^` for sure."""
+    """What lies between two bounds begins with what both begin with. The bounds hold only if the expression begins with `^` for sure."""
     if not source.startswith("^") or source[1:2] in tuple("*?{") or "|" in source:
         return ""
     try:

@@ -79,6 +79,10 @@ class Constraint:
             return False
         return _COMPARE[self.operator](value, operand)
 
+    def steps(self, value: Value) -> int:
+        """What holds() may cost, in the steps that Limits.look_up_steps counts."""
+        return self.operand.steps(value) if isinstance(self.operand, Pattern) and isinstance(value, str) else 1
+
     @property
     def is_equality(self) -> bool:
         """Whether one value alone meets it."""
@@ -160,15 +164,10 @@ class Query:
         return hold(self.constraints, attributes)
 
     def steps(self, name: str, attributes: Mapping[str, Value]) -> int:
-        """What matches() may cost, in the steps that limits.WORK counts."""
-        steps = 1 + len(self.constraints)
-        if self.patterns:
-            if isinstance(self.name, Pattern):
-                steps += self.name.steps(name)
-            for constraint in self.constraints:
-                value = attributes.get(constraint.attribute)
-                if isinstance(constraint.operand, Pattern) and isinstance(value, str):
-                    steps += constraint.operand.steps(value)
+        """What matches() may cost, in the steps that Limits.look_up_steps counts."""
+        steps = self.name.steps(name) if isinstance(self.name, Pattern) else 1
+        for constraint in self.constraints:
+            steps += constraint.steps(attributes.get(constraint.attribute, 0))
         return steps
 
     def to_store(self) -> tuple[str, dict[str, Value], tuple[Constraint, ...]]:

@@ -70,7 +70,7 @@ class RecordStore:
     """All records, who they belong to, and the numbers of sequential ones."""
 
     def __init__(self, limits: Limits, accounts: Accounts) -> None:
-        self.index = RecordIndex()
+        self.index = RecordIndex(limits.look_up_steps)
         self._accounts = accounts
         self._sequences = Sequences(limits.sequences)
 

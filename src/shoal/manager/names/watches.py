@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from shoal.manager.errors import ManagerError
+from shoal.manager.names.index import value_key
 from shoal.manager.names.pattern import Pattern
 from shoal.manager.names.query import Query
 from shoal.manager.names.record import Record
@@ -45,7 +46,7 @@ def _place(query: Query) -> tuple[str, object]:
         return "name", query.name
     for constraint in query.constraints:
         if constraint.is_equality:
-            return "value", (constraint.attribute, constraint.operand)
+            return "value", (constraint.attribute, value_key(constraint.operand))  # type: ignore[arg-type]
     if isinstance(query.name, Pattern) and query.name.prefix:
         return "prefix", query.name.prefix
     if query.constraints:
@@ -113,7 +114,7 @@ class WatchTable:
         places = self._places
         yield from self._named(name)
         for attribute, value in record.attributes.items():
-            yield from places.get(("value", (attribute, value)), {}).values()
+            yield from places.get(("value", (attribute, value_key(value))), {}).values()
             yield from places.get(("attribute", attribute), {}).values()
         for length in self._prefix_lengths:
             if length <= len(name):
