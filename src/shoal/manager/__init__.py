@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from shoal.manager.errors import ManagerError
+from shoal.manager.errors import ManagerError, ManagerTimeoutError
 
 if TYPE_CHECKING:
     from shoal.manager.capabilities import Capabilities, observe
     from shoal.manager.client import Domain, DomainStatus, Manager, connect, embedded, exit
     from shoal.manager.cnode import CNode
     from shoal.manager.domains import ExitStatus
+    from shoal.manager.names import Barrier, Event, NameService, Query, Record, Semaphore, Watch
     from shoal.manager.rights import DomainRights, ManagerRights
     from shoal.manager.tokens import DomainCap, ManagerCap
 
@@ -26,6 +27,7 @@ _WHERE: Final = {
     "Manager": "client",
     "ManagerCap": "tokens",
     "ManagerRights": "rights",
+    **dict.fromkeys(("Barrier", "Event", "NameService", "Query", "Record", "Semaphore", "Watch"), "names"),
     "connect": "client",
     "embedded": "client",
     "exit": "client",
@@ -33,17 +35,25 @@ _WHERE: Final = {
 }
 
 __all__ = [
+    "Barrier",
     "CNode",
     "Capabilities",
     "Domain",
     "DomainCap",
     "DomainRights",
     "DomainStatus",
+    "Event",
     "ExitStatus",
     "Manager",
     "ManagerCap",
     "ManagerError",
     "ManagerRights",
+    "ManagerTimeoutError",
+    "NameService",
+    "Query",
+    "Record",
+    "Semaphore",
+    "Watch",
     "connect",
     "embedded",
     "exit",
@@ -59,7 +69,7 @@ def __getattr__(name: str) -> Any:
     try:
         module = importlib.import_module(f"{__name__}.{_WHERE[name]}")
     except ModuleNotFoundError as error:
-        if error.name in ("msgspec", "biscuit_auth"):
+        if error.name in ("msgspec", "biscuit_auth", "lark", "re2", "sortedcontainers"):
             raise ModuleNotFoundError(f"{error}; the process manager takes more than shoal itself: pip install 'shoal[manager]'") from error
         raise
     value = globals()[name] = getattr(module, name)

@@ -28,6 +28,8 @@ from shoal.manager.errors import ManagerError
 from shoal.manager.handing import lowest_free
 from shoal.manager.layout import Layout
 from shoal.manager.logs import Entry, LogReader
+from shoal.manager.names import NameService
+from shoal.manager.remote_names import RemoteNames
 from shoal.manager.running import Embedded
 from shoal.manager.tokens import DomainCap
 from shoal.sandbox.box import Sandbox
@@ -70,6 +72,8 @@ class DomainStatus:
 class Manager(AbstractContextManager["Manager"]):
     """A process manager. For any number of threads.
 
+    Attributes:
+        names: its name service, as one session of it, which is this connection.
     Ownership: has the connection. Domains live on when it is closed.
     """
 
@@ -80,6 +84,7 @@ class Manager(AbstractContextManager["Manager"]):
         self._lock = threading.Lock()
         self._connection: Connection | None = None
         self._closed = False
+        self.names = NameService(RemoteNames(lambda: self._connected(None)))
 
     def __repr__(self) -> str:
         return f"<shoal.manager.Manager {'closed' if self._closed else 'connected' if self._connection else 'not connected'}>"

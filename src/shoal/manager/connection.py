@@ -12,7 +12,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from shoal.handles.deadline import Deadline
@@ -20,6 +21,8 @@ from shoal.manager import wire
 from shoal.manager.errors import ManagerError
 from shoal.manager.wire import WireError
 
+EVENTS_MOST: Final = 16_384
+"""Events of one watch that wait here for a reader; what comes beyond that is told as one "overflow"."""
 _CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred
 
 
@@ -57,7 +60,8 @@ class Connection:
         self._reading = False
         self._lost: ManagerError | None = None
         self._pending: dict[int, _Pending] = {}
-        self._events: dict[int, Any] = {}
+        self._events: dict[int, deque[wire.Event]] = {}
+        self._discarded: deque[Callable[[int], wire.Request]] = deque()
         self.made_in = os.getpid()
         self._peer = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[0]
 
@@ -104,13 +108,14 @@ class Connection:
             ManagerError: it was refused. ConnectionLost: nobody is there. TimeoutError: not in time.
         """
         pending = _Pending()
+        self._send_discarded()
         with self._lock:
             if self._lost is not None:
                 raise self._lost
             self._pending[request.rid] = pending
         try:
             self._send(wire.frame(wire.encode(request), fds), fds)
-            if not self._await(pending, last):
+            if not self._await(lambda: pending.ready, last):
                 raise TimeoutError(f"the manager did not answer {type(request).__name__.lower()} in time")
         except WireError as error:
             raise ManagerError("FLOUNDER_ERR_TX_MSG_SIZE", str(error)) from None
@@ -135,9 +140,38 @@ class Connection:
                     self._fail(ConnectionLost(f"the connection to the manager is lost: {error.strerror or error}"))
                     raise self._lost or ConnectionLost() from None
 
-    def _await(self, pending: _Pending, last: float | None) -> bool:
+    def next_event(self, watch: int, last: float | None) -> wire.Event | None:
+        """The next event of a watch, waiting for it; None when the time is up.
+
+        Raises:
+            ConnectionLost: no more will come.
+        """
+        self._send_discarded()
+        self._await(lambda: bool(self._events.get(watch)) or self._lost is not None, last)
         with self._lock:
-            while not pending.ready:
+            queue = self._events.get(watch)
+            if queue:
+                event = queue.popleft()
+                if event.removed:
+                    del self._events[watch]
+                return event
+            if self._lost is not None:
+                raise self._lost
+        return None
+
+    def discard(self, watch: int, make: Callable[[int], wire.Request]) -> None:
+        """Nobody will ask for the events of a watch any more. Only notes it, so that a destructor may call this."""
+        self._events.pop(watch, None)
+        self._discarded.append(make)
+
+    def _send_discarded(self) -> None:
+        while self._discarded:
+            request = self._discarded.popleft()(self.number())
+            self._send(wire.frame(wire.encode(request)), ())
+
+    def _await(self, is_ready: Callable[[], bool], last: float | None) -> bool:
+        with self._lock:
+            while not is_ready():
                 left = None if last is None else last - time.monotonic()
                 if left is not None and left <= 0:
                     return False
@@ -178,10 +212,11 @@ class Connection:
     def _deliver(self, body: bytes, fds: list[int]) -> None:
         answer = wire.decode_answer(body)
         if isinstance(answer, wire.Event):
-            event = self._events.get(answer.watch)
-            if event is not None:
-                event(answer.value, fds)
-                return
+            queue = self._events.setdefault(answer.watch, deque())
+            if len(queue) < EVENTS_MOST or answer.removed:
+                queue.append(answer)
+            elif queue[-1].kind != "overflow":
+                queue.append(wire.Event(answer.watch, "overflow", None, False, False))
         else:
             pending = self._pending.get(answer.rid)
             if pending is not None:

@@ -20,3 +20,7 @@ class ManagerError(ShoalError):
 
     def __reduce__(self) -> tuple[type[ManagerError], tuple[str, str]]:
         return type(self), (self.code, self.message)
+
+
+class ManagerTimeoutError(ManagerError, TimeoutError):
+    """What was waited for did not happen in the time given. Nothing of the wait is left behind."""

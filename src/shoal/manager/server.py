@@ -14,6 +14,9 @@ import msgspec
 
 from shoal.manager import wire
 from shoal.manager.errors import ManagerError
+from shoal.manager.names.events import Event, Mailbox
+from shoal.manager.names.limits import Limits
+from shoal.manager.naming import event_fields
 from shoal.manager.rights import ManagerRights
 from shoal.manager.service import Service
 from shoal.manager.wire import WireError
@@ -25,6 +28,9 @@ _ROUNDS: Final = 16
 """How often one client is read before it is another's turn."""
 
 
+LIMITS: Final = Limits()
+
+
 class Connection:
     """One client. A Caller of the service."""
 
@@ -34,19 +40,45 @@ class Connection:
         sock: socket.socket,
         service: Service,
         on_close: Callable[[Connection], None],
+        who: str = "",
     ) -> None:
+        """
+        Args:
+            who: for the audit log, and as owner of records; "": the user at the other end.
+        """
         self._loop, self._socket, self._service = loop, sock, service
         self._on_close = on_close
         self._inbox = wire.Inbox()
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._unsent_bytes = 0
         self.rights = ManagerRights(0)
+        self._mailbox = Mailbox(LIMITS)
         self._greeted = False
         pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-        self.who = f"uid {uid} pid {pid}"
         self.uid = uid
+        self.who = who or f"uid {uid} pid {pid}"
+        self.principal = who or f"uid {uid}"
         sock.setblocking(False)
         loop.add_reader(sock.fileno(), self._readable)
+
+    @property
+    def is_privileged(self) -> bool:
+        return bool(self.rights & ManagerRights.NAMES)
+
+    @property
+    def is_deaf(self) -> bool:
+        return self._mailbox.is_full
+
+    def tell(self, watch: int, event: Event) -> None:
+        """Send an event, as soon as the client has read what was sent before."""
+        self._mailbox.put(watch, event)
+        if not self._unsent:
+            self._send_events()
+
+    def _send_events(self) -> None:
+        while not self._unsent and (taken := self._mailbox.take()) is not None:
+            watch, event = taken
+            self.send(wire.encode(wire.Event(watch, *event_fields(event))))
 
     def close(self) -> None:
         if self._socket.fileno() < 0:
@@ -160,6 +192,7 @@ class Connection:
                 return
             self._unsent.popleft()
         self._loop.remove_writer(self._socket.fileno())
+        self._send_events()
 
 
 class Server:
@@ -173,9 +206,9 @@ class Server:
             listener.setblocking(False)
             loop.add_reader(listener.fileno(), self._accept)
 
-    def add(self, sock: socket.socket) -> None:
-        """Serve the other end of `sock`, which is taken over."""
-        connection = Connection(self._loop, sock, self._service, self._left)
+    def add(self, sock: socket.socket, who: str = "") -> None:
+        """Serve the other end of `sock`, which is taken over. `who`: see Connection."""
+        connection = Connection(self._loop, sock, self._service, self._left, who)
         if connection.uid not in (os.geteuid(), 0):
             connection.close()
             return

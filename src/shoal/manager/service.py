@@ -28,6 +28,7 @@ from shoal.manager.handing import capability, channel, lowest_free, manager, mem
 from shoal.manager.layout import Layout, boot_identity
 from shoal.manager.ledger import ASSIGNED, ENDED, ENDING, FREE, RUNNING, Slot
 from shoal.manager.logs import names, remove_log, state_of
+from shoal.manager.naming import Client, Naming
 from shoal.manager.rights import DomainRights, ManagerRights, shown
 from shoal.manager.spawnd import Kept, LocalSpawnd
 from shoal.manager.store import Row, Store
@@ -44,7 +45,7 @@ AUDIT_MOST: Final = 100_000
 _FLAGS_KNOWN: Final = 0b11  # NEW_DOMAIN and OMP
 
 
-class Caller(Protocol):
+class Caller(Client, Protocol):
     """A client, as the service sees it.
 
     Attributes:
@@ -69,6 +70,7 @@ class Service:
         self._authority = authority
         self._boot = boot_identity()
         self._watcher = Watcher(loop)
+        self._naming = Naming(store)
         self._spawnd = LocalSpawnd(loop, layout, self._ended)
         self._domains: dict[int, Domain] = {}
         self._kept: dict[int, Kept] = {}
@@ -80,8 +82,8 @@ class Service:
         self._tokens: dict[int, str] = {}
         self._bounds: dict[int, Bounds] = {}
         self._shared: dict[int, Shared] = {}
-        self.connect: Callable[[socket.socket], None] = socket.socket.close
-        """Serves the other end of a socket."""
+        self.connect: Callable[[socket.socket, str], None] = lambda sock, who: sock.close()
+        """Serves the other end of a socket, for who that is."""
         self._waiting: dict[Caller, dict[int, Domain]] = {}
         self.stopped: asyncio.Future[None] = loop.create_future()
 
@@ -112,7 +114,16 @@ class Service:
             self._begin(self._adopt_one(*one))
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=SOON_S)
+        self._announce()
         self._next = max(self._next, self._store.last_id() + 1, *(slot.id + 1 for slot in slots), 0)
+
+    def _announce(self) -> None:
+        """The well-known names of the spec."""
+        for core in self._spawnd.cores:
+            self._naming.announce(f"spawn.{core} {{ core: {core}, node: 'local' }}")
+            self._naming.announce(f"proc_mgmt.{core}.ready {{ iref: 0 }}")
+        self._naming.announce(f"proc_mgmt {{ pid: {os.getpid()} }}")
+        self._naming.announce("all_spawnds_up { iref: 0 }")
 
     def _ledger_boot(self) -> str:
         return self._store.fact("boot") or self._boot
@@ -196,6 +207,13 @@ class Service:
         if isinstance(request, wire.SpawnProgram):
             self._begin(self._spawn(caller, request, fds))
             return
+        if isinstance(request, wire.NameRequest):
+            try:
+                self._naming.handle(caller, request, fds)
+            except ManagerError as error:
+                self._refused(caller, request, error)
+                caller.refuse(request.rid, error)
+            return
         for fd in fds:
             os.close(fd)
         if isinstance(request, wire.Span):
@@ -222,6 +240,7 @@ class Service:
 
     def left(self, caller: Caller) -> None:
         """A client has gone: nobody waits there any more."""
+        self._naming.left(caller)
         for rid, domain in self._waiting.pop(caller, {}).items():
             domain.forget((caller, rid))
 
@@ -340,7 +359,7 @@ class Service:
         vmo = stack.enter_context(self._authority.own_of_domain(id).to_vmo())
         near, far = socket.socketpair()
         stack.callback(far.close)
-        self.connect(near)
+        self.connect(near, f"domain {id}")
         numbers = []
         for _ in range(2):
             numbers.append(lowest_free((*targets, *request.kept)))

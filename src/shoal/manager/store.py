@@ -25,7 +25,7 @@ CREATE TABLE IF NOT EXISTS domains (
     name TEXT NOT NULL, core TEXT NOT NULL, argv BLOB NOT NULL, about TEXT NOT NULL, ended TEXT);
 CREATE INDEX IF NOT EXISTS alive ON domains (id) WHERE ended IS NULL;
 CREATE UNIQUE INDEX IF NOT EXISTS requests ON domains (request) WHERE request IS NOT NULL;
-CREATE TABLE IF NOT EXISTS records (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS names (key TEXT PRIMARY KEY, what TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS revocations (domain INTEGER NOT NULL, what TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS audit (at REAL NOT NULL, who TEXT NOT NULL, did TEXT NOT NULL, domain INTEGER, refused TEXT);
 """
@@ -194,15 +194,23 @@ class Store:
         with self._told("writing to"):
             self._db.execute("DELETE FROM audit WHERE rowid <= (SELECT max(rowid) FROM audit) - ?", (most,))
 
-    def records(self) -> dict[str, str]:
-        """The persistent records of the name service."""
+    def names(self) -> list[str]:
+        """What of the name service has to survive, as JSON."""
         with self._told("reading"):
-            return dict(self._db.execute("SELECT name, value FROM records").fetchall())
+            return [what for (what,) in self._db.execute("SELECT what FROM names")]
 
-    def set_record(self, name: str, value: str | None) -> None:
-        """None: there is none of this name any more."""
+    def keep_names(self, entries: Iterable[tuple[str, str | None]]) -> None:
+        """Rows by their keys. None: the row is deleted."""
         with self._told("writing to"):
-            if value is None:
-                self._db.execute("DELETE FROM records WHERE name=?", (name,))
-            else:
-                self._db.execute("INSERT OR REPLACE INTO records VALUES (?,?)", (name, value))
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                for key, what in entries:
+                    if what is None:
+                        self._db.execute("DELETE FROM names WHERE key=?", (key,))
+                    else:
+                        self._db.execute("INSERT OR REPLACE INTO names VALUES (?,?)", (key, what))
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise

@@ -170,11 +170,91 @@ class Audit(Request):
     count: int
 
 
-class Names(Request):
-    """An operation of the name service."""
+class NameSet(Request):
+    """A record is stored; a descriptor may come along, of which `kind` and `rights` speak. Answered with its text."""
 
-    operation: str
-    arguments: dict[str, Any]
+    query: str
+    mode: str
+    lifetime: str
+    shared: bool
+    under: str | None
+    kind: str = ""
+    rights: int = 0
+
+
+class NameGet(Request):
+    """Answered with text, kind and rights, and the descriptor that the record carries."""
+
+    query: str
+    unique: bool
+
+
+class NameList(Request):
+    query: str
+
+
+class NameExists(Request):
+    query: str
+
+
+class NameRemove(Request):
+    query: str
+
+
+class NameWatch(Request):
+    """Answered with the number of the watch, or None where it was not installed, and what matches now, as events."""
+
+    query: str
+    on: list[str]
+    persistent: bool
+    when: str
+    existing: bool
+
+
+class NameSubscribe(Request):
+    query: str
+
+
+class NameUnwatch(Request):
+    watch: int
+    is_subscription: bool
+
+
+class NamePublish(Request):
+    query: str
+
+
+class CapabilityPut(Request):
+    key: str
+    kind: str
+    rights: int
+    numbered: bool
+    shared: bool
+    keep: bool
+
+
+class CapabilityGet(Request):
+    key: str
+
+
+class CapabilityRemove(Request):
+    key: str
+
+
+NameRequest = (
+    NameSet
+    | NameGet
+    | NameList
+    | NameExists
+    | NameRemove
+    | NameWatch
+    | NameSubscribe
+    | NameUnwatch
+    | NamePublish
+    | CapabilityPut
+    | CapabilityGet
+    | CapabilityRemove
+)
 
 
 class Answer(msgspec.Struct, tag_field="t", tag="ok", array_like=True):
@@ -195,10 +275,13 @@ class Failure(msgspec.Struct, tag_field="t", tag="error", array_like=True):
 
 
 class Event(msgspec.Struct, tag_field="t", tag="event", array_like=True):
-    """What nobody asked for just now: of a watch, or a subscription."""
+    """What happened to what a watch or subscription is about."""
 
     watch: int
-    value: Any = None
+    kind: str
+    record: str | None
+    has_value: bool
+    removed: bool
 
 
 AnyRequest = (
@@ -221,7 +304,7 @@ AnyRequest = (
     | Cancel
     | Stop
     | Audit
-    | Names
+    | NameRequest
 )
 AnyAnswer = Answer | Failure | Event
 
