@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from rig.cells import PRELUDE, Watched
+from rig.domains import manager, state  # noqa: F401
 
 from shoal import cells
 
