@@ -17,7 +17,7 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from shoal import loader
@@ -190,9 +190,11 @@ def plan_landlocked(wanted: Wanted, tier: Tier, job: Job | None, tmp: str | None
         raise
 
 
-def launch_landlocked(wanted: Wanted, tier: Tier, job: Job | None) -> Process:
+def launch_landlocked(wanted: Wanted, tier: Tier, job: Job | None, told: Callable[[Plan], None] | None = None) -> Process:
     """Start it.
 
+    Args:
+        told: called with what is about to be carried out.
     Raises:
         SpawnError: nothing was started. RequestError: it cannot be had without namespaces.
     """
@@ -201,6 +203,8 @@ def launch_landlocked(wanted: Wanted, tier: Tier, job: Job | None) -> Process:
     try:
         draft, plan = plan_landlocked(wanted, tier, job, tmp.path if tmp else None, consume=True)
         try:
+            if told is not None:
+                told(plan)
             process, _ = in_job(draft, lambda: (start_held(plan, tmp.give_to if tmp else _nobody), None))
         finally:
             draft.close()

@@ -102,6 +102,11 @@ class _Known:
             return False
         return same and self.plan.privileged == is_privileged() and self.same_libraries()
 
+    def plan_of(self, order: Order) -> Plan:
+        """The plan of a launch that is like the first one in all but its arguments and descriptors."""
+        placed = tuple(dataclasses.replace(item, source=order.fds[item.target]) for item in self.plan.descriptors)
+        return dataclasses.replace(self.plan, argv=(*self.directives, *order.argv), descriptors=placed)
+
     def argv(self, order: Order) -> Strings:
         """What the program gets."""
         return count_strings((*self.directives, *order.argv))
@@ -229,11 +234,13 @@ class Boxed:
             draft.close()
             return plan
 
-    def launch(self, order: Order, job: Job | None) -> Process:
+    def launch(self, order: Order, job: Job | None, told: Callable[[Plan], None] | None = None) -> Process:
         """Start a program.
 
         Args:
             job: where it is accounted; None: the caller's.
+            told: called with what is about to be carried out, whose descriptors are open meanwhile; more than once where it takes
+                another attempt, and the last time counts.
         Raises:
             SpawnError: nothing was started.
             RequestError: what the box names is not there, or not possible for this program.
@@ -243,16 +250,18 @@ class Boxed:
         plain = job is None and order.is_plain
         kept = self._kept.get(key) if plain else None
         if kept is not None:
-            process = self._again(kept, order)
+            process = self._again(kept, order, told)
             if process is not None:
                 return process
         reaper.sweep()
         if not self.tier.is_cell:
-            return launch_landlocked(self._wanted(order), self.tier, job)
+            return launch_landlocked(self._wanted(order), self.tier, job, told)
         with ExitStack() as stack:
             draft, plan = self._draft(order, job, stack, consume=True)
             try:
                 known = _Known.of(plan, draft, order, self._named(order.host_cwd))
+                if told is not None:
+                    told(plan)
                 process, lowered = start(plan, draft)
                 if plain:
                     self._remember(key, _Kept(known, lowered, make_recipe(plan, empty_mounts) if can_wait(plan) else None))
@@ -260,7 +269,7 @@ class Boxed:
                 draft.close()
         return process
 
-    def _again(self, kept: _Kept, order: Order) -> Process | None:
+    def _again(self, kept: _Kept, order: Order, told: Callable[[Plan], None] | None) -> Process | None:
         known = kept.known
         if not known.is_true_for(order):
             return None
@@ -268,6 +277,8 @@ class Boxed:
         if argv[0].count(b"\0") != argv[1]:
             return None
         numbers = tuple(order.fds[item.target] for item in known.plan.descriptors)
+        if told is not None:
+            told(known.plan_of(order))
         process = launch_warm(kept.ahead, numbers, argv, known.environ, refilled=False) if kept.ahead is not None else None
         return process or run(kept.lowered, numbers, argv, known.environ)
 

@@ -12,7 +12,7 @@ from shoal.manager.capabilities.difference import Difference
 from shoal.manager.capabilities.granted import Granted, GrantedDescriptor
 from shoal.manager.capabilities.kinds import DELETED
 from shoal.manager.capabilities.mounts import MountPoint, is_below
-from shoal.manager.capabilities.observed import Observed, ObservedProcess, OpenDescriptor
+from shoal.manager.capabilities.observed import OF_OUR_NETWORK, Observed, ObservedProcess, OpenDescriptor
 
 _ALLOWS = {"r": frozenset("r"), "w": frozenset("w"), "rw": frozenset("rw"), "path": frozenset()}
 _FILES = ("file", "directory", "device")
@@ -57,7 +57,7 @@ def _problem(
     if (item.kind, item.inode) in observed.our_descriptors and given is None:
         return "we have it open too, and did not hand it over"
     if item.kind == "socket":
-        return "it was not handed over" if item.what == "of another network" and given is None else ""
+        return "it was not handed over" if item.what.startswith(OF_OUR_NETWORK) and given is None else ""
     if item.kind == "pidfd" and granted.world != "caller":
         return "" if _is_inside(item, observed) else "it stands for a process outside of the domain, and was not handed over"
     if item.kind.endswith(" namespace"):

@@ -38,7 +38,7 @@ class GrantedMount:
         what: the same in words.
         path, dev, ino: of a directory or file of the host: where it was, and which.
         options: of the mount, such as "nodev", those that take something away.
-        names: of devices.
+        names: of devices. on_top: mounted over what was there, such as the devices of the host.
         origin: who asked for it.
     """
 
@@ -52,6 +52,7 @@ class GrantedMount:
     options: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     origin: str = ""
+    on_top: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ class Granted:
         name, argv, cwd: as the program sees them. program: the file, script: what it runs, or "".
         world: "cell": one of its own; "held": the caller's, in which Landlock lets it open `files` only; "caller": the caller's.
         mounts: all of its world in a cell; in the caller's world what is mounted on top.
-        network: which it has; network_ino: of the namespace handed over, or 0.
+        network: which it has; network_ino: of the namespace handed over, or 0 where it is not known.
         descriptors: all that are open when it begins; 0, 1 and 2 are /dev/null where they are not here.
         environ: name to value; None where the value is secret.
         namespaces: those of its own.
@@ -180,7 +181,7 @@ class Granted:
             mounts=tuple(map(_mount, plan.mounts)),
             files=tuple(GrantedFile(text(rule.path), rule.writable, rule.origin) for rule in landlock.only) if landlock else (),
             network=plan.network,
-            network_ino=0 if plan.netns_fd is None else os.fstat(plan.netns_fd).st_ino,
+            network_ino=_network(plan),
             descriptors=_descriptors(plan),
             environ=environ,
             namespaces=_namespaces(plan),
@@ -237,7 +238,17 @@ def _mount(mount: Mount) -> GrantedMount:
     elif isinstance(source, Devices):
         names = tuple(map(text, source.names))
     return GrantedMount(
-        text(mount.where), _kind(source), text(str(source)), source.writable, path, dev, ino, _options(source), names, mount.origin
+        text(mount.where),
+        _kind(source),
+        text(str(source)),
+        source.writable,
+        path,
+        dev,
+        ino,
+        _options(source),
+        names,
+        mount.origin,
+        on_top=not mount.make_place,
     )
 
 
@@ -279,6 +290,15 @@ def _descriptor(item: Descriptor) -> GrantedDescriptor:
         return GrantedDescriptor(item.target, kind, text(source.path), source.dev, source.ino, "r")
     kind, what, dev, ino, access = what_is_open(item.source)
     return GrantedDescriptor(item.target, kind, what, dev, ino, access)
+
+
+def _network(plan: Plan) -> int:
+    if plan.netns_fd is None:
+        return 0
+    try:
+        return os.fstat(plan.netns_fd).st_ino
+    except OSError:
+        return 0  # of a plan that was made to be looked at only
 
 
 def _namespaces(plan: Plan) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from shoal.handles.holder import Holder
 from shoal.handles.job import Job
 from shoal.handles.process import Process
 from shoal.manager.capabilities.jobs import job_of, path_of
-from shoal.manager.capabilities.members import descendants, in_cgroup, in_pid_namespace, is_nested, lives_in
+from shoal.manager.capabilities.members import descendants, in_cgroup, in_pid_namespace, lives_in
 from shoal.manager.capabilities.mounts import is_below
 from shoal.manager.capabilities.observed import Look, Observed
 from shoal.manager.capabilities.procfs import ProcessDirectory
@@ -72,10 +72,8 @@ def _look_at_job(look: Look, job: Job) -> None:
 
 
 def _look_at_cell(look: Look, inode: int) -> None:
-    known = look.pids()
-    for pid in _some(look, in_pid_namespace(inode, known)):
-        # Which does not show where it lives was found by its parent, in this very moment.
-        look.at(pid, lambda directory: (lives := lives_in(directory, inode)) or (lives is None and is_nested(directory)))
+    for pid in _some(look, in_pid_namespace(inode)):
+        look.at(pid, lambda directory: lives_in(directory, inode))
 
 
 def _look_at_family(look: Look, started: Sequence[Process]) -> None:

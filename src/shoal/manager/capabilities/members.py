@@ -4,8 +4,7 @@ What tells is what holds the domain together, and is asked of each process itsel
 found out:
 
 * a job that is a cgroup: the processes are in it, and nothing they do lets them leave;
-* a pid namespace (a cell): they live in it, or in one nested in it. A process may hide its namespaces from all but root by making
-  itself undumpable; it is then known by whose child it is;
+* a pid namespace (a cell): they live in it, or in one nested in it;
 * neither (a program in its caller's world): the program and what descends from it now. What was left behind by its parent is not
   found, since then only a cgroup would tell.
 """
@@ -24,32 +23,24 @@ from shoal.manager.capabilities.procfs import ProcessDirectory
 _NS_GET_PARENT: Final = 0xB702
 
 
-def in_pid_namespace(inode: int, known: Collection[int]) -> list[int]:
-    """The processes of a pid namespace, and of those nested in it.
-
-    Args:
-        known: some that belong to it, and that may have children which do not show their namespaces.
-    """
-    found, silent = set(known), {}
+def in_pid_namespace(inode: int) -> list[int]:
+    """The processes of a pid namespace, and of those nested in it."""
+    found = []
     for name in os.listdir("/proc"):
         if name.isdecimal():
             with suppress(OSError), ProcessDirectory(name) as directory:
-                lives = lives_in(directory, inode)
-                if lives:
-                    found.add(int(name))
-                elif lives is None and is_nested(directory):
-                    silent[int(name)] = int(directory.stat_fields()[1])
-    while more := {pid for pid, parent in silent.items() if parent in found and pid not in found}:
-        found |= more
+                if lives_in(directory, inode):
+                    found.append(int(name))
     return sorted(found)
 
 
-def lives_in(directory: ProcessDirectory, inode: int) -> bool | None:
-    """Whether a process lives in a pid namespace, or in one nested in it: ioctl_ns(2). None: it does not show where it lives."""
+def lives_in(directory: ProcessDirectory, inode: int) -> bool:
+    """Whether a process lives in a pid namespace, or in one nested in it: ioctl_ns(2).
+
+    Whoever made the namespace may look, also at a process that does not want to be looked at: user_namespaces(7).
+    """
     try:
         fd = directory.open("ns/pid")
-    except PermissionError:
-        return None
     except OSError:
         return False
     try:
@@ -62,11 +53,6 @@ def lives_in(directory: ProcessDirectory, inode: int) -> bool | None:
         return False
     finally:
         os.close(fd)
-
-
-def is_nested(directory: ProcessDirectory) -> bool:
-    """Whether a process lives in another pid namespace than we do. Raises OSError."""
-    return len(directory.status().get("NSpid", "").split()) > 1
 
 
 def descendants(first: Collection[int]) -> list[int]:

@@ -78,6 +78,36 @@ def _parse(line: str) -> MountPoint:
     )
 
 
+def visible(mounts: Sequence[MountPoint]) -> tuple[MountPoint, ...]:
+    """The mounts that paths lead to. The others have something mounted over them, or over a directory on the way to them.
+
+    The root is the exception: a path begins at the very mount that is the process's root, whatever is mounted over that.
+    """
+    by_id = {mount.id: mount for mount in mounts}
+    inside: dict[int, list[MountPoint]] = {}
+    for mount in mounts:
+        if mount.parent in by_id and mount.parent != mount.id:
+            inside.setdefault(mount.parent, []).append(mount)
+
+    def is_root(mount: MountPoint) -> bool:
+        return mount.parent not in by_id or mount.parent == mount.id
+
+    def is_hidden(mount: MountPoint) -> bool:
+        if not is_root(mount) and any(other.where == mount.where for other in inside.get(mount.id, ())):
+            return True
+        while not is_root(mount):
+            parent = by_id[mount.parent]
+            over_root = parent.where if is_root(parent) else None
+            if mount.where == over_root:
+                return True
+            if any(other is not mount and other.where != over_root and is_below(mount.where, other.where) for other in inside[parent.id]):
+                return True
+            mount = parent
+        return False
+
+    return tuple(mount for mount in mounts if not is_hidden(mount))
+
+
 def is_below(path: str, above: str) -> bool:
     """Whether `path` is `above` or lies below it, by whole components."""
     return above in ("/", path) or path.startswith(above + "/")
@@ -89,7 +119,7 @@ def joined(above: str, rest: str) -> str:
 
 
 def holder(mounts: Sequence[MountPoint], path: str) -> MountPoint | None:
-    """The mount that what is at `path` belongs to: the one that comes nearest, and of several at one place the last."""
+    """The mount that what is at `path` belongs to: of those given the one that comes nearest."""
     found: MountPoint | None = None
     for mount in mounts:
         if is_below(path, mount.where) and (found is None or len(mount.where) >= len(found.where)):

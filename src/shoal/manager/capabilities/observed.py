@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from shoal.manager.capabilities.kinds import access_of, kind_of
@@ -18,6 +18,8 @@ from shoal.manager.capabilities.mounts import MountPoint
 from shoal.manager.capabilities.procfs import ProcessDirectory
 from shoal.manager.capabilities.sockets import sockets_of
 
+OF_OUR_NETWORK: Final = "of our network"
+"""How the words for a socket begin that belongs to the network of whoever looked, and not to its process's."""
 MOST_THREADS: Final = 64
 """Of so many threads of a process the descriptors are looked at: all but the oddest programs have one table for all."""
 _SETS: Final = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
@@ -162,7 +164,7 @@ class Look:
         self._processes: dict[int, ObservedProcess] = {}
         self._worlds: dict[tuple[int, str], ObservedWorld] = {}
         self._networks: dict[int, ObservedNetwork] = {}
-        self._sockets: dict[int, dict[int, str] | None] = {}
+        self._sockets: dict[int, str] = {}
         self._hidden: list[str] = []
         self._job: ObservedJob | None = None
         self.cells: frozenset[int] = frozenset()
@@ -218,9 +220,9 @@ class Look:
             )
 
     def _process(self, pid: int, directory: ProcessDirectory, *, keeper: bool) -> ObservedProcess | None:
-        fields = directory.stat_fields()
-        if fields[0] in ("Z", "X"):
+        if not directory.lives():
             return None
+        fields = directory.stat_fields()
         status = directory.status()
         inner = status.get("NSpid", "").split()
         hidden: list[str] = []
@@ -228,7 +230,6 @@ class Look:
         if len(namespaces) < 7:
             hidden.append("namespaces")
         root = _link(directory, "root", hidden)
-        descriptors = self._descriptors(directory, namespaces.get("net"), hidden)
         first = keeper or self._is_first_of_cell(namespaces, inner)
         if not first:
             self._look_around(directory, namespaces, root, hidden)
@@ -258,11 +259,11 @@ class Look:
             cgroup=directory.cgroup(),
             label=_optional(directory, "attr/current"),
             user_map=" ".join(_optional(directory, "uid_map").split()),
-            descriptors=descriptors,
+            descriptors=() if first else self._descriptors(directory, namespaces.get("net"), hidden),
             hidden=tuple(dict.fromkeys(hidden)),
             keeper=first,
         )
-        return seen if directory.stat_fields()[0] not in ("Z", "X") else None  # ended meanwhile: it was half of a picture
+        return seen if directory.lives() else None  # ended meanwhile: it was half of a picture
 
     def _is_first_of_cell(self, namespaces: Mapping[str, int], inner: Sequence[str]) -> bool:
         return inner[-1:] == ["1"] and namespaces.get("pid") in self.cells
@@ -282,39 +283,39 @@ class Look:
     def _descriptors(self, directory: ProcessDirectory, net: int | None, hidden: list[str]) -> tuple[OpenDescriptor, ...] | None:
         found: dict[tuple[int, str, int], OpenDescriptor] = {}
         try:
-            threads = directory.names("task")
+            threads = directory.threads()
             for tid in threads[:MOST_THREADS]:  # each of which may have a table of its own
-                for number in directory.numbers(f"task/{tid}/fd"):
-                    with suppress(FileNotFoundError):  # closed meanwhile
-                        item = self._descriptor(directory, f"task/{tid}", number, net)
+                for number in directory.descriptors(tid):
+                    with suppress(FileNotFoundError, ProcessLookupError):  # closed meanwhile
+                        item = _descriptor(directory, tid, number)
                         found.setdefault((number, item.link, item.mount), item)
             if len(threads) > MOST_THREADS:
                 hidden.append(f"the descriptors of {len(threads) - MOST_THREADS} of its threads, where these have others")
         except PermissionError:
             hidden.append("descriptors")
             return None
-        return tuple(sorted(found.values(), key=lambda item: item.fd))
+        named = self._named(directory, net, found.values())
+        return tuple(sorted(named, key=lambda item: item.fd))
 
-    def _descriptor(self, directory: ProcessDirectory, where: str, number: int, net: int | None) -> OpenDescriptor:
-        link = directory.link(f"{where}/fd/{number}")
-        info = dict(line.split(":", 1) for line in directory.read(f"{where}/fdinfo/{number}").splitlines() if ":" in line)
-        kind, inode = kind_of(link)
-        flags = int(info.get("flags", "0"), 8)
-        what = ""
-        if kind == "socket":
-            listed = self._sockets_in(directory, net)
-            what = "" if listed is None else listed.get(inode, "of another network")
-        elif kind == "pidfd":
-            what = f"process {info.get('Pid', '-1').strip()}"
-        inode = inode or int(info.get("ino", "0"))
-        return OpenDescriptor(number, kind, link, inode, access_of(flags), int(info.get("mnt_id", "0")), what, not flags & os.O_CLOEXEC)
+    def _named(self, directory: ProcessDirectory, net: int | None, items: Collection[OpenDescriptor]) -> Iterator[OpenDescriptor]:
+        """The same, with what is known of sockets."""
+        inodes = {item.inode for item in items if item.kind == "socket"} - self._sockets.keys()
+        if inodes and net is not None:
+            listed = sockets_of(directory, inodes) or {}
+            with ProcessDirectory("self") as own:
+                if own.namespaces().get("net") != net and (rest := inodes - listed.keys()):
+                    listed |= {inode: f"{OF_OUR_NETWORK}: {what}" for inode, what in (sockets_of(own, rest) or {}).items()}
+            self._sockets |= listed
+        yield from (replace(item, what=self._sockets.get(item.inode, "")) if item.kind == "socket" else item for item in items)
 
-    def _sockets_in(self, directory: ProcessDirectory, net: int | None) -> dict[int, str] | None:
-        if net is None:
-            return None
-        if net not in self._sockets:
-            self._sockets[net] = sockets_of(directory)
-        return self._sockets[net]
+
+def _descriptor(directory: ProcessDirectory, tid: str, number: int) -> OpenDescriptor:
+    link, info = directory.descriptor(tid, number)
+    kind, inode = kind_of(link)
+    flags = int(info.get("flags", "0"), 8)
+    what = f"process {info.get('Pid', '-1')}" if kind == "pidfd" else ""
+    inode = inode or int(info.get("ino", "0"))
+    return OpenDescriptor(number, kind, link, inode, access_of(flags), int(info.get("mnt_id", "0")), what, not flags & os.O_CLOEXEC)
 
 
 def numbers_of(text: str) -> tuple[int, ...]:
@@ -349,9 +350,9 @@ def _optional(directory: ProcessDirectory, name: str) -> str:
 def _own_descriptors(own: ProcessDirectory) -> tuple[tuple[str, int], ...]:
     """What another process could only have from us."""
     found: set[tuple[str, int]] = set()
-    for number in own.names("fd"):
+    for name in os.listdir("/proc/self/fd"):
         with suppress(OSError):
-            kind, inode = kind_of(own.link(f"fd/{number}"))
+            kind, inode = kind_of(own.link(f"fd/{name}"))
             if kind in ("pipe", "socket"):
                 found.add((kind, inode))
     return tuple(sorted(found))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
@@ -52,6 +53,8 @@ class ProcessDirectory:
 
     def __init__(self, pid: int | str) -> None:
         self._fd = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._thread = ""
+        """Where to read: below this directory. The first thread may end while others go on; what it had is then told of those only."""
 
     def __enter__(self) -> Self:
         return self
@@ -59,9 +62,31 @@ class ProcessDirectory:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         os.close(self._fd)
 
+    def lives(self) -> bool:
+        """Whether it has not ended, nor begun to. From then on what is read is of a thread that lives."""
+        try:
+            threads = ["", *(f"task/{tid}/" for tid in self.threads())]
+        except OSError:
+            return False
+        for self._thread in threads:
+            try:
+                if self.stat_fields()[0] not in ("Z", "X") and "VmSize" in self.status():  # without memory it is about to end
+                    return True
+            except OSError:
+                continue
+        return False
+
+    def threads(self) -> list[str]:
+        """The numbers of its threads. Raises OSError."""
+        fd = os.open("task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
+        try:
+            return os.listdir(fd)
+        finally:
+            os.close(fd)
+
     def read(self, name: str) -> str:
         """The whole of a file. Raises OSError."""
-        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
+        fd = os.open(self._thread + name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
         try:
             parts = []
             while part := os.read(fd, 1 << 16):
@@ -72,19 +97,47 @@ class ProcessDirectory:
 
     def link(self, name: str) -> str:
         """Where a link leads. Raises OSError."""
-        return text(os.readlink(name, dir_fd=self._fd))
+        return text(os.readlink(self._thread + name, dir_fd=self._fd))
 
-    def names(self, name: str) -> list[str]:
-        """What is in a directory. Raises OSError."""
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
+    def descriptors(self, tid: str) -> list[int]:
+        """The numbers of a thread's open descriptors; none when it has ended. Raises OSError."""
         try:
-            return os.listdir(fd)
+            fd = os.open(f"task/{tid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
+        except (FileNotFoundError, ProcessLookupError):
+            return []
+        except PermissionError:
+            if self._has_ended(tid):
+                return []
+            raise
+        try:
+            return sorted(int(name) for name in os.listdir(fd))
+        except ProcessLookupError:
+            return []
         finally:
             os.close(fd)
 
+    def _has_ended(self, tid: str) -> bool:
+        """Whether a thread is gone, though it may be kept in the list for its process's sake: then nobody may look at it."""
+        thread, self._thread = self._thread, f"task/{tid}/"
+        try:
+            return self.stat_fields()[0] in ("Z", "X")
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        finally:
+            self._thread = thread
+
+    def descriptor(self, tid: str, number: int) -> tuple[str, dict[str, str]]:
+        """Where a thread's descriptor leads, and what `fdinfo` tells of it. Raises OSError."""
+        thread, self._thread = self._thread, f"task/{tid}/"
+        try:
+            link, info = self.link(f"fd/{number}"), self.read(f"fdinfo/{number}")
+        finally:
+            self._thread = thread
+        return link, {name: value.strip() for name, _, value in (line.partition(":") for line in info.splitlines())}
+
     def open(self, name: str) -> int:
         """A descriptor of one of its files, such as a namespace; the caller's. Raises OSError."""
-        return os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
+        return os.open(self._thread + name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
 
     def status(self) -> dict[str, str]:
         """The fields of `status`. Raises OSError."""
@@ -126,15 +179,14 @@ class ProcessDirectory:
 
     def children(self) -> list[int]:
         """The processes it started, that still are. Raises OSError."""
-        return [int(word) for tid in self.names("task") for word in self.read(f"task/{tid}/children").split()]
+        found: list[int] = []
+        for tid in self.threads():
+            with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+                fd = os.open(f"task/{tid}/children", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
+                with open(fd, encoding="ascii") as file:
+                    found += map(int, file.read().split())
+        return found
 
     def interfaces(self) -> list[str]:
         """The network interfaces of its network namespace. Raises OSError."""
         return [line.partition(":")[0].strip() for line in self.read("net/dev").splitlines()[2:]]
-
-    def numbers(self, name: str) -> list[int]:
-        """What is in a directory of numbers, such as the descriptors of a thread; none when that has ended. Raises OSError."""
-        try:
-            return sorted(int(word) for word in self.names(name))
-        except (FileNotFoundError, ProcessLookupError):
-            return []

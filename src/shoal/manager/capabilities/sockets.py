@@ -1,7 +1,7 @@
 """Sockets: what the sockets of a network namespace are bound and connected to.
 
-Only those of the namespace are listed. A socket that is open in a process but not listed in its own network belongs to another one: it
-was handed over, or has leaked.
+Each network lists its own. A socket that is open in a process and listed in our network instead of its own was handed over, or has
+leaked. One that is listed nowhere is bound to nothing yet, or belongs to a third network; the kernel does not tell which.
 
 Source: proc_pid_net(5), unix(7), packet(7), netlink(7); the kernel's Documentation/networking/proc_net_tcp.rst.
 """
@@ -11,47 +11,40 @@ from __future__ import annotations
 import socket
 import struct
 import sys
-from contextlib import suppress
+from collections.abc import Collection
 from typing import Final
 
 from shoal.manager.capabilities.procfs import ProcessDirectory
 
-_INTERNET: Final = (
-    ("tcp", 4),
-    ("tcp6", 6),
-    ("udp", 4),
-    ("udp6", 6),
-    ("udplite", 4),
-    ("udplite6", 6),
-    ("raw", 4),
-    ("raw6", 6),
-    ("icmp", 4),
-    ("icmp6", 6),
-)
+_PROTOCOLS: Final = ("tcp", "tcp6", "udp", "udp6", "udplite", "udplite6", "raw", "raw6", "icmp", "icmp6")
+_LISTS: Final = (("unix", 6), ("netlink", 9), ("packet", 8), *((name, 9) for name in _PROTOCOLS))
+"""The files below net/, and in which column they have the inode number."""
 _LISTENING: Final = "0A"
 _ACCEPTS: Final = 0x10000
 _TYPES: Final = {"0001": "stream", "0002": "datagram", "0005": "seqpacket"}
 
 
-def sockets_of(directory: ProcessDirectory) -> dict[int, str] | None:
-    """Every socket of a process's network namespace, in words, by its inode number. None: the kernel does not tell us."""
+def sockets_of(directory: ProcessDirectory, wanted: Collection[int]) -> dict[int, str] | None:
+    """Sockets of a process's network namespace, in words, by their inode numbers. None: the kernel does not tell us.
+
+    Args:
+        wanted: which ones.
+    """
     found: dict[int, str] = {}
-    try:
-        lines = directory.read("net/unix").splitlines()[1:]
-    except OSError:
-        return None
-    for line in lines:
-        fields = line.split(maxsplit=7)
-        found[int(fields[6])] = _unix(fields)
-    for name, version in _INTERNET:
-        with suppress(OSError):
-            for line in directory.read(f"net/{name}").splitlines()[1:]:
-                fields = line.split()
-                found[int(fields[9])] = _internet(name.removesuffix("6"), version, fields)
-    for name, inode in (("packet", 8), ("netlink", 9)):
-        with suppress(OSError):
-            for line in directory.read(f"net/{name}").splitlines()[1:]:
-                found[int(line.split()[inode])] = name
+    for name, column in _LISTS:
+        try:
+            lines = directory.read(f"net/{name}").splitlines()[1:]
+        except PermissionError:
+            return None
+        except OSError:
+            continue  # this kernel knows no such sockets
+        for line in lines:
+            fields = line.split(maxsplit=7) if name == "unix" else line.split()
+            inode = int(fields[column])
+            if inode in wanted:
+                found[inode] = _unix(fields) if name == "unix" else _internet(name, fields) if name in _PROTOCOLS else name
+        if len(found) == len(wanted):
+            break  # the lists of the internet are slow: the kernel goes through the sockets of all networks
     return found
 
 
@@ -63,7 +56,8 @@ def _unix(fields: list[str]) -> str:
     return kind
 
 
-def _internet(protocol: str, version: int, fields: list[str]) -> str:
+def _internet(name: str, fields: list[str]) -> str:
+    protocol, version = name.removesuffix("6"), 6 if name.endswith("6") else 4
     here, there = _address(fields[1], version), _address(fields[2], version)
     if protocol == "tcp" and fields[3] == _LISTENING:
         return f"tcp, listens at {here}"

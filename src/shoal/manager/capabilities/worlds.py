@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from shoal.manager.capabilities.difference import Difference
 from shoal.manager.capabilities.granted import Granted, GrantedMount
-from shoal.manager.capabilities.mounts import MountPoint, holder, is_below, joined
+from shoal.manager.capabilities.mounts import MountPoint, holder, is_below, joined, visible
 from shoal.manager.capabilities.observed import Observed, ObservedWorld
 
 _GONE = "//deleted"
@@ -43,6 +43,8 @@ def expected(granted: Granted) -> list[GrantedMount]:
 
 
 def _devices(mount: GrantedMount) -> Iterator[GrantedMount]:
+    if mount.on_top:  # of the host's directory, in which no places can be made
+        yield GrantedMount(mount.where, "tmpfs", "places for devices", True, options=("nosuid", "nodev"), origin=mount.origin)
     for name in mount.names:
         place = f"{mount.where}/{name}"
         if name == "pts":
@@ -55,13 +57,14 @@ def _devices(mount: GrantedMount) -> Iterator[GrantedMount]:
 
 def _world(granted: Granted, observed: Observed, world: ObservedWorld) -> Iterator[Difference]:
     wanted = {mount.where: mount for mount in expected(granted)}
+    ours = visible(observed.our_mounts)
     seen: set[str] = set()
-    for point in world.mounts:
+    for point in visible(world.mounts):
         mount = wanted.get(point.where)
-        if mount is not None and point.where not in seen:
+        if mount is not None:
             seen.add(point.where)
-            yield from _mount(mount, point, observed.our_mounts)
-        elif granted.world == "caller" and mount is None and _is_ours(point, observed.our_mounts):
+            yield from _mount(mount, point, ours)
+        elif granted.world == "caller" and _is_ours(point, observed.our_mounts):
             continue
         elif (above := _brings(wanted.values(), point, observed.our_mounts)) is not None:
             yield from _same_limits(above, point)
@@ -76,7 +79,9 @@ def _world(granted: Granted, observed: Observed, world: ObservedWorld) -> Iterat
 
 def _mount(mount: GrantedMount, point: MountPoint, ours: Sequence[MountPoint]) -> Iterator[Difference]:
     subject = f"mount {mount.where}"
-    if mount.path and not _is_same(mount, point, ours):
+    if mount.path and point.root.endswith(_GONE):
+        yield Difference("missing", subject, "it was removed from the host; what is left of it is seen in there only")
+    elif mount.path and not _is_same(mount, point, ours):
         yield Difference("beyond", subject, f"it is {point.root} of {point.source or point.device} instead of {mount.path}")
     elif not mount.path and mount.kind not in ("tree", point.fstype):
         yield Difference("beyond", subject, f"it is a {point.fstype} instead of a {mount.kind}")
@@ -97,9 +102,9 @@ def _same_limits(mount: GrantedMount, point: MountPoint) -> Iterator[Difference]
 
 
 def _is_same(mount: GrantedMount, point: MountPoint, ours: Sequence[MountPoint]) -> bool:
-    """Whether a mount shows the file of the host that was granted, which may have been renamed or removed meanwhile."""
+    """Whether a mount shows the file of the host that was granted, which may have been renamed meanwhile."""
     host = holder(ours, mount.path)
-    if host is not None and host.device == point.device and point.root.removesuffix(_GONE) == host.shows(mount.path):
+    if host is not None and host.device == point.device and point.root == host.shows(mount.path):
         return True
     for host in ours:
         if host.device == point.device and is_below(point.root, host.root):
