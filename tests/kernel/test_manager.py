@@ -592,3 +592,38 @@ def test_dispatchers_of_a_span_are_known_to_the_next_manager(state):
         domain.kill()
         for pid in before.pids:
             wait_gone(pid)
+
+
+# --- what a domain can touch --------------------------------------------------------------------------
+
+
+def test_a_flat_domain_can_touch_what_it_was_given(manager, tmp_path):
+    read, write = os.pipe()
+    domain = sh(manager, "echo ready; exec sleep 1000", stdin=read)
+    os.close(read)
+    assert next(domain.logs(follow=True)) == b"ready\n"
+    found = domain.capabilities()
+    assert found.domain_id == domain.id
+    assert found.granted.world == "caller"
+    assert {item.fd: item.kind for item in found.granted.descriptors} == {0: "pipe", 1: "pipe", 2: "pipe"}
+    assert found.observed.processes[0].pid == domain.status().pids[0]
+    assert found.confined, str(found)
+    os.close(write)
+    domain.kill()
+    with pytest.raises(ManagerError) as error:
+        domain.capabilities()
+    assert code_of(error) == "PROC_MGMT_ERR_DOMAIN_NOT_RUNNING"
+
+
+@pytest.mark.cell
+def test_a_sandboxed_domain_can_touch_what_its_plan_says(manager, tmp_path):
+    tmp_path.chmod(0o755)
+    box = Sandbox(read=["/usr", tmp_path], env={"TOKEN": "xyzzy-42", "A": "1"}, secrets=["TOKEN"])
+    domain = boxed(manager, "echo ready; sleep 1000", box)
+    assert next(domain.logs(follow=True)) == b"ready\n"
+    found = domain.capabilities()
+    assert str(tmp_path) in {mount.where for mount in found.granted.mounts}
+    assert found.confined, str(found)
+    assert "xyzzy-42" not in str(found) + found.to_dot() + str(found.to_dict())
+    assert "sleep" in str(found)
+    domain.kill()

@@ -5,6 +5,7 @@ Source: proc_mgmt_bind_client() and the spawn_*() functions of Barrelfish's spaw
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from shoal.actions import Action, AddHandle, CloneFd
 from shoal.handles.base import Handle
 from shoal.manager import wire
 from shoal.manager.boxes import to_text
+from shoal.manager.capabilities import Capabilities
 from shoal.manager.cnode import CNode
 from shoal.manager.connection import Connection, ConnectionLost
 from shoal.manager.domains import ExitStatus
@@ -405,6 +407,16 @@ class Domain:
     def status(self) -> DomainStatus:
         """What is known of it."""
         return _status(self._manager._ask(lambda rid: wire.Status(rid, self._token))[0])
+
+    def capabilities(self) -> Capabilities:
+        """Everything that it can touch: as granted, as the kernel has it, and where the two differ.
+
+        Raises:
+            ManagerError: PROC_MGMT_ERR_DOMAIN_NOT_RUNNING: it has ended.
+        Source: spawn_dump_capabilities_compat() in Barrelfish's spawn_client.c.
+        """
+        told, _ = self._manager._ask(lambda rid: wire.Capabilities(rid, self._token))
+        return Capabilities.from_dict(json.loads(told))
 
     def logs(self, *, stream: Literal["stdout", "stderr", "both"] = "both", follow: bool = False) -> Iterator[bytes]:
         """What it has written, piece by piece as it was written.

@@ -112,6 +112,7 @@ class Domain:
     Attributes:
         pids: of its dispatchers, by core; the first comes first. 0: one that is being started.
         sandbox: as JSON; None: it sees what the manager does. bounds: what Bounds wants to be remembered.
+        descriptors: what those lead to that it was handed: inspecting.py.
     """
 
     id: int
@@ -125,6 +126,7 @@ class Domain:
     cwd: str = "/"
     sandbox: str | None = None
     bounds: dict[str, Any] = field(default_factory=dict)
+    descriptors: list[dict[str, Any]] = field(default_factory=list)
     state: State = State.NIL
     ended: Ended | None = None
     waiters: dict[object, Waiter] = field(default_factory=dict)
@@ -134,6 +136,7 @@ class Domain:
         """What is to be remembered besides, in the types of JSON."""
         others = [[core, pid] for core, pid in list(self.pids.items())[1:]]
         told = {
+            "descriptors": self.descriptors,
             "path": self.path,
             "cwd": self.cwd,
             "sandbox": self.sandbox,

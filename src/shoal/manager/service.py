@@ -25,6 +25,7 @@ from shoal.manager.dispatchers import Shared, environment_of
 from shoal.manager.domains import LOST_STATUS, Domain, Ended, ExitStatus, State, ended_by
 from shoal.manager.errors import ManagerError
 from shoal.manager.handing import capability, channel, lowest_free, manager, memory
+from shoal.manager.inspecting import capabilities_of, described
 from shoal.manager.layout import Layout, boot_identity
 from shoal.manager.ledger import ASSIGNED, ENDED, ENDING, FREE, RUNNING, Slot
 from shoal.manager.logs import names, remove_log, state_of
@@ -175,6 +176,7 @@ class Service:
             cwd=about.get("cwd", "/"),
             sandbox=about.get("sandbox"),
             bounds=about.get("bounds", {}),
+            descriptors=about.get("descriptors", []),
         )
 
     def _lost(self, row: Row, why: str) -> None:
@@ -313,6 +315,7 @@ class Service:
             path=os.fsdecode(request.path),
             cwd=os.fsdecode(request.cwd),
             sandbox=request.sandbox,
+            descriptors=described(request.targets, fds),
         )
         bounds = None
         try:
@@ -438,6 +441,23 @@ class Service:
             raise ManagerError("LIB_ERR_NO_SPANNED_DISP", f"domain {domain.id} has one dispatcher only")
         with shared.fetch(request.here, request.there) as end:
             caller.answer(request.rid, None, (end.fileno(),))
+
+    def _capabilities(self, caller: Caller, request: wire.Capabilities) -> None:
+        domain = self._allowed(caller, request.domain, DomainRights.CAPABILITIES, ManagerRights.LIST)
+        if domain.ended is not None:
+            raise ManagerError("PROC_MGMT_ERR_DOMAIN_NOT_RUNNING", f"domain {domain.id} has ended, and can touch nothing any more")
+        domain.check_running()
+        init = self._spawnd.ledger.read(domain.slot).init_pid
+        self._begin(self._inspected(caller, request, domain, init))
+
+    async def _inspected(self, caller: Caller, request: wire.Capabilities, domain: Domain, init: int) -> None:
+        try:
+            found = await asyncio.to_thread(capabilities_of, domain, init)
+            caller.answer(request.rid, json.dumps(found.to_dict()))
+        except ManagerError as error:
+            caller.refuse(request.rid, error)
+        except Exception as error:
+            caller.refuse(request.rid, ManagerError("PROC_MGMT_ERR_SPAWND_REQUEST", f"{type(error).__name__}: {error}"))
 
     def _memory(self, caller: Caller, request: wire.Memory) -> None:
         domain = self._allowed(caller, request.domain, DomainRights.SPAN)
@@ -674,6 +694,7 @@ _HANDLERS: Final[dict[type, Callable[[Service, Caller, Any], None]]] = {
     wire.Signal: Service._signal,
     wire.Channel: Service._channel,
     wire.Memory: Service._memory,
+    wire.Capabilities: Service._capabilities,
     wire.Status: Service._status,
     wire.List: Service._list,
     wire.Cores: Service._cores,
