@@ -41,6 +41,22 @@ static int fd_map_ok(const struct plan *plan, const struct op *op)
     return 1;
 }
 
+/* At least what 0, 1 and 2 become; those that are kept in ascending order, so that the gaps between them can be closed. */
+static int inherit_fds_ok(const struct plan *plan, const struct op *op)
+{
+    if (op->a < 3 || !array_ok(plan, op, INHERITED_FDS, sizeof(int32_t)))
+        return 0;
+    int32_t last = NO_FD;
+    for (uint64_t i = 0; i < op->a; i++) {
+        int32_t fd;
+        __builtin_memcpy(&fd, plan->blob + op->str + i * sizeof fd, sizeof fd);
+        if (fd < NO_FD || (i >= 3 && fd <= last))
+            return 0;
+        last = i < 3 ? NO_FD : fd;
+    }
+    return 1;
+}
+
 static int env_pid_ok(const struct plan *plan, const struct op *op)
 {
     if (op->a >= plan->envc)
@@ -65,6 +81,10 @@ static int op_ok(const struct plan *plan, const struct op *op)
      * an op, with a descriptor open that nobody knows. */
     case OP_SIGNALS: return !(plan->head->flags & PLAN_COLLECT);
     case OP_FD_MAP: return !(plan->head->flags & PLAN_COLLECT) && fd_map_ok(plan, op);
+    /* What is as the caller has it is the caller's own here; and to execute ends it. */
+    case OP_INHERIT_FDS: return !(plan->head->flags & PLAN_COLLECT) && inherit_fds_ok(plan, op);
+    case OP_INHERIT_SIGNALS:
+    case OP_TRY_EXEC: return !(plan->head->flags & PLAN_COLLECT);
     case OP_SECCOMP: return op->a > 0 && op->str % _Alignof(struct sock_filter) == 0 && array_ok(plan, op, 4096, sizeof(struct sock_filter));
     case OP_AFFINITY: return op->a > 0 && op->str % _Alignof(long) == 0 && array_ok(plan, op, 1024, 1);
     case OP_ENV_PID: return env_pid_ok(plan, op);
