@@ -118,6 +118,7 @@ static int head_ok(const struct plan *plan, size_t size)
 int verify_plan(struct plan *plan, size_t size)
 {
     uint8_t filled[SLOTS / 8] = { 0 }; /* once only: what was in a slot before would stay open with nobody knowing */
+    int over = 0; /* what the child is told is over: from here on its end counts as the program's, so only exec may follow */
     int left = 0; /* a child that collects has left the caller's table: what it makes from here on would be lost */
     plan->slots_used = 0;
     if (!head_ok(plan, size))
@@ -126,6 +127,9 @@ int verify_plan(struct plan *plan, size_t size)
         int out = plan->ops[i].out;
         if (!op_ok(plan, &plan->ops[i]) || (out >= 0 && (left || filled[out / 8] & 1 << out % 8)))
             return (int)i + 1;
+        if (over != (plan->ops[i].code == OP_TRY_EXEC))
+            return (int)i + 1;
+        over |= plan->ops[i].code == OP_INHERIT_SIGNALS;
         left |= plan->ops[i].code == OP_UNSHARE_FDS && plan->head->flags & PLAN_COLLECT;
         if (out >= 0)
             filled[out / 8] |= (uint8_t)(1 << out % 8);
