@@ -24,6 +24,7 @@ vm-test: $(VENV)/test.stamp
 bench: $(VENV)/demo.stamp
 	$(BIN)/python bench/spawn.py $(BENCH_ARGS)
 	$(BIN)/python bench/sandbox.py $(BENCH_ARGS)
+	$(BIN)/python bench/one_import.py $(BENCH_ARGS)
 
 lint: $(VENV)/lint.stamp
 	$(BIN)/ruff check .

@@ -1,8 +1,10 @@
 """shoal.subprocess without a sandbox: a timeout, and kill(tree=True), end all that a program has started."""
 
+import gc
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess as standard
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from rig.features import needs
+from rig.fuse import mounted
 
 from shoal import subprocess
 
@@ -227,3 +230,27 @@ except subprocess.TimeoutExpired as late:
     told = re.fullmatch(r"left running: process (\d+) \(sleep\) belongs to another user", "\n".join(notes))
     assert told
     os.kill(int(told[1]), signal.SIGKILL)
+
+
+@pytest.mark.root
+@needs("file systems in user space (/dev/fuse)")
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+@pytest.mark.parametrize("call", ["run", "call"])
+def test_a_timeout_does_not_wait_for_what_no_signal_reaches(call, tmp_path, world):
+    (tmp_path / "stuck").mkdir()
+    with mounted(tmp_path / "stuck") as stuck:
+        began = time.monotonic()
+        with pytest.raises(subprocess.TimeoutExpired) as late:
+            getattr(subprocess, call)(["cat", f"{stuck.folder}/stuck"], timeout=0.3, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert time.monotonic() - began < 30
+        (note,) = late.value.__notes__
+        told = re.fullmatch(r"left running: process (\d+) \(cat\) was killed and has not ended", note)
+        assert told
+        pidfd = os.pidfd_open(int(told[1]))
+        del late
+        gc.collect()
+        stuck.let_go()
+        select.select([pidfd], [], [])
+        os.close(pidfd)
+        subprocess.run(["true"])  # as in the standard module, a later start collects what was dropped
+    world.assert_unchanged()

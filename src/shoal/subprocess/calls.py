@@ -5,7 +5,6 @@ They look Popen up in the package, as the standard ones do in their module: whoe
 
 from __future__ import annotations
 
-import contextlib
 from subprocess import PIPE, STDOUT, CalledProcessError, CompletedProcess, TimeoutExpired
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
@@ -118,12 +117,11 @@ def run(
         if kwargs.get("stdout") is not None or kwargs.get("stderr") is not None:
             raise ValueError("stdout and stderr arguments may not be used with capture_output.")
         kwargs["stdout"] = kwargs["stderr"] = PIPE
-    with contextlib.ExitStack() as stack:
-        process = stack.enter_context(package.Popen(*popenargs, **kwargs))
+    with package.Popen(*popenargs, **kwargs) as process:
         try:
             stdout, stderr = process.communicate(input, timeout=timeout)
         except TimeoutExpired as late:
-            _end(process, late, stack)
+            _end(process, late)
             raise
         except:
             process.kill()  # and the end of the block waits, as long as is right after a KeyboardInterrupt
@@ -145,12 +143,11 @@ def call(args: Command, /, bufsize: int = -1, executable: StrOrBytesPath | None 
 def call(*, args: Command, bufsize: int = -1, executable: StrOrBytesPath | None = None, **options: Unpack[Called]) -> int: ...
 def call(*popenargs: Any, timeout: float | None = None, **kwargs: Any) -> int:
     """Run a program, wait for its end, and give its return code. As subprocess.call(); `sandbox` and `timeout` as in run()."""
-    with contextlib.ExitStack() as stack:
-        process = stack.enter_context(package.Popen(*popenargs, **kwargs))
+    with package.Popen(*popenargs, **kwargs) as process:
         try:
             return process.wait(timeout=timeout)
         except TimeoutExpired as late:
-            _end(process, late, stack)
+            _end(process, late)
             raise
         except:
             process.kill()
@@ -282,12 +279,8 @@ def getoutput(cmd: str | bytes, *, encoding: str | None = None, errors: str | No
     return package.getstatusoutput(cmd, encoding=encoding, errors=errors)[1]
 
 
-def _end(process: Popen[Any], late: TimeoutExpired, stack: contextlib.ExitStack) -> None:
-    """Kill a tree whose time is over, and say what has not ended.
-
-    Args:
-        stack: holds the process, whose end it would wait for: given up where that may take for ever.
-    """
+def _end(process: Popen[Any], late: TimeoutExpired) -> None:
+    """Kill a tree whose time is over, and say what has not ended."""
     try:
         left = process._end_tree()
     except OSError as error:
@@ -298,9 +291,4 @@ def _end(process: Popen[Any], late: TimeoutExpired, stack: contextlib.ExitStack)
     try:
         process.wait(timeout=END_S)
     except TimeoutExpired:
-        # It sleeps in the kernel where no signal reaches it. It is reaped when a later Popen finds that it has ended.
-        stack.pop_all()
-        for stream in (process.stdin, process.stdout, process.stderr):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
+        process._give_up()  # it sleeps in the kernel where no signal reaches it

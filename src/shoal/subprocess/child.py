@@ -61,10 +61,7 @@ class Child:
     def poll(
         self,
         _wait: Callable[[int, int], Ended | None] = _native.wait,
-        _clock: Callable[[], float] = time.monotonic,
-        _exited: int = os.CLD_EXITED,
         _look: int = _LOOK,
-        _reap: int = _REAP,
         _lost: type[Exception] = ChildProcessError,
     ) -> int | None:
         """The return code if it has ended, else None. Never blocks.
@@ -80,22 +77,35 @@ class Child:
         except _lost:
             if self.returncode is None:  # else it is another thread that has just reaped it
                 self.returncode = _told_otherwise(pidfd.fd)
+            self._pidfd = None
         except OSError:
             self._lose(pidfd)
         else:
-            if found is None:
-                return None
-            if found[0] != self.pid:
-                self._lose(pidfd)
-            self.ended_at = _clock()
-            self.spent = found[3:]
-            self.returncode = found[2] if found[1] == _exited else -found[2]
-            try:
-                _wait(pidfd.fd, _reap)
-            except _lost:
-                pass
-        self._pidfd = None  # closed, unless another thread is still waiting with it
+            if found is not None:
+                self._collect(pidfd, found)
         return self.returncode
+
+    def _collect(
+        self,
+        pidfd: OwnedFd,
+        found: Ended,
+        _wait: Callable[[int, int], Ended | None] = _native.wait,
+        _clock: Callable[[], float] = time.monotonic,
+        _exited: int = os.CLD_EXITED,
+        _reap: int = _REAP,
+        _lost: type[Exception] = ChildProcessError,
+    ) -> None:
+        """Take note of its end, and reap it."""
+        if found[0] != self.pid:
+            self._lose(pidfd)
+        self.ended_at = _clock()
+        self.spent = found[3:]
+        self.returncode = found[2] if found[1] == _exited else -found[2]
+        try:
+            _wait(pidfd.fd, _reap)
+        except _lost:
+            pass
+        self._pidfd = None  # closed, unless another thread is still waiting with it
 
     def wait(self, timeout: float | None) -> int | None:
         """The return code once it has ended; None when it still runs after `timeout` seconds.
@@ -107,10 +117,12 @@ class Child:
         if timeout is None:
             if pidfd is not None:
                 try:
-                    _native.wait(pidfd.fd, _AWAIT)
+                    found = _native.wait(pidfd.fd, _AWAIT)
                 except OSError:
-                    pass  # what it says is said to poll(), too
-            return self.poll()
+                    return self.poll()  # to which the same is said
+                if found is not None:
+                    self._collect(pidfd, found)
+            return self.returncode
         returncode = self.poll()
         if returncode is None and pidfd is not None:
             deadline = Deadline(timeout)

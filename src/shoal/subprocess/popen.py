@@ -106,6 +106,7 @@ class Popen(subprocess.Popen[AnyStr]):
 
     _child: Child | Inside | None = None
     _sandbox: Sandbox | str | None = None
+    _is_given_up = False
 
     if TYPE_CHECKING:  # one for each way to say text, or bytes
 
@@ -296,6 +297,19 @@ class Popen(subprocess.Popen[AnyStr]):
             super().kill()
             return ()
         return child.end_tree()
+
+    def _give_up(self) -> None:
+        """Do not wait for it at the end of a `with` block. It is reaped when a later Popen finds that it has ended."""
+        self._is_given_up = True
+
+    def __exit__(self, *error: Any) -> None:
+        if self._is_given_up:
+            for stream in (self.stdin, self.stdout, self.stderr):
+                with suppress(OSError):
+                    if stream is not None:
+                        stream.close()
+        else:
+            super().__exit__(*error)
 
     def _result(self, stdout: Any, stderr: Any) -> Result | None:
         """The end of a program in a sandbox, as run() tells it; None without one."""
