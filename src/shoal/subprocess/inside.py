@@ -11,6 +11,7 @@ import os
 import select
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,9 @@ _HIGHEST_FD = 1023
 _profiles: dict[str, Sandbox] = {}
 """The last seen of each name: an equal one is not made anew, since cells made ahead belong to one."""
 
+_elsewhere: weakref.WeakKeyDictionary[Boxed, dict[str, Boxed]] = weakref.WeakKeyDictionary()
+_KEPT = 64
+
 
 def start_inside(sandbox: object, request: Request, words: list[Any], executable: Any) -> Inside:
     """Start a program in a sandbox.
@@ -60,7 +64,7 @@ def start_inside(sandbox: object, request: Request, words: list[Any], executable
     boxed, base = Boxed.of(box), host_cwd
     if request.cwd is not None:
         base = os.path.join(host_cwd, os.fsdecode(request.cwd))
-        boxed = boxed.standing_in(base)
+        boxed = _standing_in(boxed, base)
     environ = None if request.env is None else _environ(request.env)
     if any("\0" in os.fsdecode(word) for word in (*words, executable)):
         raise ValueError("embedded null byte")
@@ -265,6 +269,17 @@ def _box(sandbox: object) -> Sandbox:
     if known is None or known != box:
         known = _profiles[sandbox] = box
     return known
+
+
+def _standing_in(boxed: Boxed, cwd: str) -> Boxed:
+    """The same box with another working directory; the same one each time, since it keeps what was worked out."""
+    known = _elsewhere.setdefault(boxed, {})
+    found = known.get(cwd)
+    if found is None:
+        if len(known) >= _KEPT:
+            known.clear()
+        found = known[cwd] = Boxed(boxed.box.replace(cwd=cwd))
+    return found
 
 
 def _refuse(request: Request) -> None:
