@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from contextlib import contextmanager
+from fractions import Fraction
 
 import pytest
 from rig.features import has
@@ -257,6 +258,20 @@ def test_a_wait_with_a_timeout_sleeps_until_the_end():
         assert resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before <= 6  # the standard module looks twenty times a second
 
 
+@pytest.mark.parametrize("timeout", [60, 60.0, True, Fraction(120, 2), float("inf")], ids=str)
+def test_a_timeout_may_be_any_number(timeout):
+    for module in (standard, subprocess):
+        with module.Popen(TRUE) as process:
+            assert process.wait(timeout) == 0
+        assert module.run(TRUE, timeout=timeout).returncode == 0
+    with subprocess.Popen(["sleep", "987"]) as process:
+        for over in (0, -1, False, 0.01):
+            with pytest.raises(subprocess.TimeoutExpired) as late:
+                process.wait(over)
+            assert late.value.timeout == over
+        process.kill()
+
+
 def test_many_threads_may_wait_while_others_look():
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
         codes, waiting = [], threading.Barrier(13)
@@ -284,7 +299,7 @@ def test_an_end_is_told_with_what_was_used():
     assert process.reason == "exited"
     assert 0 < process.usage.user_s + process.usage.system_s <= process.usage.wall_s + 1
     assert process.usage.max_memory_bytes > 1 << 20
-    with subprocess.Popen(["sleep", "600"]) as process:
+    with subprocess.Popen(["sleep", "987"]) as process:
         process.kill()
     assert (process.returncode, process.reason) == (-signal.SIGKILL, "signaled")
 

@@ -185,14 +185,14 @@ def test_check_says_why():
     assert isinstance(error.value, shoal.RunError)
     assert error.value.returncode == 3
     with pytest.raises(shoal.RunError, match="wall time") as error:
-        sh("sleep 600", BOX.replace(wall_time=0.2), check=True)
+        sh("sleep 987", BOX.replace(wall_time=0.2), check=True)
     assert error.value.reason == "wall_time"
 
 
 def test_a_timeout_ends_everything_in_it(world):
     began = time.monotonic()
     with pytest.raises(subprocess.TimeoutExpired) as late:
-        sh("echo so far; setsid -f sleep 600; (sleep 600 &); sleep 600", timeout=0.7)
+        sh("echo so far; setsid -f sleep 987; (sleep 987 &); sleep 987", timeout=0.7)
     assert time.monotonic() - began < 30
     assert late.value.stdout == b"so far\n"
     assert world.new_processes() == set()
@@ -200,7 +200,7 @@ def test_a_timeout_ends_everything_in_it(world):
     world.assert_unchanged()
 
 
-@pytest.mark.parametrize("script", ["sleep 600 & echo done", "setsid -f sleep 600; echo done", "(sleep 600 &) ; echo done"])
+@pytest.mark.parametrize("script", ["sleep 987 & echo done", "setsid -f sleep 987; echo done", "(sleep 987 &) ; echo done"])
 def test_what_a_program_leaves_running_ends_with_it_while_its_output_is_read(script, world):
     with subprocess.Popen(["sh", "-c", script], sandbox=BOX, stdout=subprocess.PIPE) as process:
         assert process.stdout.read() == b"done\n"  # ends only when nobody holds the pipe any more
@@ -217,7 +217,7 @@ def test_what_lingers_is_waited_for_or_kept_if_the_box_says_so(pipe):
         assert os.read(pipe.read, 100) == b"late\n"
         os.set_blocking(pipe.read, True)
     with subprocess.Popen(
-        ["bash", "-c", f"sleep 600 & echo now >&{pipe.write}"], sandbox=BOX.replace(linger="keep"), pass_fds=[pipe.write]
+        ["bash", "-c", f"sleep 987 & echo now >&{pipe.write}"], sandbox=BOX.replace(linger="keep"), pass_fds=[pipe.write]
     ) as process:
         assert process.wait(timeout=60) == 0
         assert os.read(pipe.read, 100) == b"now\n"
@@ -231,7 +231,7 @@ def test_what_lingers_is_waited_for_or_kept_if_the_box_says_so(pipe):
 
 
 def test_a_limit_of_time_holds_while_the_caller_does_something_else(world):
-    with subprocess.Popen(["sh", "-c", "sleep 600 & sleep 600"], sandbox=BOX.replace(wall_time=0.3), stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(["sh", "-c", "sleep 987 & sleep 987"], sandbox=BOX.replace(wall_time=0.3), stdout=subprocess.PIPE) as process:
         assert process.stdout.read() == b""
         assert process.wait(timeout=60) == -signal.SIGKILL
     assert process.reason == "wall_time"
@@ -244,7 +244,7 @@ def test_a_limit_of_time_holds_while_the_caller_does_something_else(world):
 def test_a_limit_of_time_holds_for_what_lingers(linger, world):
     box = BOX.replace(wall_time=0.4, linger=linger)
     began = time.monotonic()
-    with subprocess.Popen(["sh", "-c", "sleep 600 & true"], sandbox=box, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(["sh", "-c", "sleep 987 & true"], sandbox=box, stdout=subprocess.PIPE) as process:
         assert process.stdout.read() == b""
         process.wait(timeout=60)
     assert time.monotonic() - began < 30
@@ -264,7 +264,7 @@ def test_a_limit_of_processor_time_holds_for_all_together(world):
 
 def test_a_kill_ends_the_program_and_what_lingers_with_it(world):
     for end in (lambda p: p.kill(), lambda p: p.kill(tree=True), lambda p: p.send_signal(signal.SIGKILL)):
-        with subprocess.Popen(["sh", "-c", "sleep 600 & echo up; wait"], sandbox=BOX, stdout=subprocess.PIPE) as process:
+        with subprocess.Popen(["sh", "-c", "sleep 987 & echo up; wait"], sandbox=BOX, stdout=subprocess.PIPE) as process:
             assert process.stdout.readline() == b"up\n"
             end(process)
             assert process.stdout.read() == b""
@@ -276,7 +276,7 @@ def test_a_kill_ends_the_program_and_what_lingers_with_it(world):
 
 def test_a_program_that_nobody_waits_for_is_seen_to(world):
     read, write = os.pipe()
-    started = [subprocess.Popen(["sh", "-c", "sleep 600 & echo $$"], sandbox=BOX.replace(wall_time=60), stdout=write)]
+    started = [subprocess.Popen(["sh", "-c", "sleep 987 & echo $$"], sandbox=BOX.replace(wall_time=60), stdout=write)]
     os.close(write)
     with pytest.warns(ResourceWarning):
         started.clear()
@@ -301,7 +301,7 @@ def test_many_at_once_end_each_for_its_own_reason(world):
     running = []
     for number in range(30):
         reason = ("exited", "wall_time")[number % 2]
-        script = f"exit {number}" if reason == "exited" else "sleep 600"
+        script = f"exit {number}" if reason == "exited" else "sleep 987"
         running.append((reason, number, subprocess.Popen(["sh", "-c", script], sandbox=boxes[reason])))
     for reason, number, process in running:
         with process:
@@ -315,12 +315,12 @@ def test_a_fork_of_the_caller_has_a_watch_of_its_own(run_python):
     script = """
 from shoal import Sandbox, subprocess
 box = Sandbox(read=["/usr"], wall_time=0.3)
-mine = subprocess.Popen(["sleep", "600"], sandbox=box, stdout=subprocess.PIPE)
+mine = subprocess.Popen(["sleep", "987"], sandbox=box, stdout=subprocess.PIPE)
 pid = os.fork()
 if pid == 0:
     ok = False
     try:
-        theirs = subprocess.Popen(["sleep", "600"], sandbox=box, stdout=subprocess.PIPE)
+        theirs = subprocess.Popen(["sleep", "987"], sandbox=box, stdout=subprocess.PIPE)
         ok = theirs.stdout.read() == b"" and theirs.wait() == -9
     finally:
         os._exit(0 if ok else 1)
@@ -337,7 +337,7 @@ def test_an_interpreter_that_ends_takes_its_sandboxes_along(run_python):
 import atexit
 from shoal import Sandbox, subprocess
 box = Sandbox(read=["/usr"], wall_time=60)
-process = subprocess.Popen(["sleep", "600"], sandbox=box)  # which holds the pipe that this script is read by
+process = subprocess.Popen(["sleep", "987"], sandbox=box)  # which holds the pipe that this script is read by
 atexit.register(lambda: subprocess.run(["true"], sandbox=box))
 process.returncode = 0  # so that nobody is warned
 answer(1)

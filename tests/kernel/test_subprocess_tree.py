@@ -19,20 +19,20 @@ from rig.fuse import mounted
 
 from shoal import subprocess
 
-WORD = "echo $$ >/proc/self/fd/$REPORT; exec sleep 600"
+WORD = "echo $$ >/proc/self/fd/$REPORT; exec sleep 987"
 """Tells that it is there, and stays. What it tells to is open as long as it lives."""
 TREES = {
     "itself": WORD,
     "a child": f"sh -c '{WORD}' & wait",
     "a grandchild": f"sh -c \"sh -c '{WORD}' & wait\" & wait",
     "one in the background of what has ended": f"sh -c '{WORD}' &",
-    "one that has lost its parent": f"(sh -c '{WORD}' &); exec sleep 600",
-    "one in a session of its own": f"setsid -f sh -c '{WORD}'; exec sleep 600",
+    "one that has lost its parent": f"(sh -c '{WORD}' &); exec sleep 987",
+    "one in a session of its own": f"setsid -f sh -c '{WORD}'; exec sleep 987",
     "one in a session of its own whose ancestors have ended": f"setsid -f sh -c \"(sh -c '{WORD}' &)\"",
-    "one that ignores signals": f"trap '' TERM HUP INT PIPE; sh -c '{WORD}' & exec sleep 600",
+    "one that ignores signals": f"trap '' TERM HUP INT PIPE; sh -c '{WORD}' & exec sleep 987",
     "one that is stopped": f"sh -c 'echo $$ >/proc/self/fd/$REPORT; kill -STOP $$; {WORD}' & wait",
     "a shell without job control": f"set +m; sh -c '{WORD}' & wait",
-    "many": "for i in 1 2 3 4 5 6 7 8 9 10; do for j in 1 2 3 4 5; do sleep 600 & done; done; " + WORD,
+    "many": "for i in 1 2 3 4 5 6 7 8 9 10; do for j in 1 2 3 4 5; do sleep 987 & done; done; " + WORD,
 }
 NESTED = """
 import os, sys
@@ -120,7 +120,7 @@ def test_every_call_with_a_timeout_ends_the_tree(call, signs):
 
 def test_output_up_to_the_timeout_is_told_though_a_grandchild_holds_the_pipes():
     with pytest.raises(subprocess.TimeoutExpired) as late:
-        subprocess.run("echo so far; echo and here >&2; (sleep 600 &)", shell=True, capture_output=True, timeout=1)
+        subprocess.run("echo so far; echo and here >&2; (sleep 987 &)", shell=True, capture_output=True, timeout=1)
     assert (late.value.stdout, late.value.stderr, late.value.timeout) == (b"so far\n", b"and here\n", 1)
 
 
@@ -199,7 +199,7 @@ def test_a_hard_limit_of_locks_keeps_no_program_from_starting(run_python):
 import resource
 resource.setrlimit(10, (5, 5))
 from shoal import subprocess
-child = subprocess.Popen(["sh", "-c", "sleep 600 & wait"])
+child = subprocess.Popen(["sh", "-c", "sleep 987 & wait"])
 child.kill(tree=True)
 answer([subprocess.run(["true"]).returncode, child.wait()])
 """
@@ -214,7 +214,7 @@ from shoal import subprocess
 os.setresgid(65534, 65534, 65534)
 os.setresuid(65534, 65534, 65534)
 try:
-    subprocess.run(["sh", "-c", args[0] + " --reuid 0 sleep 600 >/dev/null 2>&1 & sleep 600"], timeout=1)
+    subprocess.run(["sh", "-c", args[0] + " --reuid 0 sleep 987 >/dev/null 2>&1 & sleep 987"], timeout=1)
 except subprocess.TimeoutExpired as late:
     answer(late.__notes__)
 """

@@ -125,7 +125,7 @@ class Child:
             return self.returncode
         returncode = self.poll()
         if returncode is None and pidfd is not None:
-            deadline = Deadline(timeout)
+            deadline = Deadline(float(timeout))  # any kind of number
             while deadline.wait_ready(pidfd.fd, select.POLLIN):
                 returncode = self.poll()
                 if returncode is not None or deadline.remaining_ms() == 0:

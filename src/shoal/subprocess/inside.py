@@ -122,7 +122,7 @@ class Inside:
 
     def wait(self, timeout: float | None) -> int | None:
         """The return code once it is over; None when it is not after `timeout` seconds."""
-        return self._follow(Deadline(timeout))
+        return self._follow(Deadline(None if timeout is None else float(timeout)))
 
     def send_signal(self, signal: int) -> None:
         """Send a signal to the program; nothing happens when it has ended."""

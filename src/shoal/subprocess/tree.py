@@ -18,12 +18,12 @@ Source: getrlimit(2), fork(2), proc(5), pidfd_open(2). The mark does what the co
 
 from __future__ import annotations
 
-import itertools
 import os
 import secrets
 import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -68,14 +68,17 @@ class _Marks:
 
     def begin(self) -> None:
         """A new maker; also the child of a fork is one."""
+        self._lock = threading.Lock()
         self._maker = 0
-        self._next = itertools.count()
+        self._made = 0
 
     def make(self) -> int:
-        if not self._maker:
-            me = _look(os.getpid())
-            self._maker = maker_of(os.getpid(), me.started) if me else secrets.randbits(31) | 1
-        return self._maker << 32 | (next(self._next) & 0xFFFFFFFF)
+        with self._lock:
+            if not self._maker:
+                me = _look(os.getpid())
+                self._maker = maker_of(os.getpid(), me.started) if me else secrets.randbits(31) | 1
+            self._made += 1
+            return self._maker << 32 | self._made & 0xFFFFFFFF
 
 
 def maker_of(pid: int, started: int) -> int:
