@@ -24,11 +24,14 @@ vm-test: $(VENV)/test.stamp
 bench: $(VENV)/demo.stamp
 	$(BIN)/python bench/spawn.py $(BENCH_ARGS)
 	$(BIN)/python bench/sandbox.py $(BENCH_ARGS)
+	$(BIN)/python bench/one_import.py $(BENCH_ARGS)
 
 lint: $(VENV)/lint.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict src
+	$(BIN)/mypy --strict tests/typing
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	PYTHONPATH=src $(BIN)/lint-imports
 
 format: $(VENV)/lint.stamp

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import programs
 from timing import CaseFailed
@@ -39,6 +40,28 @@ def subprocess_popen(program: str, directory: Path) -> Launch:
         _check("subprocess.Popen", subprocess.Popen([program]).wait())
 
     return launch
+
+
+def _by(module: Any, how: str) -> Maker:
+    """A way to start a program that the standard module and shoal.subprocess have alike. `module`: gives it, when it is needed."""
+
+    def maker(program: str, directory: Path) -> Launch:
+        from_module = module()
+        ways: dict[str, Callable[[], int]] = {
+            "run": lambda: from_module.run([program]).returncode,
+            "run, captured": lambda: from_module.run([program], capture_output=True).returncode,
+            "Popen, waited for with a timeout": lambda: from_module.Popen([program]).wait(60),
+        }
+        way = ways[how]
+        return lambda: _check(how, way())
+
+    return maker
+
+
+def _drop_in() -> Any:
+    from shoal import subprocess as drop_in
+
+    return drop_in
 
 
 def posix_spawn(program: str, directory: Path) -> Launch:
@@ -242,6 +265,9 @@ MAKERS: dict[str, Maker] = {
     "sandlock": sandlock,
     "crun (os.posix_spawn)": crun,
 }
+for _how in ("run", "run, captured", "Popen, waited for with a timeout"):
+    MAKERS[f"shoal.subprocess.{_how}"] = _by(_drop_in, _how)
+    MAKERS.setdefault(f"subprocess.{_how}", _by(lambda: subprocess, _how))
 
 
 def make(peer: str, program: str, directory: Path) -> Launch:

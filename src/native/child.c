@@ -48,7 +48,7 @@ void exec_program(struct plan *plan)
 {
     const char *path = plan_str(plan, plan->head->exec_path);
     long ret = sys5(__NR_execveat, plan_fd(plan, plan->exec_fd), path, plan->argv, plan->envp, *path ? 0 : AT_EMPTY_PATH);
-    plan->report.err = (int32_t)-ret;
+    plan->report.err = plan->exec_err ? plan->exec_err : (int32_t)-ret;
 }
 
 void child_main(void *arg)

@@ -135,9 +135,12 @@ static void clone_program(struct birth *birth)
             .stack_size = STACK_BYTES / 2,
             .cgroup = head->cgroup_fd >= 0 ? (uint64_t)head->cgroup_fd : 0,
         };
+        birth->plan->handlers_cleared = 1;
         ret = sys_clone_call(__NR_clone3, (long)&args, sizeof args, 0, child_main, birth->plan);
-        if (ret == -ENOSYS)
+        if (ret == -ENOSYS) {
+            birth->plan->handlers_cleared = 0;
             atomic_store(&without_clone3, 1);
+        }
     }
     if (ret == -ENOSYS)
         ret = sys_clone_call(__NR_clone, (long)flags, (long)top, (long)&birth->plan->pidfd, head->cgroup_fd >= 0 ? join_cgroup_then_run : child_main,
@@ -240,6 +243,7 @@ void launch(struct plan *plan, struct outcome *out)
     } else {
         uint64_t all = ~(uint64_t)0, before;
         sys4(__NR_rt_sigprocmask, 2 /* SIG_SETMASK */, &all, &before, sizeof all);
+        plan->blocked = before;
         begin_launch(); /* no handler may launch while the count is locked */
         if (plan->head->enter_fd >= 0)
             clone_through_namespaces(&birth);

@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 /* Points `out` at each of `count` NUL-terminated strings packed in `blob`. False when there are not exactly that many. */
 static int split(char *blob, Py_ssize_t size, char **out, Py_ssize_t count)
@@ -53,6 +54,7 @@ static PyObject *outcome_tuple(const struct plan *plan, const struct outcome *ou
 
 PyDoc_STRVAR(launch_doc, "launch(plan, argv, argc, envp, envc, /)\n--\n\n"
                          "Execute a packed plan. argv and envp are NUL-terminated strings, packed, and their number.\n"
+                         "envp None: what execv(3) hands over, which is the C library's environ.\n"
                          "Returns (pid, pidfd, stage, op index, errno, slots).");
 
 static PyObject *native_launch(PyObject *self, PyObject *args)
@@ -60,10 +62,12 @@ static PyObject *native_launch(PyObject *self, PyObject *args)
     (void)self;
     const char *bytes, *argv, *envp;
     Py_ssize_t size, argv_size, envp_size, argc, envc;
-    if (!PyArg_ParseTuple(args, "y#y#ny#n:launch", &bytes, &size, &argv, &argv_size, &argc, &envp, &envp_size, &envc))
+    if (!PyArg_ParseTuple(args, "y#y#nz#n:launch", &bytes, &size, &argv, &argv_size, &argc, &envp, &envp_size, &envc))
         return NULL;
     if (argc < 0 || envc < 0 || argc > argv_size || envc > envp_size || size < (Py_ssize_t)sizeof(struct plan_head))
         return PyErr_Format(PyExc_ValueError, "launch: sizes that cannot be");
+    while (!envp && environ && environ[envc])
+        envc++;
     size_t round = ((size_t)size + 15) & ~(size_t)15;
     size_t pointers = ((size_t)argc + (size_t)envc + 2) * sizeof(char *);
     char *memory = malloc(round + pointers + (size_t)argv_size + (size_t)envp_size);
@@ -73,7 +77,8 @@ static PyObject *native_launch(PyObject *self, PyObject *args)
     char *strings = memory + round + pointers;
     memcpy(memory, bytes, (size_t)size);
     memcpy(strings, argv, (size_t)argv_size);
-    memcpy(strings + argv_size, envp, (size_t)envp_size);
+    if (envp)
+        memcpy(strings + argv_size, envp, (size_t)envp_size);
     struct plan_head *head = (struct plan_head *)memory;
     struct plan plan = { .head = head,
                          .ops = (struct op *)(head + 1),
@@ -81,9 +86,14 @@ static PyObject *native_launch(PyObject *self, PyObject *args)
                          .argv = vectors,
                          .envp = vectors + argc + 1,
                          .argc = (uint32_t)argc,
-                         .envc = (uint32_t)envc };
+                         .envc = envp ? (uint32_t)envc : 0 }; /* no op may write into what is not our copy */
     PyObject *result = NULL;
-    int bad = !split(strings, argv_size, plan.argv, argc) || !split(strings + argv_size, envp_size, plan.envp, envc);
+    int bad = !split(strings, argv_size, plan.argv, argc) || (envp && !split(strings + argv_size, envp_size, plan.envp, envc));
+    if (!envp) { /* the pointers only: the strings stay where they are, as for execv; the array may move meanwhile */
+        if (envc)
+            memcpy(plan.envp, environ, (size_t)envc * sizeof *environ);
+        plan.envp[envc] = NULL;
+    }
     if (bad)
         PyErr_SetString(PyExc_ValueError, "launch: argv or envp is not as many strings as said");
     else if ((bad = verify_plan(&plan, (size_t)size)))

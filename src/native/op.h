@@ -20,6 +20,7 @@
 #define CWD_FD (-100)
 #define TARGETS 1024 /* descriptors a plan can place: 0..1023 */
 #define TARGET_CLOEXEC 0x40000000 /* in a target of FD_MAP: close on exec */
+#define INHERITED_FDS 65536 /* the most that INHERIT_FDS keeps */
 #define NO_STR 0xffffffffu
 #define ENV_PID_DIGITS 10
 
@@ -32,7 +33,8 @@ enum { FD = 1, FD2 = 2, OUT = 4, STR = 8, STR2 = 16 };
     X(OPEN, op_open, FD | STR | OUT)                 /* fd: base, a: open flags, b: RESOLVE_* flags */                           \
     X(EXPECT, op_expect, FD)                         /* a: st_dev, b: st_ino: refuse anything else */                            \
     X(FD_MAP, op_fd_map, STR)                        /* fd: /dev/null, str: int32 pairs (source, target), a: how many */         \
-    X(CHDIR, op_chdir, STR)                          /* str: path, b: RESOLVE_* flags, fd: where to be when it cannot be entered */ \
+    X(INHERIT_FDS, op_inherit_fds, STR)              /* str: int32 for 0, 1, 2 (-1: as it is), then those kept; a: how many; b: close others */ \
+    X(CHDIR, op_chdir, STR)                          /* str: path, b: RESOLVE_* flags, fd: where to be when it cannot be entered; flags 1: fail */ \
     X(FSMOUNT, op_fsmount, STR | STR2 | OUT)         /* str: type, str2: "key=value,flag", a: MOUNT_ATTR_* */                    \
     X(BIND, op_bind, FD2 | STR | STR2)               /* str: path, a, b: as EXPECT, flags: MOUNT_ATTR_*, fd2, str2: where */     \
     X(OPEN_TREE, op_open_tree, FD | STR | OUT)       /* fd, str: what, a: OPEN_TREE_* and AT_* flags */                          \
@@ -55,11 +57,13 @@ enum { FD = 1, FD2 = 2, OUT = 4, STR = 8, STR2 = 16 };
     X(DROP_BOUNDING, op_drop_bounding, 0)            /* the bounding set empty: takes CAP_SETPCAP */                             \
     X(DROP_CAPS, op_drop_caps, 0)                    /* every other capability set empty */                                      \
     X(SETSID, op_setsid, 0)                                                                                                      \
+    X(PROCESS_GROUP, op_process_group, 0)            /* a: group to join, 0: one of its own */                                   \
     X(KEYRING, op_keyring, 0)                        /* a new, empty session keyring; a: how often to wait 10 ms for room for it */ \
     X(CONTROLLING_TTY, op_controlling_tty, FD)       /* fd: a terminal nobody controls yet */                                    \
     X(NAME, op_name, STR)                            /* str: what the kernel is to call it until exec names it anew */           \
     X(UMASK, op_umask, 0)                            /* a: mask */                                                               \
     X(RLIMIT, op_rlimit, 0)                          /* flags: resource, a: soft, b: hard */                                     \
+    X(MARK, op_mark, 0)                              /* a: a number that all descendants inherit; never fails */                 \
     X(AFFINITY, op_affinity, STR)                    /* str: mask of processors, a: its size in bytes */                         \
     X(NICE, op_nice, 0)                              /* a: nice value */                                                         \
     X(IDS, op_ids, FD | FD2)                         /* fd: user, fd2: group: numbers, or slots that hold them; no other groups */   \
@@ -68,7 +72,9 @@ enum { FD = 1, FD2 = 2, OUT = 4, STR = 8, STR2 = 16 };
     X(LANDLOCK_ENTER, op_landlock_enter, FD)         /* fd: rules */                                                             \
     X(SECCOMP, op_seccomp, STR)                      /* str: struct sock_filter array, a: how many */                            \
     X(ENV_PID, op_env_pid, 0)                        /* a: index of a variable, b: where in it its digits go */                  \
-    X(SIGNALS, op_signals, 0)                        /* every disposition default, nothing blocked; the last op */
+    X(SIGNALS, op_signals, 0)                        /* every disposition default, nothing blocked; the last op */               \
+    X(INHERIT_SIGNALS, op_inherit_signals, 0)        /* a: signals (bits 0..63) to be default, all else as exec leaves it; the last op but for */ \
+    X(TRY_EXEC, op_try_exec, STR)                    /* str: a path that is executed if it can be, before the plan's own */
 
 #define X(name, fn, operands) OP_##name,
 enum op_code { OPS(X) OP_COUNT };
@@ -119,6 +125,9 @@ struct plan {
     int32_t exec_fd;   /* head->exec_fd, until FD_MAP moves it out of the way */
     int32_t report_fd; /* a socket that lasts until exec, or NO_FD: FD_MAP moves it, too */
     int32_t pidfd;   /* the program's process; the kernel writes it before the child runs */
+    int32_t handlers_cleared; /* by the clone: no handler of the parent's is left */
+    int32_t exec_err;         /* of an exec that was tried: the first that does not say that there is no such file */
+    uint64_t blocked;         /* signals that the calling thread blocks */
     volatile struct report report;
 };
 
@@ -132,6 +141,9 @@ static inline void plan_begin(struct plan *plan)
     plan->exec_fd = plan->head->exec_fd;
     plan->report_fd = NO_FD;
     plan->pidfd = NO_FD;
+    plan->handlers_cleared = 0;
+    plan->exec_err = 0;
+    plan->blocked = 0;
     plan->report.stage = STAGE_CLONE;
     plan->report.index = -1;
     plan->report.err = 0;

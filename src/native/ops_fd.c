@@ -167,7 +167,7 @@ int op_fd_map(struct plan *plan, const struct op *op)
 static int enter_nowhere(void);
 
 /* Enters `str`. Where that cannot be done the program still starts, as spec 5.2 has it, but relative paths fail: it then
- * stands in `fd`, or in an empty, unreachable file system made for it. */
+ * stands in `fd`, or in an empty, unreachable file system made for it. With flags 1 it does not start. */
 int op_chdir(struct plan *plan, const struct op *op)
 {
     struct open_how how = { .flags = O_PATH | O_DIRECTORY | O_CLOEXEC, .resolve = op->b };
@@ -175,8 +175,8 @@ int op_chdir(struct plan *plan, const struct op *op)
     long ret = place < 0 ? place : sys1(__NR_fchdir, place);
     if (place >= 0)
         sys1(__NR_close, place);
-    if (ret == 0)
-        return 0;
+    if (ret == 0 || op->flags)
+        return (int)-ret;
     return op->fd == NO_FD ? enter_nowhere() : (int)-sys1(__NR_fchdir, plan_fd(plan, op->fd));
 }
 

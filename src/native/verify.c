@@ -41,6 +41,22 @@ static int fd_map_ok(const struct plan *plan, const struct op *op)
     return 1;
 }
 
+/* At least what 0, 1 and 2 become; those that are kept in ascending order, so that the gaps between them can be closed. */
+static int inherit_fds_ok(const struct plan *plan, const struct op *op)
+{
+    if (op->a < 3 || !array_ok(plan, op, INHERITED_FDS, sizeof(int32_t)))
+        return 0;
+    int32_t last = NO_FD;
+    for (uint64_t i = 0; i < op->a; i++) {
+        int32_t fd;
+        __builtin_memcpy(&fd, plan->blob + op->str + i * sizeof fd, sizeof fd);
+        if (fd < NO_FD || (i >= 3 && fd <= last))
+            return 0;
+        last = i < 3 ? NO_FD : fd;
+    }
+    return 1;
+}
+
 static int env_pid_ok(const struct plan *plan, const struct op *op)
 {
     if (op->a >= plan->envc)
@@ -65,6 +81,10 @@ static int op_ok(const struct plan *plan, const struct op *op)
      * an op, with a descriptor open that nobody knows. */
     case OP_SIGNALS: return !(plan->head->flags & PLAN_COLLECT);
     case OP_FD_MAP: return !(plan->head->flags & PLAN_COLLECT) && fd_map_ok(plan, op);
+    /* What is as the caller has it is the caller's own here; and to execute ends it. */
+    case OP_INHERIT_FDS: return !(plan->head->flags & PLAN_COLLECT) && inherit_fds_ok(plan, op);
+    case OP_INHERIT_SIGNALS:
+    case OP_TRY_EXEC: return !(plan->head->flags & PLAN_COLLECT);
     case OP_SECCOMP: return op->a > 0 && op->str % _Alignof(struct sock_filter) == 0 && array_ok(plan, op, 4096, sizeof(struct sock_filter));
     case OP_AFFINITY: return op->a > 0 && op->str % _Alignof(long) == 0 && array_ok(plan, op, 1024, 1);
     case OP_ENV_PID: return env_pid_ok(plan, op);
@@ -98,6 +118,7 @@ static int head_ok(const struct plan *plan, size_t size)
 int verify_plan(struct plan *plan, size_t size)
 {
     uint8_t filled[SLOTS / 8] = { 0 }; /* once only: what was in a slot before would stay open with nobody knowing */
+    int over = 0; /* what the child is told is over: from here on its end counts as the program's, so only exec may follow */
     int left = 0; /* a child that collects has left the caller's table: what it makes from here on would be lost */
     plan->slots_used = 0;
     if (!head_ok(plan, size))
@@ -106,6 +127,9 @@ int verify_plan(struct plan *plan, size_t size)
         int out = plan->ops[i].out;
         if (!op_ok(plan, &plan->ops[i]) || (out >= 0 && (left || filled[out / 8] & 1 << out % 8)))
             return (int)i + 1;
+        if (over != (plan->ops[i].code == OP_TRY_EXEC))
+            return (int)i + 1;
+        over |= plan->ops[i].code == OP_INHERIT_SIGNALS;
         left |= plan->ops[i].code == OP_UNSHARE_FDS && plan->head->flags & PLAN_COLLECT;
         if (out >= 0)
             filled[out / 8] |= (uint8_t)(1 << out % 8);

@@ -182,6 +182,13 @@ class Packer:
                 self._highest_fd = max(self._highest_fd, source)
         self.op("FD_MAP", "placing descriptors", fd=null_fd, text=placed, a=len(pairs))
 
+    def inherit_fds(self, stdio: Sequence[int], kept: Sequence[int], *, close_others: bool) -> None:
+        """What is at 0, 1 and 2 (NO_FD: what the caller has there), and the numbers that survive exec, in ascending order."""
+        numbers = array("i", (*stdio, *kept))
+        self._highest_fd = max(self._highest_fd, *numbers)
+        placed = self._aligned(numbers.tobytes())
+        self.op("INHERIT_FDS", "placing descriptors", text=placed, a=len(numbers), b=int(close_others))
+
     def seccomp(self, program: bytes, label: str) -> None:
         """Install a filter: packed struct sock_filter."""
         self.op("SECCOMP", label, text=self._aligned(program), a=len(program) // 8)
@@ -254,6 +261,11 @@ class Packer:
         self._blob += data
         self._blob += b"\0"
         return _Placed(offset)
+
+
+def operand_at(index: int) -> int:
+    """Where the operand `a` of the op with this index lies in a packed plan: 8 bytes."""
+    return _HEAD.size + index * _OP.size + _A_AT
 
 
 class _Placed(bytes):

@@ -75,6 +75,23 @@ static void add_fd_map(struct pack *pack, int slots)
     pack_fd_map(pack, (const int32_t(*)[2])pairs, count, some_fd(slots));
 }
 
+static void add_inherited(struct pack *pack)
+{
+    int32_t numbers[20], last = -1;
+    uint32_t count = 3 + below(one_in(3) ? 17 : 3);
+    for (uint32_t i = 0; i < count; i++) {
+        numbers[i] = i < 3 ? (int32_t)below(12) - 1 : last + 1 + (int32_t)below(8);
+        last = i < 3 ? -1 : numbers[i];
+    }
+    if (one_in(12))
+        numbers[below(count)] = (int32_t)odd_number();
+    uint32_t at = pack_bytes(pack, numbers, count * sizeof *numbers);
+    struct op *op = op_add(pack, OP_INHERIT_FDS);
+    op->str = at;
+    op->a = count;
+    op->b = one_in(2);
+}
+
 /* Fails, kills at or lets pass one call; sometimes nonsense. Never in plans that collect: a child that cannot close what it
  * opened on our table leaves it open. */
 static void add_filter(struct pack *pack)
@@ -159,7 +176,8 @@ uint64_t namespaces_of_its_own(void)
     return flags;
 }
 
-static void add_ops(struct pack *pack, int slots, int careful)
+/* `searches`: it may execute before its end, which a process that waits may not. */
+static void add_ops(struct pack *pack, int slots, int careful, int searches)
 {
     static const uint8_t needs[] = {
 #define X(name, fn, operands) operands,
@@ -176,6 +194,13 @@ static void add_ops(struct pack *pack, int slots, int careful)
                 add_fd_map(pack, slots);
             continue;
         }
+        if (code == OP_INHERIT_FDS) {
+            if (!collect && !mapped++)
+                add_inherited(pack);
+            continue;
+        }
+        if ((code == OP_INHERIT_SIGNALS || code == OP_TRY_EXEC) && (!searches || !one_in(20))) /* at the end, as a rule */
+            continue;
         if (code == OP_SECCOMP) {
             if (!collect && one_in(3))
                 add_filter(pack);
@@ -218,6 +243,13 @@ static void add_ops(struct pack *pack, int slots, int careful)
     }
     if (!collect && one_in(2))
         op_add(pack, OP_SIGNALS);
+    if (!collect && one_in(4)) {
+        op_add(pack, OP_INHERIT_SIGNALS)->a = odd_number();
+        for (uint32_t count = searches ? below(4) : 0; count > 0; count--) {
+            uint32_t path = pack_text(pack, one_in(3) ? "/peer" : some_text());
+            op_add(pack, OP_TRY_EXEC)->str = path;
+        }
+    }
 }
 
 struct pack *make_plan(void)
@@ -236,7 +268,7 @@ struct pack *make_plan(void)
     }
     if (one_in(40))
         pack->head.cgroup_fd = (int32_t)below(FUZZ_FDS);
-    add_ops(pack, slots, careful);
+    add_ops(pack, slots, careful, 1);
     if (!one_in(4))
         pack_exec_path(pack, one_in(4) ? some_text() : "/peer");
     else
@@ -252,7 +284,7 @@ struct pack *make_last_plan(int slots)
         begin_careful(pack);
         pack->head.clone_flags = 0; /* it was cloned before */
     }
-    add_ops(pack, slots > 2 ? slots : 2, careful);
+    add_ops(pack, slots > 2 ? slots : 2, careful, 0);
     if (slots && !one_in(3)) {
         int32_t pairs[REQUEST_FDS][2], first = (int32_t)below(10);
         for (int i = 0; i < slots; i++) {

@@ -477,14 +477,16 @@ static void ends_under_any_filter(void)
     for (int code = 0; code < OP_COUNT; code++)
         for (int i = 0; i < 2; i++) {
             struct pack *pack = pack_new(0);
-            uint32_t text = pack_bytes(pack, "a/b\0\0\0\0\0", 8);
+            uint32_t text = pack_bytes(pack, "a/b\0\0\0\0\0\0\0\0\0\0\0\0", 16);
             op_add(pack, OP_NO_NEW_PRIVS);
             pack_seccomp(pack, i ? interrupted : nothing, 1);
+            if (code == OP_TRY_EXEC)
+                op_add(pack, OP_INHERIT_SIGNALS);
             struct op *op = op_add(pack, (enum op_code)code);
             op->fd = op->fd2 = null;
             op->str = op->str2 = text;
             op->out = needs[code] & OUT ? 0 : -1;
-            op->a = code == OP_SECCOMP || code == OP_AFFINITY;
+            op->a = code == OP_INHERIT_FDS ? 3 : code == OP_SECCOMP || code == OP_AFFINITY;
             if (code == OP_ENV_PID)
                 op->code = OP_UMASK;
             pack_exec_path(pack, peer_path());

@@ -302,6 +302,12 @@ static void b_setsid(struct pack *pack, int op)
     op_add(pack, OP_SETSID);
 }
 
+static void b_process_group(struct pack *pack, int op)
+{
+    OP_ONLY;
+    op_add(pack, OP_PROCESS_GROUP); /* one of its own */
+}
+
 static void b_keyring(struct pack *pack, int op)
 {
     OP_ONLY;
@@ -490,6 +496,7 @@ static const struct injection {
     { OP_DROP_CAPS, b_drop_caps, WORLD, NULL, 0, WHEN(prctl, 0, PR_CAP_AMBIENT) },
     { OP_DROP_CAPS, b_drop_caps, WORLD, NULL, 0, ALWAYS(capset) },
     { OP_SETSID, b_setsid, HERE, NULL, 0, ALWAYS(setsid) },
+    { OP_PROCESS_GROUP, b_process_group, HERE, NULL, 0, ALWAYS(setpgid) },
     { OP_KEYRING, b_keyring, HERE, NULL, 0, ALWAYS(keyctl) },
     { OP_CONTROLLING_TTY, b_controlling_tty, HERE, a_terminal, 0, ALWAYS(ioctl) },
     { OP_NAME, b_name, HERE, NULL, 0, WHEN(prctl, 0, PR_SET_NAME) },
@@ -582,7 +589,8 @@ static void every_op_is_faulted(void)
     static const char *const names[] = { OPS(X) };
 #undef X
     for (int code = 0; code < OP_COUNT; code++) {
-        int rows = code == OP_UMASK || code == OP_ENV_PID;              /* these cannot fail */
+        int rows = code == OP_UMASK || code == OP_ENV_PID || code == OP_MARK; /* these cannot fail */
+        rows += code == OP_INHERIT_FDS || code == OP_INHERIT_SIGNALS || code == OP_TRY_EXEC; /* in test_inherit.c */
         rows += code == OP_UNSHARE_FDS || code == OP_FD_MAP || code == OP_SIGNALS;            /* not for plans that collect: below */
         for (size_t i = 0; i < INJECTIONS; i++)
             rows += (int)injections[i].code == code;

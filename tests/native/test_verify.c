@@ -226,8 +226,10 @@ static void refuses_each_op_without_what_it_needs(void)
             if (missing >= 0 && !(all[code].needs & bits[missing]))
                 continue;
             struct pack *p = pack_new(PLAN_SHARE_FDS);
-            uint32_t at = pack_bytes(p, "\0\0\0\0\0\0\0\0", 8);
+            uint32_t at = pack_bytes(p, "\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 16);
             pack_exec_path(p, "/");
+            if (code == OP_TRY_EXEC)
+                op_add(p, OP_INHERIT_SIGNALS);
             struct op *o = op_add(p, (enum op_code)code);
             int has = all[code].needs & ~(missing < 0 ? 0 : bits[missing]);
             o->fd = has & FD ? 0 : NO_FD;
@@ -236,9 +238,10 @@ static void refuses_each_op_without_what_it_needs(void)
             o->str = has & STR ? at : NO_STR;
             o->str2 = has & STR2 ? at : NO_STR;
             o->a = code == OP_SECCOMP || code == OP_ENV_PID || code == OP_AFFINITY;
+            o->a = code == OP_INHERIT_FDS ? 3 : o->a;
             o->b = code == OP_ENV_PID ? 11 : 0;
             int said = verdict(p);
-            CHECK(said == (missing < 0 ? 0 : 2), "%s, operand %d missing: verify_plan said %d", all[code].name, missing, said);
+            CHECK(said == (missing < 0 ? 0 : code == OP_TRY_EXEC ? 3 : 2), "%s, operand %d missing: verify_plan said %d", all[code].name, missing, said);
         }
 }
 
@@ -262,6 +265,47 @@ static void refuses_bad_fd_maps(void)
     OP(3, pairs_of(p)[1][1] = 0);                          /* twice */
     OP(3, pairs_of(p)[2][1] = 5);                          /* twice */
     OP(3, pairs_of(p)[1][1] = 1023);                       /* twice, once close-on-exec */
+}
+
+/* What verify_plan says of INHERIT_FDS with these numbers, of which it is told `count`. */
+static int inherits(uint64_t count, int32_t a, int32_t b, int32_t c, int32_t d, int32_t e)
+{
+    struct pack *p = pack_new(PLAN_SHARE_FDS);
+    pack_exec_path(p, "/");
+    uint32_t at = pack_bytes(p, (const int32_t[]){ a, b, c, d, e }, 5 * sizeof(int32_t));
+    struct op *o = op_add(p, OP_INHERIT_FDS);
+    o->str = at;
+    o->a = count;
+    return verdict(p);
+}
+
+static void refuses_bad_inherited_descriptors(void)
+{
+    CHECK(inherits(3, -1, -1, -1, 0, 0) == 0 && inherits(5, 7, 7, 2, 0, 9) == 0, "a good one is refused");
+    CHECK(inherits(0, -1, -1, -1, 0, 0) == 2 && inherits(2, -1, -1, -1, 0, 0) == 2, "fewer than three");
+    CHECK(inherits(3, -2, -1, -1, 0, 0) == 2 && inherits(3, -1, -1, CWD_FD, 0, 0) == 2 && inherits(3, -1, SLOT(0), -1, 0, 0) == 2, "no number");
+    CHECK(inherits(4, -1, -1, -1, -1, 0) == 2 && inherits(4, -1, -1, -1, INT32_MIN, 0) == 2, "a negative one to be kept");
+    CHECK(inherits(5, -1, -1, -1, 9, 9) == 2 && inherits(5, -1, -1, -1, 9, 8) == 2, "not ascending");
+    CHECK(inherits(INHERITED_FDS + 1, 0, 0, 0, 0, 0) == 2 && inherits(1ull << 62, 0, 0, 0, 0, 0) == 2 && inherits(4000, 0, 0, 0, 1, 2) == 2,
+          "more than there are");
+}
+
+static void refuses_anything_but_exec_once_the_child_may_be_ended(void)
+{
+    static const enum op_code codes[][3] = {
+        { OP_INHERIT_SIGNALS, OP_TRY_EXEC, OP_TRY_EXEC }, { OP_UMASK, OP_TRY_EXEC, OP_INHERIT_SIGNALS }, { OP_INHERIT_SIGNALS, OP_UMASK, OP_TRY_EXEC },
+        { OP_INHERIT_SIGNALS, OP_TRY_EXEC, OP_UMASK }, { OP_SIGNALS, OP_TRY_EXEC, OP_TRY_EXEC }, { OP_INHERIT_SIGNALS, OP_INHERIT_SIGNALS, OP_TRY_EXEC },
+    };
+    static const int said[] = { 0, 3, 3, 4, 3, 3 };
+    for (size_t i = 0; i < sizeof said / sizeof *said; i++) {
+        struct pack *p = pack_new(PLAN_SHARE_FDS);
+        pack_exec_path(p, "/");
+        uint32_t path = pack_text(p, "/");
+        for (int j = 0; j < 3; j++)
+            op_add(p, codes[i][j])->str = codes[i][j] == OP_TRY_EXEC ? path : NO_STR;
+        int found = verdict(p);
+        CHECK(found == said[i], "row %zu: verify_plan said %d", i, found);
+    }
 }
 
 static void refuses_bad_filters(void)
@@ -294,11 +338,15 @@ static int collects(enum op_code code, int made_after)
 {
     static const int32_t none[1][2] = { { 0, 0 } };
     struct pack *p = pack_new(PLAN_SHARE_FDS | PLAN_COLLECT);
-    uint32_t path = pack_text(p, "/");
+    uint32_t path = pack_text(p, "/"), numbers = pack_bytes(p, "\0\0\0\0\0\0\0\0\0\0\0", 12);
     if (code == OP_FD_MAP)
         pack_fd_map(p, none, 0, 0);
     else
         op_add(p, code);
+    if (code == OP_INHERIT_FDS || code == OP_TRY_EXEC) {
+        p->ops[p->head.count - 1].str = code == OP_INHERIT_FDS ? numbers : path;
+        p->ops[p->head.count - 1].a = 3;
+    }
     for (int i = 0; i < made_after; i++) {
         struct op *o = op_add(p, OP_OPEN);
         o->fd = CWD_FD;
@@ -313,6 +361,9 @@ static void a_plan_that_collects_leaves_the_callers_table_alone(void)
     CHECK(collects(OP_UMASK, 2) == 0, "a harmless one is refused");
     CHECK(collects(OP_FD_MAP, 0) == 1, "it would close all descriptors of the caller");
     CHECK(collects(OP_SIGNALS, 0) == 1, "a signal could end it with descriptors open that nobody knows");
+    CHECK(collects(OP_INHERIT_SIGNALS, 0) == 1, "the same");
+    CHECK(collects(OP_INHERIT_FDS, 0) == 1, "it would close the caller's descriptors");
+    CHECK(collects(OP_TRY_EXEC, 0) == 1, "it would not come back");
     CHECK(collects(OP_UNSHARE_FDS, 0) == 0, "leaving the table is harmless when nothing is made afterwards");
     CHECK(collects(OP_UNSHARE_FDS, 1) == 2, "its slot would be a number of another table, and be closed in the caller's");
 }
@@ -341,6 +392,8 @@ int main(int argc, char **argv)
         { "a bad code, descriptor, slot, string or flag is refused, and its op named", refuses_bad_operands },
         { "every op is refused without any of its operands", refuses_each_op_without_what_it_needs },
         { "a malformed descriptor map is refused", refuses_bad_fd_maps },
+        { "malformed numbers of descriptors to inherit are refused", refuses_bad_inherited_descriptors },
+        { "nothing but exec may follow once a signal may end the child", refuses_anything_but_exec_once_the_child_may_be_ended },
         { "a malformed filter is refused", refuses_bad_filters },
         { "a pid is written inside of its variable or not at all", refuses_pids_outside_of_their_variable },
         { "a plan that collects cannot take the caller's descriptors", a_plan_that_collects_leaves_the_callers_table_alone },

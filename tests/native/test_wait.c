@@ -468,6 +468,15 @@ static void plans_for_a_clone(void)
     REFUSED(EINVAL, h->cgroup_fd = 0);
     REFUSED(EINVAL, h->enter_fd = 0);
     REFUSED(EINVAL, h->enter_flags = 0x20000000 /* CLONE_NEWPID */);
+    struct pack *pack = peer_plan(OUT_AS_3, 1);
+    uint32_t path = pack_text(pack, "/peer");
+    size_t size;
+    op_add(pack, OP_INHERIT_SIGNALS);
+    op_add(pack, OP_TRY_EXEC)->str = path; /* before the answer */
+    struct request *request = pack_request(pack, (const char *const[]){ "peer", "self", "3", NULL }, NULL, 1, &size);
+    CHECK_REPORT(answer_to(request, size, 0), STAGE_PLAN, -1, EINVAL);
+    free(request);
+    pack_free(pack);
 }
 
 static void messages_that_are_too_long(void)

@@ -70,6 +70,9 @@ static int take(long size)
     int fds = plan.slots_used;
     if (err || (err = verify_plan(&plan, request->plan_size) ? EINVAL : 0))
         return err;
+    for (uint32_t i = 0; i < head->count; i++)
+        if (plan.ops[i].code == OP_TRY_EXEC) /* the answer comes first */
+            return EINVAL;
     if (request->fds != (uint32_t)fds)
         return EMFILE;
     plan.slots_used = plan.slots_used > fds ? plan.slots_used : fds;

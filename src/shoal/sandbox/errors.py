@@ -18,3 +18,7 @@ class RequestError(ValueError):
     def __init__(self, message: str, code: int = SHOAL_FAILED, hints: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.message, self.code, self.hints = message, code, hints
+
+
+class DirectoryError(RequestError):
+    """The working directory that was asked for is none that the program can see."""

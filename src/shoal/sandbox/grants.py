@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from shoal.handles.directory import DEVICES
-from shoal.sandbox.errors import RequestError
+from shoal.sandbox.errors import DirectoryError, RequestError
 
 TMP_SIZE = "1G"
 """Most that the private /tmp, or a --tmpfs without a size, can hold. A bound, not a reservation: pages are taken when written."""
@@ -340,7 +340,7 @@ def working_directory(asked: str | None, view: View, host_cwd: str) -> str:
     """Where the program starts: `asked`, else the caller's directory where the program can see it, else "/".
 
     Raises:
-        RequestError: the directory asked for is not one that the program can see; the hint says what to grant.
+        DirectoryError: the directory asked for is not one that the program can see; the hint says what to grant.
     """
     if asked is None:
         return host_cwd if view.is_directory(host_cwd) else "/"
@@ -348,8 +348,8 @@ def working_directory(asked: str | None, view: View, host_cwd: str) -> str:
     if view.is_directory(path):
         return path
     if view.missing(path) is None:
-        raise RequestError(f"--cwd {asked}: {path} is not a directory")
+        raise DirectoryError(f"--cwd {asked}: {path} is not a directory")
     if os.path.isdir(path):
         advice = f"add --ro {path}, or --rw {path} when it is to write there"
-        raise RequestError(f"--cwd {asked}: the program cannot see {path}", hints=(advice,))
-    raise RequestError(f"--cwd {asked}: there is no {path} in the program's world")
+        raise DirectoryError(f"--cwd {asked}: the program cannot see {path}", hints=(advice,))
+    raise DirectoryError(f"--cwd {asked}: there is no {path} in the program's world")

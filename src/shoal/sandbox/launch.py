@@ -78,7 +78,6 @@ class _Known:
     program: FileIdentity | None
     files: tuple[tuple[str, Identity], ...]
     directives: tuple[bytes, ...]
-    environ: Strings
     plan: Plan
     same_libraries: Callable[[], bool]
 
@@ -91,7 +90,7 @@ class _Known:
         own = [os.fsdecode(plan.program.path)] if plan.program.path else []
         files = tuple((path, _identity(path)) for path in (*named, *held_in_place(plan.mounts), *own))
         directives = plan.argv[: len(plan.argv) - len(order.args) - 1]
-        return cls(order.program.identity, files, directives, count_strings(plan.environ), plan, draft.closure_check())
+        return cls(order.program.identity, files, directives, plan, draft.closure_check())
 
     def is_true_for(self, order: Order) -> bool:
         """Whether nothing has changed."""
@@ -164,8 +163,8 @@ class Order:
 
     @property
     def is_plain(self) -> bool:
-        """Whether everything is as the box says."""
-        return self.name is None and self.terminal is None and self.grants is None and self.environ is None
+        """Whether everything is as the box says, its variables aside."""
+        return self.name is None and self.terminal is None and self.grants is None
 
 
 class Boxed:
@@ -279,8 +278,9 @@ class Boxed:
         numbers = tuple(order.fds[item.target] for item in known.plan.descriptors)
         if told is not None:
             told(known.plan_of(order))
-        process = launch_warm(kept.ahead, numbers, argv, known.environ, refilled=False) if kept.ahead is not None else None
-        return process or run(kept.lowered, numbers, argv, known.environ)
+        environ = self._environ_of(order)
+        process = launch_warm(kept.ahead, numbers, argv, environ, refilled=False) if kept.ahead is not None else None
+        return process or run(kept.lowered, numbers, argv, environ)
 
     def cook(self, order: Order) -> Cooked | None:
         """What somebody else needs to make a cell for a program and to start it there; None: it takes descriptors of this process.
@@ -302,8 +302,14 @@ class Boxed:
             while len(self._cooked) > KEPT:
                 self._cooked.popitem(last=False)
         known, recipe = found
-        environ = known.environ if order.environ is None else count_strings(encode_environ(order.environ))
-        return Cooked(recipe, tuple(item.target for item in known.plan.descriptors), known.argv(order), environ)
+        return Cooked(recipe, tuple(item.target for item in known.plan.descriptors), known.argv(order), self._environ_of(order))
+
+    def _environ_of(self, order: Order) -> Strings:
+        return self._own_environ if order.environ is None else count_strings(encode_environ(order.environ))
+
+    @functools.cached_property
+    def _own_environ(self) -> Strings:
+        return count_strings(encode_environ(self.environ))
 
     def _remember(self, key: _Key, kept: _Kept) -> None:
         self._kept[key] = kept
