@@ -125,9 +125,12 @@ def main(arguments: list[str]) -> int:
         pass
     long = Query.where("long", {"text": "ab" * 3_500})
     measured(f"set 7,000 characters that {installed} of its costliest watches compare", lambda _: registry.set(session, long), 5)
-    begun = time.perf_counter()
-    registry.close_session(session)
-    print(f"end a session of {records} records: {time.perf_counter() - begun:.2f} s")
+    steps = []
+    while not steps or registry.is_ending(session):
+        begun = time.perf_counter()
+        registry.close_session(session, most=1_000)
+        steps.append(time.perf_counter() - begun)
+    print(f"end a session of {records} records, 1,000 at once: {max(steps) * 1e3:.1f} ms at most, {sum(steps):.2f} s in all")
     return 0
 
 

@@ -114,6 +114,13 @@ def test_a_text_past_the_bounds_is_refused(text):
     assert len(str(caught.value)) < 300  # what a client sent does not come back whole
 
 
+def test_an_error_does_not_show_all_of_what_was_sent():
+    for text in ("a { b: r'" + "(" * 4000 + "' }", "a { b: 'x' " + "y" * 4000 + " }", "a" * 4000, "a { b: " + "9" * 4000 + " }"):
+        with pytest.raises(ManagerError) as caught:
+            parse(text)
+        assert len(str(caught.value)) < 500
+
+
 def test_a_text_just_within_the_bounds_is_taken():
     text = "a { b: '" + "x" * (QUERY_BYTES - 11) + "' }"
     assert len(text) == QUERY_BYTES

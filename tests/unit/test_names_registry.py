@@ -226,6 +226,24 @@ def test_an_ended_session_can_do_nothing_and_ends_only_once(registry, names):
     assert registry.open_session() == 2  # numbers are not used again
 
 
+def test_a_session_with_many_records_ends_in_steps(registry, names):
+    other = Names(registry)
+    registry.watch(names.session, parse("_"))
+    for number in range(10):
+        names.set(f"a{number}")
+    names.set("b", under="a5")
+    told, _ = registry.watch(other.session, parse("_"))
+    gone = []
+    while not gone or registry.is_ending(names.session):
+        changes = registry.close_session(names.session, most=4)
+        assert {watch for _, watch, _ in changes.events} == {told}
+        gone.append([event.record.name for _, _, event in changes.events])
+        refused("LIB_ERR_NAMESERVICE_NOT_BOUND", "has ended", names.set, "c")
+    assert gone == [["a0", "a1", "a2", "a3"], ["a4", "a5", "b", "a6", "a7"], ["a8", "a9"]]
+    assert not registry.is_ending(other.session)
+    assert other.names("_") == []
+
+
 def test_a_name_belongs_to_the_capability_that_set_it(registry):
     ana, also_ana, ben = (Names(registry, principal=who) for who in ("ana", "ana", "ben"))
     manager = Names(registry, principal="root", privileged=True)

@@ -20,6 +20,7 @@ from shoal.manager.names.record import check_unicode, quoted, shown
 
 _PREFIX_BYTES: Final = 32
 _LEAST_WEIGHT: Final = 32
+_SHOWN: Final = 80
 _CALL_STEPS: Final = 8
 _INSTRUCTIONS_A_STEP: Final = 128
 
@@ -77,6 +78,8 @@ def _compile(source: str) -> Any:
     except re2.error as error:
         reason = error.args[0] if error.args else error
         text = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
+        if len(text) > _SHOWN:  # it may end with all of the expression
+            text = text[:_SHOWN] + "..."
         raise ManagerError("OCT_ERR_PARSER_FAIL", f"{shown(source)} is no regular expression: {text}") from None
 
 

@@ -10,6 +10,7 @@ Source: usr/skb/octopus and spec 5; the open corners 20 to 24 of its section 11.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable, Iterator
 from typing import Literal
 
@@ -63,23 +64,34 @@ class Registry:
         self._accounts.open(self._last_session)
         return self._last_session
 
-    def close_session(self, session: int) -> Changes:
-        """End a session: its watches, its records and what it put into the capability store. Closing one that ended is fine."""
+    def close_session(self, session: int, *, most: int | None = None) -> Changes:
+        """End a session: its watches, its records and what it put into the capability store. Closing one that ended is fine.
+
+        Args:
+            most: how many records may go in this step, so that a session with very many does not hold up the others. Go on while
+                is_ending().
+        """
         changes = Changes()
         who = self._sessions.get(session)
         if who is None:
             return changes
+        who.is_ending = True
         for id in list(who.watches):
             self._forget(id)
         for key in list(who.capabilities):
             self._take_capability(key, who, changes)
-        for name in list(who.records):
+        for name in list(itertools.islice(who.records, most)):
             stored = self._store.index.get(name)
             if stored is not None and stored.session == session:  # it may have gone with one it was under
                 self._drop(stored, changes)
-        del self._sessions[session]
-        self._accounts.close(session)
+        if not who.records:
+            del self._sessions[session]
+            self._accounts.close(session)
         return changes
+
+    def is_ending(self, session: int) -> bool:
+        """Whether records are left of a session that is being closed. It can do nothing any more."""
+        return session in self._sessions and self._sessions[session].is_ending
 
     # --- records --------------------------------------------------------------------------------------
 
@@ -313,7 +325,7 @@ class Registry:
 
     def _session(self, session: int) -> Session:
         found = self._sessions.get(session)
-        if found is None:
+        if found is None or found.is_ending:
             raise ManagerError("LIB_ERR_NAMESERVICE_NOT_BOUND", "this connection to the name service has ended")
         return found
 

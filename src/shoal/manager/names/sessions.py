@@ -19,9 +19,10 @@ class Session:
         capabilities: keys in the capability store that end with it.
         watches: numbers of its watches and subscriptions.
         weight: of the patterns in them.
+        is_ending: whether it is being closed.
     """
 
-    __slots__ = ("capabilities", "id", "principal", "privileged", "records", "watches", "weight")
+    __slots__ = ("capabilities", "id", "is_ending", "principal", "privileged", "records", "watches", "weight")
 
     def __init__(self, id: int, principal: str, privileged: bool) -> None:
         self.id = id
@@ -31,6 +32,7 @@ class Session:
         self.capabilities: dict[str, None] = {}
         self.watches: dict[int, None] = {}
         self.weight = 0
+        self.is_ending = False
 
     def may_change(self, principal: str) -> bool:
         """Whether what belongs to `principal` may be replaced and removed."""
