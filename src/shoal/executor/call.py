@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from shoal.executor.limits import Limits
 
@@ -30,7 +30,7 @@ _numbers = itertools.count(1)
 class Owner(Protocol):
     """Whoever runs calls."""
 
-    def give_up(self, call: Call[object]) -> None:
+    def give_up(self, call: Call[Any]) -> None:
         """It was cancelled: end it."""
 
 
@@ -41,7 +41,7 @@ class Call(Future[T]):
         name: of the function.
         limits: what it may use.
         reason: why it is over, as in `errors.Reason`; None until then.
-        returncode: of its process: exit status, or negative signal; None until it is over, and where it never ran or was not seen to end.
+        returncode: exit status or negative signal of its process, where that ended before it returned or raised; else None.
         usage: what it used; None until it is over, and where it never ran.
         stdout, stderr: what it wrote, as text, as far as it was kept.
         output_bytes: how much it wrote to each.
@@ -62,10 +62,10 @@ class Call(Future[T]):
         self.on_progress = on_progress
         self.payload = payload
         self.started_at: float | None = None
-        self.gone = threading.Event()
-        """Nothing of it runs any more: set before it is done, except where it was cancelled."""
+        self._gone = threading.Event()
+        self._when_gone: list[Callable[[], None]] = []
         self._owner: Owner | None = owner
-        self._cancelling = threading.Lock()
+        self._cancelling = threading.RLock()  # a callback may cancel again
 
     @property
     def truncated(self) -> bool:
@@ -75,7 +75,7 @@ class Call(Future[T]):
     def cancel(self) -> bool:
         """Take it back, or kill it with everything it has started where it runs already. False: it is over.
 
-        Returns at once. `gone` tells when nothing of it is left.
+        Returns at once. `wait_gone()` waits until nothing of it is left.
         """
         with self._cancelling:
             if self.cancelled():
@@ -93,10 +93,26 @@ class Call(Future[T]):
         """Whether it has begun and is not over."""
         return self.started_at is not None and not self.done()
 
+    def wait_gone(self, timeout: float | None = None) -> bool:
+        """Wait until nothing of it runs any more. That is so when it is done, except where it was cancelled. False: not in time."""
+        return self._gone.wait(timeout)
+
+    def when_gone(self, tell: Callable[[], None]) -> None:
+        """Call `tell` when nothing of it runs any more; at once where that is so. In a thread of the executor, so it must not take long."""
+        with self._cancelling:
+            if not self._gone.is_set():
+                self._when_gone.append(tell)
+                return
+        tell()
+
     def finish(self, result: object = None, error: BaseException | None = None) -> None:
         """It is over. For its executor."""
-        self._owner, self.payload = None, b""
-        self.gone.set()
+        with self._cancelling:
+            self._owner, self.payload = None, b""
+            self._gone.set()
+            waiting, self._when_gone = self._when_gone, []
+        for tell in waiting:
+            tell()
         with suppress(InvalidStateError):  # it was cancelled at the last moment
             if error is not None:
                 self.set_exception(error)

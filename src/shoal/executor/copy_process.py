@@ -310,7 +310,7 @@ _OTHERS = {
 
 
 def _longest(number: int, result_bytes: int) -> int | None:
-    return result_bytes if number == Kind.RESULT else _OTHERS.get(number)  # type: ignore[call-overload, no-any-return]
+    return result_bytes if number == Kind.RESULT else _OTHERS.get(number)  # type: ignore[call-overload]
 
 
 def _sealed(payload: bytes) -> OwnedFd:
@@ -327,5 +327,3 @@ def _sealed(payload: bytes) -> OwnedFd:
 def _moved(fd: OwnedFd) -> int:
     number, fd.fd = fd.fd, -1
     return number
-
-

@@ -169,13 +169,13 @@ def _zone(seconds: int, flags: int) -> datetime.timezone | None:
 
 
 def _datetime(data: bytes) -> datetime.datetime:
-    *moment, seconds, flags = wire.DATETIME.unpack(data)
-    return datetime.datetime(*moment, tzinfo=_zone(seconds, flags), fold=flags >> 1 & 1)
+    year, month, day, hour, minute, second, micro, offset, flags = wire.DATETIME.unpack(data)
+    return datetime.datetime(year, month, day, hour, minute, second, micro, _zone(offset, flags), fold=flags >> 1 & 1)
 
 
 def _time(data: bytes) -> datetime.time:
-    *moment, seconds, flags = wire.TIME.unpack(data)
-    return datetime.time(*moment, tzinfo=_zone(seconds, flags), fold=flags >> 1 & 1)
+    hour, minute, second, micro, offset, flags = wire.TIME.unpack(data)
+    return datetime.time(hour, minute, second, micro, _zone(offset, flags), fold=flags >> 1 & 1)
 
 
 def _timedelta(data: bytes) -> datetime.timedelta:

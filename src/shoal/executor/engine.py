@@ -10,11 +10,8 @@ two results, a result after its deadline, half of one - changes nothing.
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
 import os
-import select
 import threading
 import time
 from collections import deque
@@ -27,6 +24,7 @@ from shoal.executor.call import Call
 from shoal.executor.copy_process import CopyProcess, State
 from shoal.executor.errors import BrokenSandboxError, PreloadError
 from shoal.executor.outcome import Outcome, progress_of
+from shoal.executor.reactor import Reactor
 from shoal.executor.zygote_process import Made, Recipe, ZygoteProcess
 from shoal.handles import reaper
 from shoal.handles.keeper import launch_error
@@ -45,6 +43,8 @@ CLOSED_S: Final = 1.0
 """How long a call may go on after it has closed what it would tell its result by."""
 RETRY_S: Final = 0.05
 
+GroupOf = Callable[["Call[Any] | None"], Budget]
+
 _BUFFER = 256 << 10
 
 
@@ -58,7 +58,9 @@ class Engine:
         max_workers: how many run at once. warm: how many copies wait for a call.
     """
 
-    def __init__(self, recipe: Recipe, group_of: Callable[[Call[Any] | None], Budget], *, counted: bool, max_workers: int, warm: int) -> None:
+    def __init__(
+        self, recipe: Recipe, group_of: Callable[[Call[Any] | None], Budget], *, counted: bool, max_workers: int, warm: int
+    ) -> None:
         self.max_workers, self.warm = max_workers, warm
         self._recipe, self._group_of, self._counted = recipe, group_of, counted
         self._begin()
@@ -75,20 +77,15 @@ class Engine:
         self._copies: set[CopyProcess] = set()
         self._asked: deque[CopyProcess] = deque()
         self._idle: deque[CopyProcess] = deque()
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._count = itertools.count()
         self._done: list[Callable[[], None]] = []
         """What is to be done once the lock is free: mostly telling futures."""
-        self._epoll = select.epoll()
-        self._handlers: dict[int, Callable[[], None]] = {}
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._watch(self._wake, self._woken)
+        self._reactor = Reactor()
         self._thread: threading.Thread | None = None
         self._buffer = memoryview(bytearray(_BUFFER))
         self._busy = 0
         self._failures = 0
         self._pausing = self._closing = self._stopped = False
-        self._retrying = False
+        self._retrying = self._waiting_for_last = self._impatient = False
         self._broken: BaseException | None = None
 
     # --- what others call ---------------------------------------------------------------------------------------------------------
@@ -214,9 +211,7 @@ class Engine:
         """All of it is the parent's: close what would keep it alive."""
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        with suppress(OSError):
-            self._epoll.close()
-            os.close(self._wake)
+        self._reactor.close()
         for copy in self._copies:
             copy.forget()
         if self._zygote is not None:
@@ -240,20 +235,14 @@ class Engine:
 
     def _run(self) -> None:
         while True:
-            try:
-                events = self._epoll.poll(self._patience())
-            except InterruptedError:
-                continue
+            events = self._reactor.wait()
             with self._lock:
-                for fd, _ in events:
-                    handler = self._handlers.get(fd)
-                    if handler is not None:
-                        handler()
-                self._run_timers()
+                self._reactor.handle(events)
                 self._dispatch()
                 over = self._is_over()
                 if over:
-                    self._stop()
+                    self._stopped = True
+                    self._reactor.close()
                 leaving = over or self._pausing
                 if leaving and not over:
                     self._thread = None  # another one goes on when the fork is done
@@ -268,65 +257,38 @@ class Engine:
             if leaving:
                 return
 
-    def _patience(self) -> float:
-        with self._lock:
-            if self._done:
-                return 0.0
-            return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else -1
-
     def _signal(self) -> None:
         if threading.current_thread() is not self._thread and not self._stopped:
-            with suppress(BlockingIOError, OSError):
-                os.eventfd_write(self._wake, 1)
-
-    def _woken(self) -> None:
-        with suppress(BlockingIOError):
-            os.eventfd_read(self._wake)
-
-    def _watch(self, fd: int, handler: Callable[[], None]) -> None:
-        self._handlers[fd] = handler
-        self._epoll.register(fd, select.EPOLLIN)
-
-    def _unwatch(self, fd: int) -> None:
-        if fd >= 0 and self._handlers.pop(fd, None) is not None:
-            with suppress(OSError):
-                self._epoll.unregister(fd)
-
-    def _later(self, seconds: float, what: Callable[[], None]) -> None:
-        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._count), what))
-
-    def _run_timers(self) -> None:
-        now = time.monotonic()
-        while self._timers and self._timers[0][0] <= now:
-            heapq.heappop(self._timers)[2]()
+            self._reactor.wake()
 
     def _is_ready(self) -> bool:
         return self._zygote is not None and self._zygote.ready and len(self._idle) >= min(self.warm, self.max_workers + self.warm)
 
     def _is_over(self) -> bool:
-        """Whether nothing is left to be done for anybody."""
+        """Whether nothing is left to be done for anybody, nor of what was done."""
         if not self._closing or self._queue or self._busy:
             return False
-        if self._zygote is not None:
-            self._end_zygote()
-        for copy in [*self._idle, *self._asked, *self._copies]:
-            self._discard(copy)
+        for copy in list(self._copies):
+            if copy.state is not State.ASKED:
+                self._discard(copy)
+        if self._asked and not self._impatient:  # what is being made now is told in a moment, and ended then
+            if not self._waiting_for_last:
+                self._waiting_for_last = True
+                self._reactor.later(KILLED_S, self._lose_patience)
+            return False
+        self._end_zygote()
         return not self._copies
 
-    def _stop(self) -> None:
-        self._stopped = True
-        self._epoll.close()
-        os.close(self._wake)
-        self._timers.clear()
-        self._handlers.clear()
+    def _lose_patience(self) -> None:
+        self._impatient = True
 
     # --- the zygote ---------------------------------------------------------------------------------------------------------------
 
     def _watch_zygote(self) -> None:
         zygote = self._zygote
         assert zygote is not None
-        self._watch(zygote.talk_fd, self._hear_zygote)
-        self._watch(zygote.errors_fd, self._hear_errors)
+        self._reactor.watch(zygote.talk_fd, self._hear_zygote)
+        self._reactor.watch(zygote.errors_fd, self._hear_errors)
 
     def _hear_errors(self) -> None:
         zygote = self._zygote
@@ -335,7 +297,7 @@ class Engine:
         fd = zygote.errors_fd
         text = zygote.hear_errors().decode("utf-8", "backslashreplace")
         if zygote.errors_fd < 0:
-            self._unwatch(fd)
+            self._reactor.unwatch(fd)
         for line in text.splitlines():
             log.info("zygote: %s", line)
 
@@ -353,7 +315,7 @@ class Engine:
                 self._lost_zygote(zygote)
                 return
             elif self._asked:
-                self._take_made(self._asked.popleft(), heard)  # type: ignore[arg-type]
+                self._take_made(self._asked.popleft(), heard)
 
     def _refused(self, why: str) -> None:
         self._end_zygote()
@@ -388,7 +350,7 @@ class Engine:
                 broken.__cause__ = error
                 self._break(broken)
             else:
-                self._later(RETRY_S, self._start_zygote)
+                self._reactor.later(RETRY_S, self._start_zygote)
             return
         self._watch_zygote()
         log.info("zygote %d started in its place", self._zygote.pid)
@@ -397,8 +359,8 @@ class Engine:
         zygote, self._zygote = self._zygote, None
         if zygote is None:
             return
-        self._unwatch(zygote.talk_fd)
-        self._unwatch(zygote.errors_fd)
+        self._reactor.unwatch(zygote.talk_fd)
+        self._reactor.unwatch(zygote.errors_fd)
         known = {copy.pid for copy in self._copies} | {copy.keeper.pid for copy in self._copies if copy.keeper is not None}
         zygote.end(known)
         for copy in list(self._asked):  # nobody makes them any more; what they were for waits again
@@ -451,7 +413,9 @@ class Engine:
     def _refill(self) -> None:
         if self._closing and not self._queue:
             return
-        plain = sum(copy.call is None for copy in self._asked) + sum(copy.call is None and copy.state is State.MAKING for copy in self._copies)
+        plain = sum(copy.call is None for copy in self._asked) + sum(
+            copy.call is None and copy.state is State.MAKING for copy in self._copies
+        )
         room = self.max_workers - self._busy
         wanted = min(len(self._queue), room) + self.warm - len(self._idle) - plain
         while wanted > 0 and len(self._asked) < ASKED_MOST and self._ask(None):
@@ -501,7 +465,7 @@ class Engine:
     def _pause(self) -> None:
         if not self._retrying:
             self._retrying = True
-            self._later(RETRY_S, self._retry)
+            self._reactor.later(RETRY_S, self._retry)
 
     def _retry(self) -> None:
         self._retrying = False
@@ -515,8 +479,8 @@ class Engine:
         copy.state = State.MAKING
         copy.greet()
         assert copy.talk is not None
-        self._watch(copy.talk.fileno(), lambda: self._hear(copy))
-        self._watch(copy.pidfd.fd, lambda: self._see_end(copy))
+        self._reactor.watch(copy.talk.fileno(), lambda: self._hear(copy))
+        self._reactor.watch(copy.pidfd.fd, lambda: self._see_end(copy))
         if copy.verdict is not None:  # it was cancelled meanwhile
             copy.kill()
 
@@ -566,12 +530,10 @@ class Engine:
             return
         for stream in (copy.stdout, copy.stderr):
             if stream.fd is not None:
-                self._watch(stream.fd.fd, lambda stream=stream: self._hear_stream(copy, stream))  # type: ignore[misc]
+                self._reactor.watch(stream.fd.fd, lambda stream=stream: self._hear_stream(copy, stream))  # type: ignore[misc]
         if call.limits.timeout_s is not None:
             copy.deadline = copy.started_at + call.limits.timeout_s
-            heapq.heappush(self._timers, (copy.deadline, next(self._count), lambda: self._late(copy)))
-            if self._timers[0][0] == copy.deadline:
-                self._signal()
+            self._reactor.later(call.limits.timeout_s, lambda: self._late(copy))
         if copy.budget is not None and copy.budget.cpu_s is not None:
             self._look_at_cpu(copy)
         log.debug("call %d of %s() begins", call.number, call.name)
@@ -588,9 +550,9 @@ class Engine:
         if copy.state is State.RUNNING:
             self._take_frames(copy)
         if not more and copy.talk is talk:
-            self._unwatch(talk.fileno())
+            self._reactor.unwatch(talk.fileno())
             if copy.state is State.RUNNING:
-                self._later(CLOSED_S, lambda: self._closed(copy))
+                self._reactor.later(CLOSED_S, lambda: self._closed(copy))
 
     def _take_frames(self, copy: CopyProcess) -> None:
         answer, progress = copy.frames()
@@ -608,7 +570,7 @@ class Engine:
         if fd is None:
             return
         if not stream.read(self._buffer):
-            self._unwatch(fd.fd)
+            self._reactor.unwatch(fd.fd)
             stream.fd = None
         call = copy.call
         if call is not None and call.limits.on_output_limit == "kill" and stream.total > stream.limit:
@@ -626,7 +588,7 @@ class Engine:
             if wait == 0:
                 self._decide(copy, "cpu_time")
             elif wait is not None:
-                self._later(wait, lambda: self._look_at_cpu(copy))
+                self._reactor.later(wait, lambda: self._look_at_cpu(copy))
 
     def _closed(self, copy: CopyProcess) -> None:
         if copy.state is State.RUNNING:
@@ -641,8 +603,8 @@ class Engine:
         if copy.state in (State.RUNNING, State.READY, State.MAKING):
             copy.state = State.ENDING
             if copy.talk is not None:
-                self._unwatch(copy.talk.fileno())
-            self._later(KILLED_S, lambda: self._unkillable(copy))
+                self._reactor.unwatch(copy.talk.fileno())
+            self._reactor.later(KILLED_S, lambda: self._unkillable(copy))
         copy.kill()
 
     def _see_end(self, copy: CopyProcess) -> None:
@@ -652,7 +614,7 @@ class Engine:
             if pidfd is not None:
                 reaper.pause_for_tracer()
             return
-        self._unwatch(pidfd.fd)
+        self._reactor.unwatch(pidfd.fd)
         if copy.state is State.MAKING:
             copy.receive(self._buffer)
             report = copy.take_report() or (_native.STAGE_OPS, -1, 0)
@@ -709,13 +671,13 @@ class Engine:
         if keeper.settle():
             self._forget(copy)
             return
-        self._watch(keeper.fileno(), lambda: self._see_cell_end(copy))
-        self._later(reaper.OVERDUE_S, lambda: self._overdue(copy, reaper.OVERDUE_S))
+        self._reactor.watch(keeper.fileno(), lambda: self._see_cell_end(copy))
+        self._reactor.later(reaper.OVERDUE_S, lambda: self._overdue(copy, reaper.OVERDUE_S))
 
     def _see_cell_end(self, copy: CopyProcess) -> None:
         keeper = copy.keeper
         if keeper is not None and keeper.settle():
-            self._unwatch(keeper.fileno())
+            self._reactor.unwatch(keeper.fileno())
             self._forget(copy)
 
     def _overdue(self, copy: CopyProcess, waited_s: float) -> None:
@@ -723,20 +685,16 @@ class Engine:
         if copy in self._copies and copy.keeper is not None:
             reaper.reap_brothers((copy.keeper,))
             wait = min(2 * waited_s, 1.0)
-            self._later(wait, lambda: self._overdue(copy, wait))
+            self._reactor.later(wait, lambda: self._overdue(copy, wait))
 
     def _discard(self, copy: CopyProcess) -> None:
         """Nobody needs it."""
-        if copy.state is State.ASKED:
-            with suppress(ValueError):
-                self._asked.remove(copy)
-            self._take_back(copy)
-        elif copy.state in (State.MAKING, State.READY, State.RUNNING):
+        if copy.state in (State.MAKING, State.READY, State.RUNNING):
             with suppress(ValueError):
                 self._idle.remove(copy)
             copy.state = State.ENDING
             copy.verdict = copy.verdict or "killed"
-            self._later(KILLED_S, lambda: self._unkillable(copy))
+            self._reactor.later(KILLED_S, lambda: self._unkillable(copy))
             copy.kill()
 
     def _unwatch_all(self, copy: CopyProcess) -> None:
@@ -744,13 +702,13 @@ class Engine:
         fds += [copy.pidfd.fd] if copy.pidfd is not None else []
         fds += [copy.talk.fileno()] if copy.talk is not None else []
         for fd in fds:
-            self._unwatch(fd)
+            self._reactor.unwatch(fd)
 
     def _forget(self, copy: CopyProcess) -> None:
         """It is no business of ours any more."""
         self._unwatch_all(copy)
         if copy.keeper is not None:
-            self._unwatch(copy.keeper.fileno())
+            self._reactor.unwatch(copy.keeper.fileno())
         with suppress(ValueError):
             self._asked.remove(copy)
         self._copies.discard(copy)
@@ -766,5 +724,3 @@ def _fresh(error: BaseException) -> BaseException:
             made.add_note(note)
         return made
     return error
-
-

@@ -33,13 +33,51 @@ Reason: TypeAlias = Literal[
 ]
 """Why a call ended. Those that a `Result` has, too, mean the same."""
 
-REBUILT = (
-    "ArithmeticError AssertionError AttributeError BlockingIOError BrokenPipeError BufferError ChildProcessError ConnectionAbortedError"
-    " ConnectionError ConnectionRefusedError ConnectionResetError EOFError FileExistsError FileNotFoundError FloatingPointError ImportError"
-    " IndentationError IndexError InterruptedError IsADirectoryError KeyError LookupError MemoryError ModuleNotFoundError NameError"
-    " NotADirectoryError NotImplementedError OSError OverflowError PermissionError ProcessLookupError RecursionError ReferenceError"
-    " RuntimeError SyntaxError TabError TypeError UnboundLocalError UnicodeError ValueError ZeroDivisionError"
-).split()
+REBUILT = frozenset(
+    {
+        "ArithmeticError",
+        "AssertionError",
+        "AttributeError",
+        "BlockingIOError",
+        "BrokenPipeError",
+        "BufferError",
+        "ChildProcessError",
+        "ConnectionAbortedError",
+        "ConnectionError",
+        "ConnectionRefusedError",
+        "ConnectionResetError",
+        "EOFError",
+        "FileExistsError",
+        "FileNotFoundError",
+        "FloatingPointError",
+        "ImportError",
+        "IndentationError",
+        "IndexError",
+        "InterruptedError",
+        "IsADirectoryError",
+        "KeyError",
+        "LookupError",
+        "MemoryError",
+        "ModuleNotFoundError",
+        "NameError",
+        "NotADirectoryError",
+        "NotImplementedError",
+        "OSError",
+        "OverflowError",
+        "PermissionError",
+        "ProcessLookupError",
+        "RecursionError",
+        "ReferenceError",
+        "RuntimeError",
+        "SyntaxError",
+        "TabError",
+        "TypeError",
+        "UnboundLocalError",
+        "UnicodeError",
+        "ValueError",
+        "ZeroDivisionError",
+    }
+)
 """Python's own exceptions that a RemoteError may be as well. Not those that mean something to who waits for a result (TimeoutError,
 KeyboardInterrupt, SystemExit, CancelledError), nor those that end an iteration."""
 
@@ -157,4 +195,8 @@ def harmless(text: str) -> str:
     """Text from inside, so that a terminal shows it and does nothing else: control characters and the like are spelled out."""
     if text.isascii() and text.isprintable():
         return text
-    return "".join(c if c in _KEPT or unicodedata.category(c)[0] != "C" else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return "".join(c if c in _KEPT or unicodedata.category(c)[0] != "C" else _spelled(c) for c in text)
+
+
+def _spelled(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")

@@ -78,7 +78,8 @@ class Outcome:
 
     def tell(self, call: Call[Any]) -> None:
         """Let its future have it."""
-        call.returncode, call.usage = self.returncode, self.usage
+        call.usage = self.usage
+        call.returncode = None if isinstance(self.verdict, tuple) else self.returncode  # who has told all is killed on its way out
         call.stdout, call.stderr, call.output_bytes = self.stdout, self.stderr, self.output_bytes
         if call.cancelled():
             call.finish()
@@ -124,7 +125,8 @@ class Outcome:
         half = ", in the middle of telling its result" if self.half_way else ""
         reason: Reason = "exited"
         if code is None:
-            return CallEndedError(f"{name}() ended before it returned{half}; {self.problem or 'somebody else has taken its status'}", reason)
+            why_not = self.problem or "somebody else has taken its status"
+            return CallEndedError(f"{name}() ended before it returned{half}; {why_not}", reason)
         if code == wire.CHANNEL_LOST:
             how = "without a result: the channel by which it comes back was closed from inside"
         elif code == wire.NOT_THE_CALL:

@@ -50,8 +50,8 @@ _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 class SandboxExecutor(Executor):
     """Runs functions in sandboxes of their own.
 
-    Used as a context manager it waits for its calls in the end. What still runs when the interpreter ends, or when nobody refers to the
-    executor and its futures any more, is killed.
+    Used as a context manager it waits for its calls in the end. What still runs when the interpreter ends is killed: nobody could have
+    the results.
 
     Args:
         sandbox: what a call gets; None is `Sandbox()`: a private /tmp, no network, no file but the interpreter's. Its limits are those of
@@ -95,13 +95,13 @@ class SandboxExecutor(Executor):
         )
         _engines.add(self._engine)
         self._root: SandboxExecutor | None = None
-        self._end: weakref.finalize[Any, Any] | None = weakref.finalize(self, self._engine.close, wait=False, cancel=True)
+        self._end: weakref.finalize[Any, Any] | None = weakref.finalize(self, self._engine.close, wait=False, cancel=False)
         self._closed = False
         self._own: weakref.WeakSet[Call[Any]] = weakref.WeakSet()
 
     # --- calls --------------------------------------------------------------------------------------------------------------------
 
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Call[T]:  # type: ignore[override]
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Call[T]:
         """Run `fn(*args, **kwargs)` in a sandbox of its own, as soon as there is room.
 
         Raises:
@@ -119,7 +119,7 @@ class SandboxExecutor(Executor):
         """
         return self._submit(fn, args, kwargs, on_progress)
 
-    def map(  # type: ignore[override]
+    def map(
         self,
         fn: Callable[..., T],
         *iterables: Iterable[Any],
@@ -219,13 +219,17 @@ class SandboxExecutor(Executor):
             self._engine.close(wait=wait, cancel=cancel_futures)
             return
         calls = list(self._own)
-        if cancel_futures:
-            for call in calls:
-                if not call.running():
-                    call.cancel()
+        for call in calls if cancel_futures else ():
+            if not call.running():
+                call.cancel()
         if wait:
             for call in calls:
-                call.gone.wait()
+                call.wait_gone()
+
+    def cancel_all(self) -> None:
+        """Cancel every call submitted through this, those that run too, and return at once."""
+        for call in list(self._own):
+            call.cancel()
 
     def explain(self) -> Plan:
         """All that a call can touch, as a value that prints readably."""

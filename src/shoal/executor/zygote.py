@@ -88,6 +88,7 @@ def _load(configuration: Configuration) -> str:
     """Load the modules. Why that is not possible, or ""."""
     sys.path[:] = configuration.path
     sys.argv[:] = [""]
+    importlib.import_module("cloudpickle")  # every call begins with it
     for name in configuration.preload:
         try:
             importlib.import_module(name)
@@ -95,7 +96,8 @@ def _load(configuration: Configuration) -> str:
             return f"{name} cannot be loaded\n{traceback.format_exc()}"
         threads = os.listdir("/proc/self/task")
         if len(threads) > 1:
-            return f"{name} leaves {len(threads) - 1} threads running ({_names(threads)}), and a copy would have none of them but their locks"
+            others = f"{len(threads) - 1} threads running ({_names(threads)})"
+            return f"{name} leaves {others}, and a call, which is a fork, would have their locks but not them"
         shared = _shared_memory()
         if shared:
             return f"{name} leaves memory that all copies would share and could write to: {shared}"
