@@ -46,8 +46,8 @@ def _is_packages(path: str) -> bool:
 
 
 def visible_path(view: View, path: Iterable[str]) -> tuple[str, ...]:
-    """The entries of a module search path that a call can see."""
-    return tuple(entry for entry in path if entry and os.path.isabs(entry) and view.missing(entry) is None)
+    """The entries of a module search path that a call can see, and not only something below."""
+    return tuple(entry for entry in path if os.path.isabs(entry) and view.missing(entry) is None and view.host_path(entry) is not None)
 
 
 def out_of_sight(modules: Iterable[tuple[str, ModuleType]], path: Iterable[str], loaded: frozenset[str]) -> set[str]:
