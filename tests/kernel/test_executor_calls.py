@@ -75,7 +75,7 @@ PLAIN = [
     (1, (2,), [3]),
     {},
     {"a": 1, "b": {"c": [1]}},
-    {1: 2, None: 3, (1, "x"): [4], 2.5: b"", True: "one and the same as 1"},
+    {1: 2, None: 3, (1, "x"): [4], 2.5: b""},
     {1, 2, (3, 4)},
     frozenset({"a", b"b"}),
     [2**70, 1, "beside a number that is long"],
@@ -302,7 +302,9 @@ def test_errors_can_be_pickled(ex):
 
 
 def test_modules_of_ones_own_go_along_by_value(tmp_path, monkeypatch, ex):
-    (tmp_path / "helper_of_mine.py").write_text("BASE = 40\ndef more(n):\n    return BASE + n\nclass Box:\n    def __init__(self): self.v = 1\n")
+    (tmp_path / "helper_of_mine.py").write_text(
+        "BASE = 40\ndef more(n):\n    return BASE + n\nclass Box:\n    def __init__(self): self.v = 1\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     import helper_of_mine
 

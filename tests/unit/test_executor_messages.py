@@ -39,9 +39,7 @@ leaves = st.one_of(
 keys = st.one_of(st.text(), st.integers(), st.none(), st.binary(), st.tuples(st.integers(), st.text()))
 values = st.recursive(
     leaves,
-    lambda inner: st.one_of(
-        st.lists(inner), st.lists(inner).map(tuple), st.dictionaries(keys, inner), st.frozensets(keys), st.sets(keys)
-    ),
+    lambda inner: st.one_of(st.lists(inner), st.lists(inner).map(tuple), st.dictionaries(keys, inner), st.frozensets(keys), st.sets(keys)),
     max_leaves=30,
 )
 
@@ -119,9 +117,13 @@ def marked(number, content):
 
 def array(dtype, shape, data, *, count=None, size=None):
     name = dtype.encode()
-    return bytes([len(name) if size is None else size]) + name + bytes([len(shape) if count is None else count]) + struct.pack(
-        f"<{len(shape)}Q", *shape
-    ) + data
+    return (
+        bytes([len(name) if size is None else size])
+        + name
+        + bytes([len(shape) if count is None else count])
+        + struct.pack(f"<{len(shape)}Q", *shape)
+        + data
+    )
 
 
 HOSTILE = {
@@ -194,7 +196,13 @@ HOSTILE = {
     "an array of bool that are none": ext(Leaf.ARRAY, array("|b1", (2,), b"\x01\x02")),
     "an array of text that is none": ext(Leaf.ARRAY, array("<U1", (1,), b"\xff\xff\xff\x7f")),
     "a scalar with a shape": ext(Leaf.SCALAR, array("|i1", (2,), b"12")),
-    "too many values": b"\x92" + b"\xdd" + struct.pack(">I", 1_500_000) + b"\xc0" * 1_500_000 + b"\xdd" + struct.pack(">I", 600_000) + b"\xc0" * 600_000,
+    "too many values": b"\x92"
+    + b"\xdd"
+    + struct.pack(">I", 1_500_000)
+    + b"\xc0" * 1_500_000
+    + b"\xdd"
+    + struct.pack(">I", 600_000)
+    + b"\xc0" * 600_000,
     "too many empty lists": b"\xdd" + struct.pack(">I", 1_200_000) + b"\x90" * 1_200_000,
 }
 

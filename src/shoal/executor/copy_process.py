@@ -9,10 +9,12 @@ from __future__ import annotations
 import enum
 import fcntl
 import os
+import select
 import signal
 import socket
 import struct
 import termios
+import threading
 import time
 from contextlib import suppress
 from typing import Any, Final
@@ -20,19 +22,36 @@ from typing import Any, Final
 from shoal import _native
 from shoal.executor import wire
 from shoal.executor.call import Call
+from shoal.executor.reactor import Timer
 from shoal.executor.wire import Kind
 from shoal.handles import reaper
+from shoal.handles.deadline import is_ready
 from shoal.handles.process import Usage
 from shoal.handles.reaper import Keeper, OwnedFd
 from shoal.sandbox.limits import Budget
 
-_READ_BYTES: Final = 256 << 10
+READ_BYTES: Final = 256 << 10
+"""How much is read at once, at most."""
 _LATE_BYTES: Final = 1 << 20
 """How much is read of a stream whose writer has ended, at most: a pipe holds no more."""
 
 
 _REPORTS_AT_ONCE, _REPORTS_EACH_S = 1000, 100
 """How often a call may tell how far it is. What `inside` sends is a fifth of that at most."""
+
+
+Verdict = tuple[Kind, bytes] | str
+"""Why a call is over: the frame it gave, or the word for who has ended it."""
+
+_buffer = threading.local()
+"""What is read into: engines have a thread each, and may submit in others."""
+
+
+def _room() -> memoryview:
+    found: memoryview | None = getattr(_buffer, "view", None)
+    if found is None:
+        found = _buffer.view = memoryview(bytearray(READ_BYTES))
+    return found
 
 
 class State(enum.Enum):
@@ -58,11 +77,11 @@ class Stream:
         self.total = 0
         self._kept = bytearray()
 
-    def read(self, buffer: memoryview) -> bool:
+    def read(self) -> bool:
         """Take what is there, at most so much at once. False: there will be no more."""
         if self.fd is None:
             return False
-        room = self.limit - len(self._kept)
+        room, buffer = self.limit - len(self._kept), _room()
         try:
             if room > 0:
                 size = os.readv(self.fd.fd, [buffer])
@@ -76,13 +95,13 @@ class Stream:
         self.total += size
         return size > 0
 
-    def read_rest(self, buffer: memoryview) -> None:
+    def read_rest(self) -> None:
         """Take what is there now, after its end. Something else may still write to it."""
         if self.fd is None:
             return
         (left,) = struct.unpack("i", fcntl.ioctl(self.fd.fd, termios.FIONREAD, b"\0\0\0\0"))
         begun = self.total
-        while self.total - begun < left and self.read(buffer):
+        while self.total - begun < left and self.read():
             pass
 
     @property
@@ -107,11 +126,11 @@ class CopyProcess:
     Attributes:
         theirs: its ends of socket and pipes, until it has them.
         call: what it is for or runs; None: whatever comes next.
-        verdict: why its call is over, once that is decided: the frame it gave, or the word for who has ended it.
+        verdict: why its call is over, once that is decided.
         problem: more about the verdict, in words.
         ended: as `_native.wait` tells it.
         received_bytes: by its socket, in all.
-        deadline: when its call has to be over.
+        timers: what is to be done about it at some moment.
     """
 
     def __init__(self, budget: Budget | None, call: Call[Any] | None) -> None:
@@ -138,11 +157,11 @@ class CopyProcess:
         self.budget = budget
         self.call = call
         self.state = State.ASKED
-        self.verdict: tuple[Kind, bytes] | str | None = None
+        self.verdict: Verdict | None = None
         self.problem = ""
         self.started_at = self.over_at = 0.0
         self.ended: tuple[int, int, int, float, float, int] | None = None
-        self.deadline: float | None = None
+        self.timers: list[Timer] = []
         self._received = bytearray()
         self.received_bytes = 0
         self._reports = 0
@@ -153,14 +172,14 @@ class CopyProcess:
             with suppress(OSError):
                 self.talk.send(wire.KNOWN)
 
-    def begin(self, call: Call[Any], limits: bytes) -> None:
+    def begin(self, call: Call[Any]) -> None:
         """Tell it what to run.
 
         Raises:
             OSError: there is no memory for a large call, or no descriptor.
         """
         assert self.talk is not None
-        payload = call.payload
+        payload, limits = call.payload, call.limits.rlimits
         in_memory = len(payload) > wire.INLINE_BYTES
         head = wire.ORDER.pack(len(payload), len(limits), call.limits.result_bytes, in_memory)
         if in_memory:
@@ -172,10 +191,11 @@ class CopyProcess:
         self.stdout.limit = self.stderr.limit = call.limits.output_bytes
         self.call, self.state = call, State.RUNNING
 
-    def receive(self, buffer: memoryview) -> bool:
+    def receive(self) -> bool:
         """Take what it sent, at most so much at once. False: there will be no more."""
         if self.talk is None:
             return False
+        buffer = _room()
         try:
             size = self.talk.recv_into(buffer)
         except BlockingIOError:
@@ -194,7 +214,7 @@ class CopyProcess:
         del self._received[: wire.REPORT.size]
         return found
 
-    def frames(self) -> tuple[tuple[Kind, bytes] | str | None, bytes | None]:
+    def frames(self) -> tuple[Verdict | None, bytes | None]:
         """What it has told: the frame that its call ends with, or why there can be none; and the last progress before that.
 
         Of progress only the last counts, so that nobody is kept busy by what tells too much of it.
@@ -203,7 +223,7 @@ class CopyProcess:
         at = 0
         data = self._received
         most = self.call.limits.result_bytes if self.call is not None else 0
-        answer: tuple[Kind, bytes] | str | None = None
+        answer: Verdict | None = None
         while answer is None and len(data) - at >= wire.HEAD.size:
             size, number = wire.HEAD.unpack_from(data, at)
             limit = _longest(number, most)
@@ -252,6 +272,22 @@ class CopyProcess:
         return self.ended is not None
 
     @property
+    def talk_fd(self) -> int:
+        """Its socket's descriptor, or -1."""
+        return -1 if self.talk is None else self.talk.fileno()
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Its own, and that of the first process of its cell, as far as there are such."""
+        keeper = () if self.keeper is None else (self.keeper.pid,)
+        return (self.pid, *keeper) if self.pid else keeper
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its process is over, reaped or not."""
+        return self.pidfd is None or is_ready(self.pidfd.fd, select.POLLIN)
+
+    @property
     def returncode(self) -> int | None:
         """Exit status, or negative signal."""
         if self.ended is None:
@@ -265,16 +301,26 @@ class CopyProcess:
             return Usage(0.0, 0.0, 0)
         return Usage(self.ended[3], self.ended[4], self.ended[5] * 1024)
 
-    def close_talk(self) -> None:
-        """Nothing more is to come by it."""
+    def _close_talk(self) -> None:
         if self.talk is not None:
             self.talk.close()
             self.talk = None
-        self._received.clear()
+        self._received = bytearray()
+
+    def settle(self) -> None:
+        """Its process is over: give up all but what tells of the rest of its cell."""
+        self._close_talk()
+        self.verdict = None
+        self.stdout.fd = self.stderr.fd = None
+        self.state = State.ENDED
+        if self.ended is not None:
+            self.pidfd = None
+        if self.keeper is not None:
+            self.keeper.left_alone()
 
     def let_go(self) -> None:
         """Close all; what is left of its processes is the reaper's."""
-        self.close_talk()
+        self._close_talk()
         self.theirs = ()
         self.stdout.fd = self.stderr.fd = None
         if self.pidfd is not None and self.ended is None and self.pid:
@@ -293,7 +339,7 @@ class CopyProcess:
 
     def forget(self) -> None:
         """After os.fork() in the child: it is the parent's."""
-        self.close_talk()
+        self._close_talk()
         self.theirs = ()
         self.stdout.fd = self.stderr.fd = self.pidfd = None
         if self.keeper is not None:

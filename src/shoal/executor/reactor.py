@@ -13,6 +13,25 @@ from contextlib import suppress
 Handler = Callable[[], None]
 
 
+class Timer:
+    """Something to be done at a moment, unless it is cancelled before."""
+
+    __slots__ = ("_handler",)
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler: Handler | None = handler
+
+    def cancel(self) -> None:
+        """It is not to be done. Fine when it was."""
+        self._handler = None
+
+    def run(self) -> None:
+        """Its moment has come."""
+        handler, self._handler = self._handler, None
+        if handler is not None:
+            handler()
+
+
 class Reactor:
     """An epoll set with something to do for each descriptor in it, and for moments in time.
 
@@ -23,7 +42,7 @@ class Reactor:
         self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._handlers: dict[int, Handler] = {}
-        self._timers: list[tuple[float, int, Handler]] = []
+        self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._until = float("inf")  # when the wait that goes on now ends
         self.watch(self._wake, self._woken)
@@ -39,12 +58,13 @@ class Reactor:
             with suppress(OSError):
                 self._epoll.unregister(fd)
 
-    def later(self, seconds: float, handler: Handler) -> None:
+    def later(self, seconds: float, handler: Handler) -> Timer:
         """Call `handler` once, in so many seconds."""
-        when = time.monotonic() + seconds
-        heapq.heappush(self._timers, (when, next(self._order), handler))
+        when, timer = time.monotonic() + seconds, Timer(handler)
+        heapq.heappush(self._timers, (when, next(self._order), timer))
         if when < self._until:
             self.wake()
+        return timer
 
     def wake(self) -> None:
         """Let `wait()` return."""
@@ -71,7 +91,7 @@ class Reactor:
                 handler()
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
-            heapq.heappop(self._timers)[2]()
+            heapq.heappop(self._timers)[2].run()
 
     def close(self) -> None:
         """Watch nothing any more."""

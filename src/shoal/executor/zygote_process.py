@@ -8,6 +8,7 @@ from __future__ import annotations
 import array
 import os
 import pickle
+import select
 import signal
 import socket
 from collections.abc import Collection, Mapping, Sequence
@@ -19,9 +20,11 @@ from shoal.copies import Copies
 from shoal.executor.zygote import ANSWER, IN_GROUP, READY, REFUSED, Configuration
 from shoal.factory import end_orphans
 from shoal.handles import reaper
+from shoal.handles.deadline import Deadline
 from shoal.handles.images import init_image
 from shoal.handles.keeper import launch
 from shoal.handles.reaper import Keeper, OwnedFd
+from shoal.launcher import END_S
 from shoal.packing import count_strings
 
 _MESSAGE = 1 << 16
@@ -138,6 +141,11 @@ class ZygoteProcess:
         """Readable when it has written something, or never will again; -1 when that is over."""
         return -1 if self._errors is None else self._errors.fd
 
+    @property
+    def end_fd(self) -> int:
+        """Readable when it has ended. Its socket alone does not tell: a copy in the making has it, too, and waits to be known."""
+        return self._process.fileno()
+
     def ask(self, fds: Sequence[int], *, in_group: bool) -> bool:
         """Ask for a copy.
 
@@ -205,7 +213,8 @@ class ZygoteProcess:
         reaper.register(self._process)
 
     def status(self) -> str:
-        """How it has ended, in words, as far as it has."""
+        """How it has ended, in words. Waits a moment for the end where only its socket has."""
+        Deadline(END_S).wait_ready(self._process.fileno(), select.POLLIN)
         with suppress(OSError):
             found = _native.wait(self._process.fileno(), os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if found is not None:
