@@ -153,11 +153,11 @@ ENDS = {
         "closed the channel",
     ),
     "executes something else": (
-        "import os; os.execv('/usr/bin/env', ['env', 'false'])",
+        "import os, sys; os.execv(sys.executable, [sys.executable, '-I', '-S', '-c', 'raise SystemExit(5)'])",
         CallEndedError,
         "exited",
-        None,
-        "before it returned",
+        5,
+        "with exit status 5",
     ),
 }
 

@@ -7,6 +7,7 @@ loaded its modules already, so it begins in milliseconds; it is used once.
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import os
 import sys
 import threading
@@ -27,6 +28,7 @@ from shoal.executor.progress import Bar
 from shoal.executor.visible import interpreter_grants, visible_path
 from shoal.executor.zygote_process import Recipe
 from shoal.handles.made import empty_mounts
+from shoal.handles.netns import NetNs
 from shoal.plan import Plan
 from shoal.sandbox.box import Sandbox, nearest
 from shoal.sandbox.grants import View
@@ -293,11 +295,15 @@ def _recipe(box: Sandbox, preload: tuple[str, ...]) -> tuple[Recipe, Plan]:
     environ = {**ONE_THREAD, **boxed.environ}
     grants = boxed.grants(program, "/", interpreter_grants())
     plan = boxed.plan(Order(program, (), {}, "/", grants=grants, environ=environ))
+    kept: tuple[object, ...] = ()
+    if plan.netns_fd is not None and isinstance(box.network, NetNs):
+        network = box.network.duplicate()  # the caller may close its own
+        plan, kept = dataclasses.replace(plan, netns_fd=network.fileno()), (network,)
     path = tuple(os.path.abspath(entry) if entry else os.getcwd() for entry in sys.path)
     options = ("-I", "-B", *(["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []))
     place = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     copies = make_copies(plan, empty_mounts, executable_of(python))
-    return Recipe(copies, python, options, place, environ, path, visible_path(View(grants), path), preload), plan
+    return Recipe(copies, python, options, place, environ, path, visible_path(View(grants), path), preload, kept), plan
 
 
 def _promised(box: Sandbox) -> dict[str, bool | str]:

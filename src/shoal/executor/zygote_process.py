@@ -40,6 +40,7 @@ class Recipe:
     Attributes:
         python: the interpreter, and its options before the program.
         place: the directory in which shoal is found.
+        kept: what has to live as long as this.
     """
 
     copies: Copies
@@ -50,6 +51,7 @@ class Recipe:
     path: tuple[str, ...]
     path_inside: tuple[str, ...]
     preload: tuple[str, ...]
+    kept: tuple[object, ...] = ()
 
     def configuration(self) -> Configuration:
         """What it is told."""
