@@ -28,6 +28,7 @@ class OnAsyncio:
     @staticmethod
     async def cancelled_after(function, started):
         task = asyncio.ensure_future(function())
+        await asyncio.sleep(0)  # what was cancelled before it began has begun nothing
         while not started():
             await asyncio.sleep(0.001)
         task.cancel()

@@ -23,12 +23,8 @@ def test_an_argument_that_cannot_be_pickled_is_named(ex):
         ex.submit(len, "fine", lock)
     with pytest.raises(TypeError, match=r"argument 'key' of sorted\(\)"):
         ex.submit(sorted, [], key=lock)
-    with pytest.raises(TypeError, match=r"the function .*closure.* cannot be sent"):
-
-        def closure():
-            return lock
-
-        ex.submit(closure)
+    with pytest.raises(TypeError, match=r"the function .*lambda.* cannot be sent"):
+        ex.submit(lambda: lock)
     with pytest.raises(TypeError, match="input 'x'"):
         ex.run_code("y = x", {"x": lock})
 
@@ -103,10 +99,9 @@ def test_a_module_that_is_missing_inside_comes_with_advice(ex):
         ({"sandbox": Sandbox(cwd="/no/such/place")}, Exception, "/no/such/place"),
     ],
 )
-def test_an_executor_that_cannot_be_meant_is_not_made(arguments, kind, text, world):
+def test_an_executor_that_cannot_be_meant_is_not_made(arguments, kind, text):
     with pytest.raises(kind, match=text):
         SandboxExecutor(**arguments)
-    world.assert_unchanged()
 
 
 @pytest.mark.parametrize(
@@ -136,7 +131,7 @@ def write(tmp_path, monkeypatch, name, source):
     monkeypatch.syspath_prepend(tmp_path)
 
 
-def test_a_preload_that_raises_is_told_with_its_traceback(tmp_path, monkeypatch, world):
+def test_a_preload_that_raises_is_told_with_its_traceback(tmp_path, monkeypatch):
     write(tmp_path, monkeypatch, "raises_when_loaded", "def f():\n    raise ValueError('not today')\nf()\n")
     with SandboxExecutor(preload=["raises_when_loaded"]) as one:
         with pytest.raises(PreloadError, match="raises_when_loaded cannot be loaded") as caught:
@@ -144,7 +139,6 @@ def test_a_preload_that_raises_is_told_with_its_traceback(tmp_path, monkeypatch,
         assert "ValueError: not today" in "".join(caught.value.__notes__)
         with pytest.raises(PreloadError):
             one.submit(len, "")
-    world.assert_unchanged()
 
 
 def test_a_preload_that_leaves_a_thread_is_refused(tmp_path, monkeypatch):
@@ -200,7 +194,8 @@ with SandboxExecutor(max_workers=2, warm=1) as ex:
     first = calls[0].result(60)
     for fd in taken:
         os.close(fd)
-    answer([call.exception(60) is None or "no sandbox can be made" in str(call.exception()) for call in calls] + [first == 0, ex.submit(pow, 3, 2).result(60) == 9])
+    told = [call.exception(60) is None or "no sandbox can be made" in str(call.exception()) for call in calls]
+    answer([*told, first == 0, ex.submit(pow, 3, 2).result(60) == 9])
 """
         )
         == [True] * 5

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from rig.world import descendants
 
-from shoal import Sandbox, SandboxExecutor
-from shoal.executor import BrokenSandboxError
+from shoal import Sandbox, SandboxExecutor, ShoalError
+from shoal.executor import BrokenSandboxError, PreloadError
 
 PATIENCE_S = 60
 
@@ -68,6 +68,20 @@ def test_a_brother_that_a_call_makes_is_reaped(world):
     )
     with SandboxExecutor(Sandbox(seccomp="off"), max_workers=1, warm=1) as one:
         assert one.run_code(code, outputs=["pid"])["pid"] > 0
+    world.assert_unchanged()
+
+
+def test_an_executor_that_could_not_be_made_leaves_nothing(tmp_path, monkeypatch, world):
+    (tmp_path / "raises_when_loaded.py").write_text("raise ValueError('not today')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for arguments in ({"sandbox": Sandbox(read=["/no/such/place"])}, {"max_workers": 0}, {"preload": ["no_such_module_anywhere"]}):
+        with pytest.raises((ValueError, OSError, ImportError, ShoalError)):
+            SandboxExecutor(**arguments)
+    with SandboxExecutor(preload=["raises_when_loaded"]) as one, pytest.raises(PreloadError):
+        one.wait_ready(PATIENCE_S)
+    with pytest.raises(ZeroDivisionError), SandboxExecutor(max_workers=2, warm=2) as one:
+        one.submit(time.sleep, 0.1)
+        raise ZeroDivisionError
     world.assert_unchanged()
 
 

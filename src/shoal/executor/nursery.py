@@ -214,6 +214,8 @@ class Nursery:
                 self._take_made(self._asked.popleft(), heard)
 
     def _see_end(self, zygote: ZygoteProcess) -> None:
+        if not zygote.has_ended:
+            return
         if self._zygote is zygote:
             self._hear()  # what it has told before
         if self._zygote is zygote:

@@ -85,9 +85,10 @@ class Reactor:
 
     def handle(self, fds: list[int]) -> None:
         """Call what is to be called, descriptors first."""
-        for fd in fds:
-            handler = self._handlers.get(fd)
-            if handler is not None:
+        # What one of them closes, another may open again under the same number: that shows nothing yet.
+        shown = [(fd, self._handlers.get(fd)) for fd in fds]
+        for fd, handler in shown:
+            if handler is not None and self._handlers.get(fd) is handler:
                 handler()
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:

@@ -20,7 +20,7 @@ from shoal.copies import Copies
 from shoal.executor.zygote import ANSWER, IN_GROUP, READY, REFUSED, Configuration
 from shoal.factory import end_orphans
 from shoal.handles import reaper
-from shoal.handles.deadline import Deadline
+from shoal.handles.deadline import Deadline, is_ready
 from shoal.handles.images import init_image
 from shoal.handles.keeper import launch
 from shoal.handles.reaper import Keeper, OwnedFd
@@ -147,6 +147,11 @@ class ZygoteProcess:
     def end_fd(self) -> int:
         """Readable when it has ended. Its socket alone does not tell: a copy in the making has it, too, and waits to be known."""
         return self._process.fileno()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its process is over."""
+        return is_ready(self._process.fileno(), select.POLLIN)
 
     def ask(self, fds: Sequence[int], *, in_group: bool) -> bool:
         """Ask for a copy.
