@@ -79,7 +79,7 @@ def test_an_executor_that_could_not_be_made_leaves_nothing(tmp_path, monkeypatch
             SandboxExecutor(**arguments)
     with SandboxExecutor(preload=["raises_when_loaded"]) as one, pytest.raises(PreloadError):
         one.wait_ready(PATIENCE_S)
-    with pytest.raises(ZeroDivisionError), SandboxExecutor(max_workers=2, warm=2) as one:
+    with contextlib.suppress(ZeroDivisionError), SandboxExecutor(max_workers=2, warm=2) as one:
         one.submit(time.sleep, 0.1)
         raise ZeroDivisionError
     world.assert_unchanged()

@@ -25,7 +25,7 @@ from shoal.executor.engine import Engine
 from shoal.executor.inside import run_source
 from shoal.executor.limits import Limits
 from shoal.executor.progress import Bar
-from shoal.executor.visible import interpreter_grants, visible_path
+from shoal.executor.visible import PLACE, interpreter_grants, visible_path
 from shoal.executor.zygote_process import Recipe
 from shoal.handles.made import empty_mounts
 from shoal.handles.netns import NetNs
@@ -301,9 +301,8 @@ def _recipe(box: Sandbox, preload: tuple[str, ...]) -> tuple[Recipe, Plan]:
         plan, kept = dataclasses.replace(plan, netns_fd=network.fileno()), (network,)
     path = tuple(os.path.abspath(entry) if entry else os.getcwd() for entry in sys.path)
     options = ("-I", "-B", *(["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []))
-    place = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     copies = make_copies(plan, empty_mounts, executable_of(python))
-    return Recipe(copies, python, options, place, environ, path, visible_path(View(grants), path), preload, kept), plan
+    return Recipe(copies, python, options, PLACE, environ, path, visible_path(View(grants), path), preload, kept), plan
 
 
 def _promised(box: Sandbox) -> dict[str, bool | str]:

@@ -17,6 +17,8 @@ from shoal.sandbox.grants import Grant, Kind, View, is_inside
 
 SHARED_PREFIXES = ("/", "/usr", "/usr/local")
 """Where more is installed than an interpreter."""
+PLACE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+"""Where shoal itself is found."""
 LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib", "/lib64", "/etc/ld.so.cache", "/usr/share/zoneinfo")
 
 
@@ -26,6 +28,7 @@ def interpreter_grants() -> tuple[Grant, ...]:
     wanted.update(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
     wanted.update(path for path in sys.path if path and _is_packages(path))
     wanted.update(LIBRARIES)
+    wanted.add(os.path.join(PLACE, "shoal"))
     wanted.add(os.path.realpath(sys.executable))
     existing = {os.path.normpath(path) for path in wanted if path and os.path.exists(path)}
     found: dict[str, Grant] = {}
@@ -47,7 +50,8 @@ def _is_packages(path: str) -> bool:
 
 def visible_path(view: View, path: Iterable[str]) -> tuple[str, ...]:
     """The entries of a module search path that a call can see, and not only something below."""
-    return tuple(entry for entry in path if os.path.isabs(entry) and view.missing(entry) is None and view.host_path(entry) is not None)
+    found = [entry for entry in path if os.path.isabs(entry) and view.missing(entry) is None and view.host_path(entry) is not None]
+    return (*found, *([] if PLACE in found else [PLACE]))
 
 
 def out_of_sight(modules: Iterable[tuple[str, ModuleType]], path: Iterable[str], loaded: frozenset[str]) -> set[str]:
