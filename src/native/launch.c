@@ -126,6 +126,8 @@ static void clone_program(struct birth *birth)
     uint64_t flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD | head->clone_flags | birth->flags;
     if (head->flags & PLAN_SHARE_FDS)
         flags |= CLONE_FILES;
+    if (head->flags & PLAN_SIBLING)
+        flags |= CLONE_PARENT;
     long ret = -ENOSYS;
     if (!atomic_load(&without_clone3)) {
         struct clone_args args = {
@@ -256,7 +258,7 @@ void launch(struct plan *plan, struct outcome *out)
             plan->report.err = birth.err;
     }
     int ended = plan->report.stage != STAGE_EXEC || plan->report.err != 0;
-    if (birth.pid > 0 && (ended || plan->head->flags & PLAN_COLLECT)) {
+    if (birth.pid > 0 && (ended || plan->head->flags & PLAN_COLLECT) && !(plan->head->flags & PLAN_SIBLING)) {
         reap(P_PIDFD, plan->pidfd, 0);
         sys1(__NR_close, plan->pidfd);
     } else if (birth.pid > 0) { /* after a clone that failed late the kernel has written a pidfd, but closed it */

@@ -109,6 +109,49 @@ static PyObject *native_launch(PyObject *self, PyObject *args)
     return result;
 }
 
+PyDoc_STRVAR(fork_into_doc, "fork_into(plan, report_fd, /)\n--\n\n"
+                            "Fork this process, which has one thread, into what a packed plan says: its ops run in the copy, which then\n"
+                            "returns None. Returns (pid, pidfd, errno) in the caller. The copy tells by report_fd how the ops went.");
+
+static PyObject *native_fork_into(PyObject *self, PyObject *args)
+{
+    (void)self;
+    const char *bytes;
+    Py_ssize_t size;
+    int report_fd;
+    if (!PyArg_ParseTuple(args, "y#i:fork_into", &bytes, &size, &report_fd))
+        return NULL;
+    char *memory = size < (Py_ssize_t)sizeof(struct plan_head) ? NULL : malloc((size_t)size);
+    if (!memory)
+        return PyErr_NoMemory();
+    memcpy(memory, bytes, (size_t)size);
+    struct plan_head *head = (struct plan_head *)memory;
+    char *none = NULL;
+    struct plan plan = { .head = head,
+                         .ops = (struct op *)(head + 1),
+                         .blob = (char *)(head + 1) + head->count * sizeof(struct op),
+                         .argv = &none,
+                         .envp = &none };
+    int bad = head->count > PLAN_OPS_MAX ? -1 : verify_plan(&plan, (size_t)size);
+    if (!bad && (head->flags || head->clone_flags))
+        bad = -1; /* it is no launch: there is nothing to be shared, and what is entered is there already */
+    if (bad) {
+        free(memory);
+        return PyErr_Format(PyExc_ValueError, bad < 0 ? "fork_into: the plan's header is not valid" : "fork_into: op %d is not valid", bad - 1);
+    }
+    struct outcome out;
+    PyOS_BeforeFork();
+    int is_copy = fork_into(&plan, report_fd, &out);
+    if (is_copy)
+        PyOS_AfterFork_Child();
+    else
+        PyOS_AfterFork_Parent();
+    free(memory);
+    if (is_copy)
+        Py_RETURN_NONE;
+    return Py_BuildValue("(iii)", out.pid, out.pidfd, out.report.err);
+}
+
 PyDoc_STRVAR(wait_doc, "wait(pidfd, options, /)\n--\n\n"
                        "waitid(P_PIDFD) for any kind of child: (pid, si_code, si_status, user_s, system_s, max_rss_kib),\n"
                        "or None with WNOHANG while it runs. Raises OSError.");
@@ -221,6 +264,7 @@ static PyObject *native_landlock_abi(PyObject *self, PyObject *args)
 
 static PyMethodDef methods[] = {
     { "find_duplicate", native_find_duplicate, METH_VARARGS, find_duplicate_doc },
+    { "fork_into", native_fork_into, METH_VARARGS, fork_into_doc },
     { "hand_over", native_hand_over, METH_VARARGS, hand_over_doc },
     { "inherited", native_inherited, METH_NOARGS, inherited_doc },
     { "landlock_abi", native_landlock_abi, METH_NOARGS, landlock_abi_doc },
@@ -254,7 +298,8 @@ static int module_exec(PyObject *module)
         return PyErr_NoMemory(), -1;
     if (add_ops(module) < 0 || PyModule_AddIntMacro(module, STAGE_CLONE) < 0 || PyModule_AddIntMacro(module, STAGE_ENTER) < 0 ||
         PyModule_AddIntMacro(module, STAGE_OPS) < 0 || PyModule_AddIntMacro(module, STAGE_EXEC) < 0 ||
-        PyModule_AddIntMacro(module, PLAN_SHARE_FDS) < 0 || PyModule_AddIntMacro(module, PLAN_COLLECT) < 0)
+        PyModule_AddIntMacro(module, PLAN_SHARE_FDS) < 0 || PyModule_AddIntMacro(module, PLAN_COLLECT) < 0 ||
+        PyModule_AddIntMacro(module, PLAN_SIBLING) < 0)
         return -1;
     return PyModule_AddIntConstant(module, "PLAN_MAGIC", PLAN_MAGIC);
 }

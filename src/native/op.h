@@ -89,8 +89,9 @@ struct op {
 _Static_assert(sizeof(struct op) == 40, "packing.py writes 40 bytes an op");
 
 /* PLAN_SHARE_FDS: the child starts on the caller's own descriptor table (CLONE_FILES) and leaves it in its first op.
- * PLAN_COLLECT: nothing is executed; the child runs its ops on the caller's table and ends, and the slots are the result. */
-enum { PLAN_SHARE_FDS = 1, PLAN_COLLECT = 2 };
+ * PLAN_COLLECT: nothing is executed; the child runs its ops on the caller's table and ends, and the slots are the result.
+ * PLAN_SIBLING: the child is made the caller's brother (CLONE_PARENT): it is their parent's to wait for, also when it failed. */
+enum { PLAN_SHARE_FDS = 1, PLAN_COLLECT = 2, PLAN_SIBLING = 4 };
 
 struct plan_head {
     uint32_t magic, count, blob_len, flags;
@@ -178,9 +179,13 @@ _Noreturn void leave(int code);         /* whatever a filter forbids */
 /* launch.c */
 struct outcome {
     int pid, pidfd;
-    struct report report; /* stage EXEC and err 0: it runs. Anything else: it is gone and reaped. */
+    struct report report; /* stage EXEC and err 0: it runs. Anything else: it is gone and reaped; of a PLAN_SIBLING, ended. */
 };
 void launch(struct plan *plan, struct outcome *out);
 void launch_after_fork(void); /* in the child of a fork(2), whose other threads are gone */
+
+/* fork_into.c. Returns 0 in the caller, and once more, 1, in the copy, when that has run the plan's ops. The copy sends a struct
+ * report by report_fd before; with an error in it, it has ended. */
+int fork_into(struct plan *plan, int report_fd, struct outcome *out);
 
 #endif

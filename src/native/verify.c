@@ -103,10 +103,12 @@ static int head_ok(const struct plan *plan, size_t size)
         return 0;
     if (head->blob_len == 0 || plan->blob[head->blob_len - 1] != '\0')
         return 0;
-    if ((head->clone_flags | head->enter_flags) & ~(uint64_t)NAMESPACES || head->flags & ~(uint32_t)(PLAN_SHARE_FDS | PLAN_COLLECT))
+    if ((head->clone_flags | head->enter_flags) & ~(uint64_t)NAMESPACES || head->flags & ~(uint32_t)(PLAN_SHARE_FDS | PLAN_COLLECT | PLAN_SIBLING))
         return 0;
     if (head->cgroup_fd < NO_FD || head->enter_fd < NO_FD)
         return 0;
+    if (head->flags & PLAN_SIBLING && (head->flags & PLAN_COLLECT || head->enter_fd != NO_FD))
+        return 0; /* who enters namespaces for it makes a brother of its own, and what collects is waited for */
     if (head->flags & PLAN_COLLECT)
         return head->flags & PLAN_SHARE_FDS; /* what it makes has to land in the caller's table */
     if (!fd_ok(head->exec_fd, 1) || !str_ok(plan, head->exec_path, 1))

@@ -67,6 +67,8 @@ from shoal.status import UnavailableError as UnavailableError
 from shoal.status import WrongTypeError as WrongTypeError
 
 if TYPE_CHECKING:
+    from shoal.executor.aio import AsyncSandboxExecutor as AsyncSandboxExecutor
+    from shoal.executor.sandbox_executor import SandboxExecutor as SandboxExecutor
     from shoal.loader import OciLayoutResolver as OciLayoutResolver
     from shoal.sandbox.box import Sandbox as Sandbox
     from shoal.sandbox.denied import Denied as Denied
@@ -79,6 +81,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ON_FIRST_USE = {
+    "AsyncSandboxExecutor": "shoal.executor.aio",
+    "SandboxExecutor": "shoal.executor.sandbox_executor",
     "OciLayoutResolver": "shoal.loader",
     "Sandbox": "shoal.sandbox.box",
     "Denied": "shoal.sandbox.denied",

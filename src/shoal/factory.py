@@ -169,7 +169,7 @@ class Factory:
         self.making -= 1
         keeper, waiting, error = _MADE.unpack(data)
         if error or len(fds) != _FDS:
-            self._undo(keeper, waiting, fds)
+            _undo((keeper, waiting), fds)
             self.failed = True
             return None
         return self._received(keeper, waiting, *fds)
@@ -181,18 +181,6 @@ class Factory:
         else:
             os.close(control)
         return WaitingProcess(Process._started(pidfd, pid, self._recipe.name, keeper), OwnedFd(talk))
-
-    @staticmethod
-    def _undo(keeper: int, waiting: int, fds: Sequence[int]) -> None:
-        """What could not be completed is still our child."""
-        for fd in fds:
-            os.close(fd)
-        for pid in (keeper, waiting):
-            if pid > 0:
-                with suppress(OSError):
-                    child = Keeper(os.pidfd_open(pid), pid)
-                    child.kill()
-                    reaper.register(child)
 
     def end(self, known: Callable[[], Collection[int]]) -> list[WaitingProcess]:
         """End it. Returns the cells that nobody has received yet: they are the caller's to end.
@@ -215,22 +203,11 @@ class Factory:
         with suppress(OSError):  # it may be a former user's
             self._process.kill()
         if self.making:
-            self._end_orphans({pid for cell in cells for pid in cell.pids}.union(known()))
+            end_orphans(self._process, {pid for cell in cells for pid in cell.pids}.union(known()))
         with suppress(TimeoutError):
             self._process.wait(END_S)
         reaper.register(self._process)
         return cells
-
-    def _end_orphans(self, known: Collection[int]) -> None:
-        """End the cell that it was making when somebody killed it: its processes are our children, of which nobody has told us.
-
-        They are still in its session, whose number stays its own until it is reaped. Source: setsid(2), proc_pid_stat(5).
-        """
-        Deadline(END_S).wait_ready(self._process.fileno(), select.POLLIN)  # from then on there will be no more
-        for pid in _children():
-            with suppress(OSError):
-                if pid not in known and _session_of(pid) == self._process.pid:
-                    self._undo(pid, 0, ())
 
     def forget(self) -> None:
         """After os.fork() in the child: it is the parent's."""
@@ -238,6 +215,33 @@ class Factory:
             self._socket.close()
             self._socket = None
         self._process.release()
+
+
+def end_orphans(maker: Keeper, known: Collection[int]) -> None:
+    """End what a process was making when somebody killed it: it is our child, of which nobody has told us.
+
+    It is still in the maker's session, whose number stays its own until it is reaped. Source: setsid(2), proc_pid_stat(5).
+
+    Args:
+        known: the processes of which somebody has.
+    """
+    Deadline(END_S).wait_ready(maker.fileno(), select.POLLIN)  # from then on there will be no more
+    for pid in _children():
+        with suppress(OSError):
+            if pid not in known and pid != maker.pid and _session_of(pid) == maker.pid:
+                _undo((pid,), ())
+
+
+def _undo(pids: Collection[int], fds: Sequence[int]) -> None:
+    """What could not be completed is still our child."""
+    for fd in fds:
+        os.close(fd)
+    for pid in pids:
+        if pid > 0:
+            with suppress(OSError):
+                child = Keeper(os.pidfd_open(pid), pid)
+                child.kill()
+                reaper.register(child)
 
 
 def _children() -> set[int]:

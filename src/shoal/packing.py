@@ -210,6 +210,7 @@ class Packer:
         exec_fd: int = CWD_FD,
         exec_path: str | bytes = "",
         collect: bool = False,
+        sibling: bool = False,
     ) -> Packed:
         """The packed plan."""
         if len(self._ops) > OPS_MAX:
@@ -219,6 +220,7 @@ class Packer:
         path = self._string(exec_path)
         flags = 0 if self._unshare_at is None and not collect else _native.PLAN_SHARE_FDS
         flags |= _native.PLAN_COLLECT if collect else 0
+        flags |= _native.PLAN_SIBLING if sibling else 0
         head = _HEAD.pack(
             _native.PLAN_MAGIC, len(self._ops), len(self._blob), flags, clone_flags, cgroup_fd, enter_fd, enter_flags, exec_fd, path, 0
         )

@@ -71,9 +71,20 @@ class World:
         empty: what surrounds the world is a mount namespace with nothing in it, and nothing can be found there by its path.
         memory_fd: the number of a program in memory.
         id_map: the user namespace that maps the caller's ids to the child's, or NO_FD.
+        executes: something is executed in it.
     """
 
-    def __init__(self, packer: Packer, plan: Plan, *, empty: bool = False, memory_fd: int | None = None, id_map: int = NO_FD) -> None:
+    def __init__(
+        self,
+        packer: Packer,
+        plan: Plan,
+        *,
+        empty: bool = False,
+        memory_fd: int | None = None,
+        id_map: int = NO_FD,
+        executes: bool = True,
+    ) -> None:
+        self._executes = executes
         self._id_map = id_map
         self._packer = packer
         self._plan = plan
@@ -102,7 +113,7 @@ class World:
         """The world of a cell. What is made gets its modes by the mask that is set before.
 
         Returns:
-            What the program is executed by: a directory and a path below it.
+            What the program is executed by: a directory and a path below it. "" where nothing is executed.
         """
         packer, plan = self._packer, self._plan
         if not self._empty:
@@ -117,8 +128,22 @@ class World:
         around = packer.made("OPEN", "opening what is around the world", fd=CWD_FD, text="/", a=os.O_PATH | os.O_DIRECTORY)
         packer.op("MOVE_MOUNT", "mounting the root file system", fd=base, fd2=around, text="")
         packer.op("MKDIRS", "making the root directory", fd=base, text="root", a=0o755)
-        packer.op("MKDIRS", "making the program's directory", fd=base, text="exe", a=0o755)
+        exec_path = self._place_program(base) if self._executes else ""
+        root = self._root(base)
+        for mount in plan.mounts:
+            if mount.where != "/":
+                self._mount(mount, root)
+        if not any(mount.where == "/" for mount in plan.mounts):
+            packer.op("MOUNT_SETATTR", "making the root directory read-only", fd=root, a=MOUNT_ATTR_RDONLY)
+        packer.op("PIVOT", "changing the root", fd=NO_FD if self._empty else base, fd2=root)
+        self.base, self.root = base, root
+        return base, exec_path
+
+    def _place_program(self, base: int) -> str:
+        """Where the program is executed from; its path below `base`."""
+        packer, plan = self._packer, self._plan
         exec_path = f"exe/{comm(plan)}"
+        packer.op("MKDIRS", "making the program's directory", fd=base, text="exe", a=0o755)
         if self._memory_fd is not None:
             # A file in memory has no mount to clone, but the kernel's own link to it can be executed, under any name.
             links = self._links if self._empty else self._clone_links()
@@ -129,15 +154,7 @@ class World:
         else:
             packer.op("TOUCH", "making the program's place", fd=base, text=exec_path, a=0o444)
             self._bind(self._program(), f"mounting {plan.program.label}", base, exec_path)
-        root = self._root(base)
-        for mount in plan.mounts:
-            if mount.where != "/":
-                self._mount(mount, root)
-        if not any(mount.where == "/" for mount in plan.mounts):
-            packer.op("MOUNT_SETATTR", "making the root directory read-only", fd=root, a=MOUNT_ATTR_RDONLY)
-        packer.op("PIVOT", "changing the root", fd=NO_FD if self._empty else base, fd2=root)
-        self.base, self.root = base, root
-        return base, exec_path
+        return exec_path
 
     def mount_on_top(self, *, private: bool) -> None:
         """Mount the plan's mounts over the caller's world.
@@ -160,7 +177,7 @@ class World:
 
     def _sources(self) -> Iterable[Bind]:
         plan = self._plan
-        if plan.world == "cell" and plan.program.fd is None:
+        if plan.world == "cell" and plan.program.fd is None and self._executes:
             yield self._program()
         for source in (*(mount.source for mount in plan.mounts), *(item.source for item in plan.descriptors)):
             if isinstance(source, Bind):

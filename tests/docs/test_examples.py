@@ -148,3 +148,46 @@ def test_an_untrusted_script_that_hangs_is_stopped_with_all_it_started(tmp_path)
     result = untrusted(tmp_path, source, env=os.environ | {"TIME_LIMIT_S": "0.5"})
     assert result.returncode == 124
     assert "stopped after 0.5 s" in result.stderr
+
+
+def test_a_judge_gives_each_submission_its_verdict():
+    result = run("judge.py")
+    assert result.returncode == 0, result.stderr
+    verdicts = {line.split()[0]: " ".join(line.split()[1:4]) for line in result.stdout.splitlines()}
+    assert verdicts["right"].startswith("4/4 accepted")
+    assert verdicts["wrong"].startswith("2/4 wrong answer")
+    assert verdicts["slow"].startswith("0/4 time limit")
+    assert verdicts["crashes"].startswith("0/4 crashed")
+    assert {verdicts[name][:11] for name in ("cheats", "peeks", "escapes")} == {"0/4 runtime"}
+
+
+def test_a_judge_grades_files(tmp_path):
+    (tmp_path / "mine.py").write_text("def solve(n):\n    return sum(x * x for x in n if not x % 2)\n")
+    result = run("judge.py", tmp_path / "mine.py")
+    assert result.stdout.split()[:3] == ["mine", "4/4", "accepted"], result.stderr
+
+
+def test_a_reward_cannot_be_had_by_cheating():
+    result = run("rl_reward.py")
+    assert result.returncode == 0, result.stderr
+    *rewards, batch = result.stdout.splitlines()
+    assert [line.split()[0] for line in rewards] == ["1.0", "0.4", "0.0", "0.0", "0.0", "0.0", "0.0", "0.0"]
+    assert "SyntaxError" in rewards[-1] or "invalid syntax" in rewards[-1] or "expected" in rewards[-1]
+    assert re.match(r"a batch of 120: mean reward 0\.467, \d+ a second$", batch)
+
+
+def test_a_plugin_host_goes_on_without_those_that_fail():
+    result = run("plugin_host.py", input="a\nb\n")
+    assert result.returncode == 1
+    assert result.stdout.split() == ["1", "A", "2", "B", "3", "!"]
+    assert "[shout] shouting 4 characters" in result.stderr
+    assert "left out: phone_home: RemoteOSError" in result.stderr
+    assert "left out: number" not in result.stderr
+
+
+def test_a_plugin_host_takes_a_folder(tmp_path):
+    (tmp_path / "reverse.py").write_text("def transform(text, settings):\n    return text[::-1]\n")
+    (tmp_path / "odd.py").write_text("def transform(text, settings):\n    return 3\n")
+    result = run("plugin_host.py", tmp_path, input="abc")
+    assert result.stdout == "cba\n"
+    assert "left out: odd: TypeError: odd returned a int" in result.stderr

@@ -99,6 +99,7 @@ static void accepts_what_is_fine(void)
     FINE(p->ops[3].a = 0);
     FINE(p->ops[3].fd = NO_FD);
     FINE(p->head.flags = 0);
+    FINE(p->head.flags |= PLAN_SIBLING);
     FINE(p->ops[5].b = 10);
     FINE(p->head.enter_fd = 3; p->head.enter_flags = CLONE_NEWPID);
 }
@@ -107,7 +108,7 @@ static void refuses_bad_headers(void)
 {
     HEAD(h->magic ^= 1);
     HEAD(h->magic = 0);
-    HEAD(h->flags = 4);
+    HEAD(h->flags = 8);
     HEAD(h->flags = 0xffffffff);
     HEAD(h->clone_flags = CLONE_VM);
     HEAD(h->clone_flags = CLONE_THREAD | CLONE_SIGHAND);

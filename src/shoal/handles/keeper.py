@@ -45,9 +45,18 @@ def keeper_plan(packer: Packer, null: int, clone_flags: int, **where: int) -> Pa
     """
     image, control = packer.hole(), packer.hole()
     packer.op("SETSID", "making a session")
+    keeper_tail(packer, control, null)
+    return packer.packed(clone_flags=clone_flags, exec_fd=image, **where)  # type: ignore[arg-type]
+
+
+def keeper_tail(packer: Packer, control: int, null: int) -> None:
+    """The last ops of a keeper.
+
+    Args:
+        control: its end of the socket.
+    """
     packer.fd_map([(control, CONTROL_FD)], null)
     packer.op("SIGNALS", "resetting signals")
-    return packer.packed(clone_flags=clone_flags, exec_fd=image, **where)  # type: ignore[arg-type]
 
 
 def start_keeper(plan: Packed, label: str, tasks: str = "") -> tuple[Keeper, int]:
