@@ -25,6 +25,7 @@
 #define DISPATCHERS 256 /* a domain has one on a core at most */
 #define OUTPUTS (2 * DISPATCHERS)
 #define ORDER_FDS 4
+#define SIGNALS_KNOWN 32 /* of how many of the last ones it is known that they were sent */
 #define SIGKILL_ 9
 #define SIGCHLD_ 17
 #define P_ALL 0
@@ -386,8 +387,23 @@ static void end(const struct order *order)
     }
 }
 
+/* A manager that was killed may have sent it, and the next one sends it again, not much later. */
+static int was_signalled(uint64_t key)
+{
+    static uint64_t done[SIGNALS_KNOWN];
+    static unsigned next;
+    for (unsigned i = 0; key && i < SIGNALS_KNOWN; i++)
+        if (done[i] == key)
+            return 1;
+    if (key)
+        done[next++ % SIGNALS_KNOWN] = key;
+    return 0;
+}
+
 static void signal_dispatchers(const struct order *order)
 {
+    if (was_signalled(order->c))
+        return;
     for (int i = 0; i < DISPATCHERS; i++)
         if (dispatchers[i].pid && !dispatchers[i].code && (order->b == 0 || order->b == dispatchers[i].pid))
             sys2(__NR_kill, dispatchers[i].pid, order->a);

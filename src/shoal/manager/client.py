@@ -5,8 +5,10 @@ Source: proc_mgmt_bind_client() and the spawn_*() functions of Barrelfish's spaw
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import secrets
 import socket
 import subprocess
 import threading
@@ -302,11 +304,12 @@ class Manager(AbstractContextManager["Manager"]):
     def _ask(self, make: Callable[[int], wire.Request], fds: Sequence[int] = (), timeout: float | None = None) -> tuple[Any, list[int]]:
         """Send a request, over a new connection when the old one is lost.
 
-        What is asked has to be the same when it is asked twice: a spawn has its key, and a kill of what has been killed is told apart.
+        What is asked has to be the same when it is asked twice: a spawn and a signal have their keys, and a kill says that it was sent
+        before.
         """
         last = None if timeout is None else time.monotonic() + timeout
         for attempt in range(_TRIES):
-            connection = self._connected(last)
+            connection = self._connected(last) if attempt == 0 else self._connected_again(last)
             try:
                 request = make(connection.number())
                 try:
@@ -319,6 +322,14 @@ class Manager(AbstractContextManager["Manager"]):
                     raise
                 connection.await_peer(_DYING_S)
         raise AssertionError
+
+    def _connected_again(self, last: float | None) -> Connection:
+        try:
+            return self._connected(last)
+        except ConnectionLost:
+            raise
+        except ManagerError as error:  # of what was sent before, nobody knows what became
+            raise ConnectionLost(f"the connection to the manager is lost, and there is no other: {error.message}") from error
 
     def _connected(self, last: float | None) -> Connection:
         with self._lock:
@@ -383,7 +394,8 @@ class Domain:
             ManagerError: PROC_MGMT_ERR_DOMAIN_NOT_RUNNING: it has ended already. PROC_MGMT_ERR_KILL: it cannot be ended.
         Source: spawn_kill() in Barrelfish's spawn_client.c.
         """
-        self._manager._ask(lambda rid: wire.Kill(rid, self._token))
+        sent = itertools.count()
+        self._manager._ask(lambda rid: wire.Kill(rid, self._token, again=next(sent) > 0))
 
     def send_signal(self, signal: int) -> None:
         """Signal each of its dispatchers.
@@ -391,7 +403,8 @@ class Domain:
         Raises:
             ManagerError: PROC_MGMT_ERR_DOMAIN_NOT_RUNNING: it has ended.
         """
-        self._manager._ask(lambda rid: wire.Signal(rid, self._token, int(signal)))
+        key = secrets.randbits(63)
+        self._manager._ask(lambda rid: wire.Signal(rid, self._token, int(signal), key))
 
     def span(self, core: int | str) -> None:
         """Start another dispatcher of it: the same program on another core, with a memory object that all of them share, and a channel

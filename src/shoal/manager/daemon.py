@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from typing import BinaryIO
 
 from shoal.manager.errors import ManagerError
-from shoal.manager.layout import Layout
+from shoal.manager.layout import Layout, unusable
 from shoal.manager.running import Running
 
 START_S = 30.0
 """How long a new daemon may take until it listens: it may have many domains to find again."""
+_STARTS = 3
+"""How often a daemon is started that ends without a word."""
 
 
 def dial(layout: Layout, timeout: float | None, *, starts: bool) -> socket.socket:
@@ -29,11 +34,14 @@ def dial(layout: Layout, timeout: float | None, *, starts: bool) -> socket.socke
     """
     last = time.monotonic() + (START_S if timeout is None else timeout)
     sock = _connected(layout)
-    if sock is None and starts:
-        start(layout, last)
-        sock = _connected(layout)
+    for _ in range(_STARTS if starts else 0):
+        if sock is not None:
+            break
+        if start(layout, last):
+            sock = _connected(layout)
     if sock is None:
-        what = f"no manager listens at {layout.socket}; `shoal manager start` starts one"
+        advice = f"one that was started ended at once, and {layout.own_log} may say why" if starts else "`shoal manager start` starts one"
+        what = f"no manager listens at {layout.socket}; {advice}"
         raise ManagerError("LIB_ERR_NAMESERVICE_NOT_BOUND", what)
     return sock
 
@@ -58,8 +66,8 @@ def _connected(layout: Layout) -> socket.socket | None:
     return sock
 
 
-def start(layout: Layout, last: float) -> None:
-    """Start a daemon and wait until it listens. One that somebody else has started meanwhile will do.
+def start(layout: Layout, last: float) -> bool:
+    """Start a daemon and wait until it listens. One that somebody else has started meanwhile will do. False: somebody has killed it.
 
     Raises:
         ManagerError: it could not; says what it said. TimeoutError: not by `last`.
@@ -69,10 +77,13 @@ def start(layout: Layout, last: float) -> None:
     try:
         environ = {name: value for name, value in os.environ.items() if name not in ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID")}
         words = [sys.executable, "-m", "shoal.manager.daemon", layout.state, layout.run, str(told)]
-        with open(layout.own_log, "ab") as log:
+        with _own_log(layout) as log:
             process = subprocess.Popen(
                 words, env=environ, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(told,), start_new_session=True
             )
+    except OSError as error:
+        os.close(ready)
+        raise ManagerError("LIB_ERR_PROC_MGMT_CLIENT_ACCEPT", f"the manager could not be started: {error}") from error
     finally:
         os.close(told)
     try:
@@ -80,19 +91,29 @@ def start(layout: Layout, last: float) -> None:
     finally:
         os.close(ready)
     process.wait()
-    if said == b"":
-        if time.monotonic() >= last:
-            raise TimeoutError("the manager did not begin to listen in time")
-        raise ManagerError("LIB_ERR_PROC_MGMT_CLIENT_ACCEPT", f"the manager could not be started; {layout.own_log} says why")
-    if said != b"ready" and _connected_is_none(layout):
+    if said == b"" and time.monotonic() >= last:
+        raise TimeoutError("the manager did not begin to listen in time")
+    if said not in (b"", b"ready"):
         raise ManagerError("LIB_ERR_PROC_MGMT_CLIENT_ACCEPT", said.decode("utf-8", "replace"))
+    return said == b"ready"
 
 
-def _connected_is_none(layout: Layout) -> bool:
-    sock = _connected(layout)
+def _own_log(layout: Layout) -> BinaryIO:
+    """What it says goes there; on a disk that cannot be written, nowhere."""
+    try:
+        return open(layout.own_log, "ab")
+    except OSError:
+        return open(os.devnull, "wb")
+
+
+def _listens(layout: Layout) -> bool:
+    try:
+        sock = _connected(layout)
+    except ManagerError:
+        return False
     if sock is not None:
         sock.close()
-    return sock is None
+    return sock is not None
 
 
 def _read_all(fd: int, last: float) -> bytes:
@@ -118,16 +139,20 @@ async def run(layout: Layout, ready: int | None = None) -> int:
     """
     running = Running(layout)
     try:
-        await running.start()
+        # Of several that are started at the same time one goes on, and by then it listens.
+        starting = _turn(layout)
+        try:
+            if ready is not None and _listens(layout):
+                _tell(ready, b"ready")
+                return 0
+            await running.start()
+        finally:
+            os.close(starting)
     except ManagerError as error:
-        if ready is not None:
-            os.write(ready, str(error).encode())
-            os.close(ready)
+        _tell(ready, str(error).encode())
         print(f"shoal manager: {error}", file=sys.stderr)
         return 1
-    if ready is not None:
-        os.write(ready, b"ready")
-        os.close(ready)
+    _tell(ready, b"ready")
     notify("READY=1")
     loop = asyncio.get_running_loop()
     service = running.service
@@ -140,6 +165,28 @@ async def run(layout: Layout, ready: int | None = None) -> int:
         notify("STOPPING=1")
         running.close()
     return 0
+
+
+def _turn(layout: Layout) -> int:
+    """Wait until nobody else is starting a manager of these directories. A descriptor that keeps others waiting until it is closed.
+
+    Raises:
+        ManagerError: the state directory cannot be used.
+    """
+    layout.make()
+    try:
+        fd = os.open(layout.starting, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise unusable(layout.starting, error) from error
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    return fd
+
+
+def _tell(ready: int | None, what: bytes) -> None:
+    if ready is not None:
+        with suppress(BrokenPipeError):  # whoever has started this one may have been killed
+            os.write(ready, what)
+        os.close(ready)
 
 
 def notify(state: str) -> None:

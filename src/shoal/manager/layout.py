@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import dataclass
@@ -30,6 +31,13 @@ def boot_identity() -> str:
         return file.read().strip()
 
 
+def unusable(path: str, error: OSError) -> ManagerError:
+    """What is raised where a file of the manager's cannot be used."""
+    advice = {errno.ENOSPC: "; make room", errno.EDQUOT: "; make room", errno.EMFILE: "; raise the limit of open files: ulimit -n"}
+    what = f"{path}: {os.strerror(error.errno or 0)}{advice.get(error.errno or 0, '')}"
+    return ManagerError("PROC_MGMT_ERR_CREATE_DOMAIN_TABLE", what)
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """The files of one manager.
@@ -56,6 +64,11 @@ class Layout:
     @property
     def lock(self) -> str:
         return os.path.join(self.state, "lock")
+
+    @property
+    def starting(self) -> str:
+        """Locked by a manager that is starting, until it listens."""
+        return os.path.join(self.state, "starting")
 
     @property
     def database(self) -> str:

@@ -7,17 +7,22 @@ import fcntl
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Final
 
 from shoal.manager.authority import Authority
 from shoal.manager.errors import ManagerError
-from shoal.manager.layout import Layout
+from shoal.manager.layout import Layout, unusable
 from shoal.manager.server import Server
 from shoal.manager.service import Service
 from shoal.manager.store import Store
 
 BACKLOG = 4096
+ENDING_S: Final = 15.0
+"""How long a manager that is ending may take to let go of its state directory."""
+_ENDING: Final = "ending"
 
 
 class Running:
@@ -26,6 +31,7 @@ class Running:
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._stack = ExitStack()
+        self._locked = -1
         self.server: Server | None = None
         self.service: Service | None = None
 
@@ -38,7 +44,7 @@ class Running:
         loop = asyncio.get_running_loop()
         try:
             self._layout.make()
-            self._lock()
+            await self._lock()
             store = Store(self._layout.database)
             self._stack.callback(store.close)
             authority = Authority(self._layout, store)
@@ -50,32 +56,46 @@ class Running:
             self.server = Server(loop, service, listener)
             self._stack.callback(self.server.close)
             service.connect = self.server.add
+        except OSError as error:
+            self._stack.close()
+            raise unusable(error.filename or self._layout.state, error) from error
         except BaseException:
             self._stack.close()
             raise
 
     async def serve(self) -> None:
-        """Until somebody stops it."""
+        """Until somebody stops it; then until what it has begun is done, which its clients are told by the next manager."""
         assert self.service is not None
+        assert self.server is not None
         await self.service.stopped
+        self._own(f"{os.getpid()} {_ENDING}")
+        self.server.close()
+        await self.service.settle()
 
     def close(self) -> None:
         """Give everything back; the domains live on."""
         self._stack.close()
 
-    def _lock(self) -> None:
-        fd = os.open(self._layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    async def _lock(self) -> None:
+        self._locked = fd = os.open(self._layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self._stack.callback(os.close, fd)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
-            what = (
-                f"{self._layout.state} is in use by the manager with pid {owner or '?'}; stop it, or give this one a directory of its own"
-            )
-            raise ManagerError("PROC_MGMT_ERR_SPAWND_EXISTS", what) from None
-        os.truncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        last = time.monotonic() + ENDING_S
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                owner, _, state = os.pread(fd, 32, 0).decode("ascii", "replace").strip().partition(" ")
+            if state != _ENDING or time.monotonic() > last:
+                what = f"{self._layout.state} is in use by the manager with pid {owner or '?'}"
+                raise ManagerError("PROC_MGMT_ERR_SPAWND_EXISTS", f"{what}; stop it, or give this one a directory of its own")
+            await asyncio.sleep(0.01)  # it may be one inside a program that lives on, so that no end of a process tells
+        self._own(str(os.getpid()))
+
+    def _own(self, text: str) -> None:
+        data = f"{text}\n".encode()
+        os.pwrite(self._locked, data, 0)
+        os.truncate(self._locked, len(data))
 
     def _publish(self, capability: str) -> None:
         """For whoever may read the user's files."""

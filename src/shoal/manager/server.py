@@ -215,7 +215,7 @@ class Server:
         self._connections.add(connection)
 
     def close(self) -> None:
-        if self._listener is not None:
+        if self._listener is not None and self._listener.fileno() >= 0:
             self._loop.remove_reader(self._listener.fileno())
             self._listener.close()
         for connection in tuple(self._connections):

@@ -40,7 +40,8 @@ HISTORY_MOST: Final = 10_000
 KILL_S: Final = 10.0
 """How long a kill may take before the one who asked is told that it does not work."""
 SOON_S: Final = 5.0
-"""How long a new manager waits for the inits of its domains before it listens; the others are found while it does."""
+"""How long a new manager waits for the inits of its domains before it listens; the others are found while it does. And how long one
+that is to end waits for what it has begun."""
 AUDIT_MOST: Final = 100_000
 """Entries kept of the audit log."""
 _FLAGS_KNOWN: Final = 0b11  # NEW_DOMAIN and OMP
@@ -182,6 +183,11 @@ class Service:
     def _lost(self, row: Row, why: str) -> None:
         ended = Ended(ExitStatus(LOST_STATUS, "lost", None), time.time())
         self._store.end([(row.id, ended.to_dict() | {"why": why})])
+
+    async def settle(self) -> None:
+        """Wait until what was begun is done: a spawn that is under way is carried out and written down."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=SOON_S)
 
     def close(self) -> None:
         """Leave every domain alone, for the next manager."""
@@ -581,6 +587,9 @@ class Service:
 
     def _kill(self, caller: Caller, request: wire.Kill) -> None:
         domain = self._allowed(caller, request.domain, DomainRights.KILL)
+        if request.again and domain.ended is not None and domain.ended.exit.reason == "killed":
+            caller.answer(request.rid)
+            return
         who = (caller, request.rid)
         first = domain.stop(who, self._answering(caller, request.rid, _nothing))
         self._await(caller, request.rid, domain)
@@ -599,11 +608,13 @@ class Service:
         domain = self._allowed(caller, request.domain, DomainRights.SIGNAL)
         if not 1 <= request.number <= 64:
             raise ManagerError("PROC_MGMT_ERR_DOMAIN_CAP_HASH", f"signal {request.number}: there are 1 to 64")
+        if not 0 <= request.key < 1 << 63:
+            raise ManagerError("PROC_MGMT_ERR_DOMAIN_CAP_HASH", f"the key of a signal has 63 bits, and is not {request.key}")
         domain.check_running()
         kept = self._kept.get(domain.id)
         if kept is None:
             raise ManagerError("PROC_MGMT_ERR_SPAWND_REQUEST", f"domain {domain.id} is being found again; try again")
-        kept.send_signal(request.number)
+        kept.send_signal(request.number, key=request.key)
         self._audit(caller, request, None, domain.id)
         caller.answer(request.rid)
 

@@ -63,9 +63,9 @@ class Kept:
         """End everything in it."""
         self.link.order(orders.END, cause, int(signal.SIGKILL))
 
-    def send_signal(self, number: int, pid: int = 0) -> None:
-        """Signal a dispatcher, or all of them."""
-        self.link.order(orders.SIGNAL, number, pid)
+    def send_signal(self, number: int, pid: int = 0, *, key: int = 0) -> None:
+        """Signal a dispatcher, or all of them; what has been done with the same key is not done again."""
+        self.link.order(orders.SIGNAL, number, pid, c=key)
 
 
 class LocalSpawnd:

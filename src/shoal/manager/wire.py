@@ -83,12 +83,18 @@ class Wait(Request):
 
 
 class Kill(Request):
+    """`again`: it was sent before, and nobody knows what became of it: where the domain was killed, that was done."""
+
     domain: str | int
+    again: bool = False
 
 
 class Signal(Request):
+    """`key`: the same signal, sent again after a lost connection, has the same one, and is not sent twice; 0: none."""
+
     domain: str | int
     number: int
+    key: int = 0
 
 
 class Span(Request):
