@@ -457,6 +457,26 @@ except ImportError as error:
     assert "Popen._wait" in run_python(script)
 
 
+def test_an_audit_hook_hears_of_each_start_once_and_in_the_same_words(run_python):
+    script = """
+import subprocess as standard
+from shoal import Sandbox, subprocess
+heard = []
+sys.addaudithook(lambda event, args: heard.append(args) if event == "subprocess.Popen" else None)
+def listen(module, **how):
+    heard.clear()
+    module.run(how.pop("args", ["true", "x"]), **how)
+    return repr(heard)
+found = []
+for how in (dict(), dict(cwd="/", env={"PATH": "/bin"}), dict(args="true", shell=True), dict(executable="/bin/true"), dict(preexec_fn=int)):
+    found.append([listen(standard, **how), listen(subprocess, **how)])
+found.append([listen(standard), listen(subprocess, sandbox=Sandbox())])
+answer(found)
+"""
+    for theirs, ours in run_python(script):
+        assert ours == theirs
+
+
 def test_the_package_is_loaded_on_first_use(run_python):
     script = """
 import shoal
