@@ -4,8 +4,8 @@
     python tests/fuzz/names_query.py --seconds 3600 --seed 7
     python tests/fuzz/names_query.py FILE...           # again with what failed
 
-A text that fails is written to a file in the current directory, and the exit status is 1. Without atheris texts are made by cutting and joining
-examples. tests/unit/test_names_fuzz.py runs it for a moment.
+A text that fails is written to a file in the current directory, and the exit status is 1. Without atheris texts are made by cutting and
+joining examples. tests/unit/test_names_fuzz.py runs it for a moment.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ EXAMPLES = [
     "proc_mgmt { iref: 0 }",
     "idcapid.0123456789abcdef0123456789abcdef { tty: 'é\n\t𝔘' }",
 ]
-TOKENS = ["'", "''", "r'", "{", "}", ":", ",", "_", "%s", "true", "false", "==", "!=", ">=", "<", "-", ".", "0", "é", "\x00", "(", ")*", "{9}", "^", "$", "|", "\\"]
+TOKENS = [*"'{}:,_<-.0é\x00(^$|\\", "''", "r'", "%s", "true", "false", "==", "!=", ">=", ")*", "{9}"]
 
 
 class Target:
@@ -77,8 +77,7 @@ class Target:
         try:
             return parse(text)
         except ManagerError as error:
-            assert error.code in PARSE_CODES, error
-            assert len(str(error)) < 1_000, "an error shows all of what a client sent"
+            check(error, PARSE_CODES)
             return None
 
     def try_format(self, text: str) -> None:
@@ -86,22 +85,23 @@ class Target:
             parse_format(text)
             Record("job7", {"iref": 1, "load": 0.5}).read(text)
         except ManagerError as error:
-            assert error.code in PARSE_CODES | {"OCT_ERR_INVALID_FORMAT", "OCT_ERR_UNKNOWN_ATTRIBUTE"}, error
+            check(error, PARSE_CODES | {"OCT_ERR_INVALID_FORMAT", "OCT_ERR_UNKNOWN_ATTRIBUTE"})
 
     def try_operations(self, query: Query) -> None:
-        registry, session = self.registry, registry_session(self.registry)
+        registry, session = self.registry, self.registry.open_session("fuzzer")
         for act in (registry.watch, registry.subscribe, registry.set, registry.get, registry.names, registry.publish, registry.remove):
             try:
                 act(session, query)
             except ManagerError as error:
-                assert error.code in STORE_CODES, error
+                check(error, STORE_CODES)
         registry.close_session(session)
         left = [record for record in registry.find(self.session, Query(None)) if record not in self.records]
         assert left == [], f"left behind: {left}"
 
 
-def registry_session(registry: Registry) -> int:
-    return registry.open_session("fuzzer")
+def check(error: ManagerError, codes: set[str]) -> None:
+    assert error.code in codes, error
+    assert len(str(error)) < 1_000, "an error shows all of what a client sent"
 
 
 def mutated(random_: random.Random) -> bytes:

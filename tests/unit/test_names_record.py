@@ -156,8 +156,10 @@ def test_a_record_is_read_by_a_format_in_its_order(format, values):
         ("_ { iref: %s }", "OCT_ERR_INVALID_FORMAT", "%s takes text, and spawn has 7 there"),
         ("_ { iref: %f }", "OCT_ERR_INVALID_FORMAT", "%f takes a float"),
         ("_ { load: %d }", "OCT_ERR_INVALID_FORMAT", "%d takes an integer"),
-        ("_ { flag: %d }", "OCT_ERR_INVALID_FORMAT", "has True there"),
+        ("_ { flag: %d }", "OCT_ERR_INVALID_FORMAT", "has true there"),
         ("_ { none: %d }", "OCT_ERR_UNKNOWN_ATTRIBUTE", "spawn has no attribute none"),
+        (f"_ {{ {'n' * 256}: %d }}", "OCT_ERR_QUERY_SIZE", "may have 255 bytes"),
+        ("_ { " + ", ".join(["iref: %d"] * 65) + " }", "OCT_ERR_QUERY_SIZE", "may have 64 attributes"),
     ],
 )
 def test_a_format_that_does_not_fit_says_why(format, code, message):

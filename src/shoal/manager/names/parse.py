@@ -16,7 +16,7 @@ from shoal.manager.errors import ManagerError
 from shoal.manager.names.limits import QUERY_BYTES
 from shoal.manager.names.pattern import Pattern
 from shoal.manager.names.query import Constraint, Query
-from shoal.manager.names.record import Atom, Value, check_unicode, is_identifier, shown, unquoted
+from shoal.manager.names.record import Atom, Value, check_name, check_size, check_unicode, is_identifier, shown, unquoted
 
 if TYPE_CHECKING:
     from lark import Lark, Token
@@ -93,6 +93,9 @@ def parse_format(text: str) -> Format:
     """
     _check(text)
     name, wanted = _run(text, "format")
+    for attribute, _, _ in wanted:
+        check_name(str(attribute), "the name of an attribute")
+    check_size(text, len(wanted))
     return Format(name.type == "SCAN", tuple((str(attribute), str(scan)[1:]) for attribute, _, scan in wanted))
 
 

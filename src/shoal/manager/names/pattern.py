@@ -16,11 +16,10 @@ from typing import Any, Final
 
 from shoal.manager.errors import ManagerError
 from shoal.manager.names.limits import PATTERN_MEMORY
-from shoal.manager.names.record import check_unicode, quoted, shown
+from shoal.manager.names.record import check_unicode, quoted, shortened, shown
 
 _PREFIX_BYTES: Final = 32
 _LEAST_WEIGHT: Final = 32
-_SHOWN: Final = 80
 _CALL_STEPS: Final = 8
 _INSTRUCTIONS_A_STEP: Final = 128
 
@@ -78,9 +77,7 @@ def _compile(source: str) -> Any:
     except re2.error as error:
         reason = error.args[0] if error.args else error
         text = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
-        if len(text) > _SHOWN:  # it may end with all of the expression
-            text = text[:_SHOWN] + "..."
-        raise ManagerError("OCT_ERR_PARSER_FAIL", f"{shown(source)} is no regular expression: {text}") from None
+        raise ManagerError("OCT_ERR_PARSER_FAIL", f"{shown(source)} is no regular expression: {shortened(text)}") from None
 
 
 def _engine() -> Any:

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, get_args
 
 from shoal.manager.errors import ManagerError
 from shoal.manager.names.pattern import Pattern
-from shoal.manager.names.record import Record, Value, check_name, check_size, plain_value, record_text, value_text
+from shoal.manager.names.record import Record, Value, check_name, check_size, plain_value, record_text, shortened, value_text
 
 Operator = Literal[":", "==", "!=", ">", ">=", "<", "<="]
 """How an attribute is compared. In a query `:` and `==` mean the same; in a record to store, `:` gives the attribute its value."""
@@ -201,7 +201,9 @@ class Query:
         """
         if isinstance(self.name, str):
             return self.name
-        raise ManagerError("OCT_ERR_NO_RECORD_NAME", f"to {act} takes a plain name, not {'_' if self.name is None else self.name}")
+        raise ManagerError(
+            "OCT_ERR_NO_RECORD_NAME", f"to {act} takes a plain name, not {'_' if self.name is None else shortened(str(self.name))}"
+        )
 
     def __str__(self) -> str:
         return self.text

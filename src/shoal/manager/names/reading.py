@@ -6,7 +6,7 @@ from typing import Final
 
 from shoal.manager.errors import ManagerError
 from shoal.manager.names.parse import parse_format
-from shoal.manager.names.record import Record, Value
+from shoal.manager.names.record import Record, Value, shortened, value_text
 
 _TYPES: Final = {"s": (str, "text"), "d": (int, "an integer"), "f": (float, "a float")}
 
@@ -23,6 +23,7 @@ def read(record: Record, format: str) -> tuple[Value, ...]:
         value = record.attributes[attribute]
         type_, words = _TYPES[letter]
         if not isinstance(value, type_) or isinstance(value, bool):
-            raise ManagerError("OCT_ERR_INVALID_FORMAT", f"{attribute}: %{letter} takes {words}, and {record.name} has {value!r} there")
+            have = shortened(value_text(value))
+            raise ManagerError("OCT_ERR_INVALID_FORMAT", f"{attribute}: %{letter} takes {words}, and {record.name} has {have} there")
         values.append(value)
     return tuple(values)

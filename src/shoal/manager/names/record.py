@@ -87,6 +87,11 @@ def shown(text: str) -> str:
     return repr(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}..."
 
 
+def shortened(text: str) -> str:
+    """`text` as error messages end with it: not all of what a client sent."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
 def check_name(text: object, what: str) -> None:
     """Refuse what cannot be a record's or an attribute's name.
 
