@@ -351,6 +351,25 @@ struct held {
     int found; /* how many of them there were */
 };
 
+static int one_sleeps(const char *pids)
+{
+    char path[64], text[512];
+    for (char *next = (char *)(uintptr_t)pids; *next;) {
+        long pid = strtol(next, &next, 10);
+        if (pid <= 0)
+            break;
+        snprintf(path, sizeof path, "/proc/%ld/stat", pid);
+        int fd = open(path, O_RDONLY | O_CLOEXEC);
+        if (fd < 0)
+            continue;
+        read_all(fd, text, sizeof text);
+        const char *state = strrchr(text, ')');
+        if (state && state[2] == 'S')
+            return 1;
+    }
+    return 0;
+}
+
 static void *signal_child(void *arg)
 {
     struct held *held = arg;
@@ -359,6 +378,9 @@ static void *signal_child(void *arg)
         return NULL;
     snprintf(path, sizeof path, "/proc/self/task/%d/children", held->launcher);
     read_all(open(path, O_RDONLY | O_CLOEXEC), text, sizeof text);
+    /* Not as long as it has the pipe open that it has told us by: on our own table nobody would close that. */
+    while (*text && !one_sleeps(text))
+        sched_yield();
     for (int i = 0; i < held->first + held->count; i++) {
         pid_t pid = (pid_t)strtol(next, &next, 10);
         if (pid > 0 && i >= held->first)
