@@ -40,7 +40,8 @@ static void run_plan(void)
     const struct plan_head *head = (const struct plan_head *)baked;
     const struct op *ops = (const struct op *)(head + 1);
     int collect = head->flags & PLAN_COLLECT;
-    if (collect && has_op(baked, size, OP_SECCOMP)) { /* made so by a mutation: see add_filter */
+    /* Made so by a mutation: see add_filter; and a sibling is our parent's to wait for, see test_fork_into. */
+    if ((collect && has_op(baked, size, OP_SECCOMP)) || head->flags & PLAN_SIBLING) {
         free(baked);
         return;
     }
