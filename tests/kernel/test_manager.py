@@ -627,3 +627,17 @@ def test_a_sandboxed_domain_can_touch_what_its_plan_says(manager, tmp_path):
     assert "xyzzy-42" not in str(found) + found.to_dot() + str(found.to_dict())
     assert "sleep" in str(found)
     domain.kill()
+
+
+# --- sizes --------------------------------------------------------------------------------------------
+
+
+def test_arguments_and_environment_may_be_as_large_as_the_kernel_takes(manager):
+    script = 'echo $#; echo "$1" | wc -c; echo "$LONG" | wc -c; env | grep -c ^MANY'
+    environ = {"PATH": os.environ["PATH"], "LONG": "x" * 100_000, **{f"MANY{number}": "y" * 50 for number in range(6000)}}
+    domain = sh(manager, script, "sh", "z" * 120_000, *(["word"] * 5000), envp=environ)
+    assert domain.wait(timeout=60).code == 0
+    assert b"".join(domain.logs()).split() == [b"5001", b"120001", b"100001", b"6000"]
+    with pytest.raises(ManagerError, match="larger than the kernel takes") as error:
+        sh(manager, "exit 0", "z" * 200_000)
+    assert code_of(error) == "SPAWN_ERR_ARGSPG_OVERFLOW"

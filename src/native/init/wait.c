@@ -8,7 +8,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/prctl.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 
 static _Alignas(struct plan_head) struct {
@@ -25,28 +27,61 @@ static int answer(void)
     return sys6(__NR_sendto, plan.report_fd, (long)&report, sizeof report, MSG_NOSIGNAL, 0, 0) == sizeof report;
 }
 
-/* Points `out` at `count` strings that fill `size` bytes exactly. */
-static int split(char *text, uint32_t size, char **out, uint32_t count)
+/* Points `out` at `count` strings. Returns where they end, or 0 when there are not so many. */
+static char *split(char *text, const char *end, char **out, uint32_t count)
 {
-    char *end = text + size;
     for (uint32_t i = 0; i < count; i++) {
         out[i] = text;
         while (text < end && *text)
             text++;
-        if (text == end)
-            return EINVAL;
+        if (text >= end)
+            return 0;
         text++;
     }
     out[count] = 0;
-    return text == end ? 0 : EINVAL;
+    return text;
+}
+
+/* Strings that a message has no room for: in a file, which comes after all other descriptors. */
+static int take_file(const struct request *request)
+{
+    struct stat found;
+    int fd = plan.slots_used ? plan.slots[--plan.slots_used] : NO_FD;
+    plan.slots[plan.slots_used] = NO_FD;
+    uint64_t count = (uint64_t)request->argc + request->envc + 2;
+    if (fd < 0 || sys2(__NR_fstat, fd, &found) < 0 || found.st_size <= 0 || found.st_size > REQUEST_FILE_BYTES || count > REQUEST_FILE_STRINGS)
+        return EINVAL;
+    long text = sys6(__NR_mmap, 0, found.st_size, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+    long table = sys6(__NR_mmap, 0, count * sizeof(char *), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    sys1(__NR_close, fd);
+    if ((text < 0 && text > -4096) || (table < 0 && table > -4096))
+        return ENOMEM;
+    char *end = (char *)text + found.st_size;
+    plan.argv = (char **)table;
+    plan.envp = plan.argv + request->argc + 1;
+    char *rest = split((char *)text, end, plan.argv, request->argc);
+    return rest && split(rest, end, plan.envp, request->envc) == end ? 0 : EINVAL;
+}
+
+static int take_strings(const struct request *request)
+{
+    if (request->argv_size + request->envp_size == 0 && request->argc + request->envc > 0)
+        return take_file(request);
+    char *text = received.rest + request->plan_size, *end = text + request->argv_size;
+    plan.argv = strings;
+    plan.envp = strings + request->argc + 1;
+    if (request->argc + (uint64_t)request->envc > REQUEST_STRINGS || split(text, end, plan.argv, request->argc) != end)
+        return EINVAL;
+    text = end;
+    end += request->envp_size;
+    return split(text, end, plan.envp, request->envc) == end ? 0 : EINVAL;
 }
 
 /* Fills `plan` from a message of `size` bytes, all after the descriptors have been put into its slots. */
 static int take(long size)
 {
     const struct request *request = &received.head;
-    if (size < (long)sizeof *request || request->argc + (uint64_t)request->envc > REQUEST_STRINGS ||
-        request->plan_size < sizeof(struct plan_head) ||
+    if (size < (long)sizeof *request || request->plan_size < sizeof(struct plan_head) ||
         (uint64_t)size != sizeof *request + (uint64_t)request->plan_size + request->argv_size + request->envp_size)
         return EINVAL;
     const struct plan_head *head = (const struct plan_head *)received.rest;
@@ -60,13 +95,8 @@ static int take(long size)
     plan.blob = (char *)(uintptr_t)(plan.ops + head->count);
     plan.argc = request->argc;
     plan.envc = request->envc;
-    plan.argv = strings;
-    plan.envp = strings + request->argc + 1;
     plan.exec_fd = head->exec_fd;
-    char *argv = received.rest + request->plan_size;
-    int err = split(argv, request->argv_size, plan.argv, request->argc);
-    if (!err)
-        err = split(argv + request->argv_size, request->envp_size, plan.envp, request->envc);
+    int err = take_strings(request);
     int fds = plan.slots_used;
     if (err || (err = verify_plan(&plan, request->plan_size) ? EINVAL : 0))
         return err;

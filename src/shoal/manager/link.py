@@ -95,15 +95,28 @@ def send_plan(sock: socket.socket, plan: bytes, argv: Strings, environ: Strings,
     """Tell a waiting process what it is to become.
 
     Raises:
-        ManagerError: arguments and environment are larger than it takes. OSError: it has gone.
+        OSError: it has gone.
     """
     size = _REQUEST.size + len(plan) + len(argv[0]) + len(environ[0])
     if size > MESSAGE_MOST or argv[1] + environ[1] > STRINGS_MOST:
-        what = f"{argv[1]} arguments and {environ[1]} variables of {len(argv[0]) + len(environ[0])} bytes in all"
-        raise ManagerError("SPAWN_ERR_ARGSPG_OVERFLOW", f"{what}; at most {STRINGS_MOST} of about {MESSAGE_MOST} bytes are taken")
+        _send_with_file(sock, plan, argv, environ, fds)
+        return
     head = _REQUEST.pack(len(plan), len(argv[0]), argv[1], len(environ[0]), environ[1], len(fds))
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))] if fds else []
     sock.sendmsg([head, plan, argv[0], environ[0]], ancillary, socket.MSG_NOSIGNAL)
+
+
+def _send_with_file(sock: socket.socket, plan: bytes, argv: Strings, environ: Strings, fds: Sequence[int]) -> None:
+    file = os.memfd_create("shoal-arguments", os.MFD_CLOEXEC)
+    try:
+        with open(file, "wb", closefd=False) as writer:
+            writer.write(argv[0])
+            writer.write(environ[0])
+        head = _REQUEST.pack(len(plan), 0, argv[1], 0, environ[1], len(fds))
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds) + 1}i", *fds, file))]
+        sock.sendmsg([head, plan], ancillary, socket.MSG_NOSIGNAL)
+    finally:
+        os.close(file)
 
 
 class Outcome:

@@ -301,6 +301,8 @@ def as_manager_error(error: BaseException, request: SpawnProgram) -> BaseExcepti
     """What stopped a launch, by the code the seed has for it."""
     if not isinstance(error, SpawnError | OSError):
         return error
+    if isinstance(error, SpawnError) and error.errno == errno.E2BIG:
+        return ManagerError("SPAWN_ERR_ARGSPG_OVERFLOW", error.detail)
     if isinstance(error, SpawnError) and error.stage.name == "EXEC":
         if flat.foreign_machine(request.path):
             path = os.fsdecode(request.path)
