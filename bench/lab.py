@@ -50,6 +50,13 @@ class _Conversation:
             raise CaseFailed(f"the measuring process ended with {self._process.wait()}")
         return line
 
+    def _values(self, request: dict[str, Any]) -> list[float]:
+        reply = json.loads(self.ask(json.dumps(request)))
+        if "failed" in reply:
+            raise CaseFailed(reply["failed"])
+        values: list[float] = reply["values"]
+        return values
+
     def __enter__(self) -> Self:
         return self
 
@@ -89,12 +96,24 @@ class Worker(_Conversation):
         """One value: the memory of a cell that waits, in KiB."""
         return lambda: self._values({"peer": peer, "program": program, "idle": True})
 
-    def _values(self, request: dict[str, Any]) -> list[float]:
-        reply = json.loads(self.ask(json.dumps(request)))
-        if "failed" in reply:
-            raise CaseFailed(reply["failed"])
-        values: list[float] = reply["values"]
-        return values
+
+class Calls(_Conversation):
+    """A Python process that calls functions through any peer of callers.py."""
+
+    def __init__(self) -> None:
+        super().__init__([sys.executable, str(HERE / "call_worker.py")])
+
+    def durations(self, peer: str, count: int) -> Take:
+        """Durations in microseconds of `count` calls, each after a pause as long as something is made in the background."""
+        return lambda: self._values({"peer": peer, "count": count})
+
+    def rate(self, peer: str, outstanding: int, seconds: float) -> Take:
+        """One value: calls per second."""
+        return lambda: self._values({"peer": peer, "outstanding": outstanding, "seconds": seconds})
+
+    def crowd(self, what: str, count: int) -> Take:
+        """Microseconds of a trivial call, or KiB of a sandbox, with a thousand of them there."""
+        return lambda: self._values({"crowd": what, "count": count})
 
 
 class Floor(_Conversation):

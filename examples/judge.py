@@ -14,7 +14,7 @@ from shoal import Sandbox, SandboxExecutor
 from shoal.executor import CallError
 
 TESTS = [([1, 2, 3, 4], 20), ([], 0), ([10**9, -2], 10**18 + 4), (list(range(1000)), 166167000)]
-VERDICTS = {"raised": "runtime error", "wall_time": "time limit", "cpu_time": "time limit", "oom": "memory limit", "bad_result": "wrong answer"}
+VERDICTS = {"raised": "runtime error", "wall_time": "time limit", "oom": "memory limit", "bad_result": "wrong answer"}
 EXPECTED = {
     "right": "def solve(n): return sum(x * x for x in n if x % 2 == 0)",
     "wrong": "def solve(n): return sum(x * x for x in n)",

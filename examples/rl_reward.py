@@ -2,9 +2,9 @@
 
     python examples/rl_reward.py
 
-The policy here is a list of completions. In training it is a model that will find every way to a reward there is: to patch the test, to exit
-with 0 early, to forge what it reports, to exhaust the machine that trains it. So each completion has a sandbox of its own, what comes
-back is data, and whatever ends otherwise than with a result is worth nothing.
+The policy here is a list of completions. In training it is a model that finds every way to a reward there is: to patch the test, to exit
+with 0 early, to forge what it reports, to exhaust the machine that trains it. So each completion has a sandbox of its own, what comes back
+is data, and whatever ends otherwise than with a result is worth nothing.
 """
 
 import time

@@ -18,6 +18,24 @@ import os
 from dataclasses import dataclass
 
 from shoal.confine import Confine
+from shoal.copy_numbers import (
+    COMM,
+    CONFIGURATION,
+    CONTROL,
+    EMPTY,
+    GROUP,
+    ID_MAP,
+    INIT,
+    INSIDE_TALK,
+    KEEPER,
+    KEEPER_END,
+    LIFE,
+    NETWORK,
+    REQUESTS,
+    STDERR,
+    STDOUT,
+    TALK,
+)
 from shoal.handles.keeper import DIE_WITH_US, STAY, keeper_tail, open_null
 from shoal.handles.made import map_ids
 from shoal.handles.mount import Bind
@@ -38,15 +56,6 @@ from shoal.packing import CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, NO_FD, RESOL
 from shoal.plan import Mount, Plan
 from shoal.status import Stage, Status, failure
 from shoal.world import World, begins_empty
-
-REQUESTS, INIT, CONFIGURATION, LIFE, EMPTY, NETWORK = 3, 4, 5, 6, 7, 8
-"""Descriptors of the maker from its beginning: who asks it; shoal-init; what it reads first; a pipe that ends with its owner; a
-mount namespace with nothing in it, and a network handed over, where there are such."""
-KEEPER_END, CONTROL, KEEPER, TALK, STDOUT, STDERR, GROUP, ID_MAP = 10, 11, 12, 13, 14, 15, 16, 17
-"""Those of one copy, while it is made: both ends of the socket of its cell's pid 1, the pidfd of that, the copy's socket, output and
-error output, the cgroup it begins in, and the id map of what it may write."""
-INSIDE_TALK = 3
-"""The socket of a copy, in the copy."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -178,10 +187,6 @@ def _copy(plan: Plan, cgroup_fd: int, *, empty: bool) -> Packed:
     confine.limits()
     confine.filter()
     return packer.packed(enter_fd=KEEPER, enter_flags=CLONE_NEWPID, cgroup_fd=cgroup_fd)
-
-
-COMM = "shoal-call"
-"""What ps shows for a copy."""
 
 
 def executable_of(path: str) -> Bind:

@@ -92,6 +92,11 @@ class Packed:
         self._last = (fds, packed)
         return packed
 
+    def template(self) -> tuple[bytes, tuple[int, ...]]:
+        """For whom fills the only hole itself, with 32 bits: the bytes, and where they go."""
+        (places,) = self._holes
+        return self._data, tuple(places)
+
 
 class Packer:
     """Collects ops in order. Descriptor operands are numbers of this process, slots from `made()`, or holes from `hole()`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import time
 
 import pytest
@@ -101,16 +102,23 @@ def test_the_loop_goes_on_while_a_call_runs(loop):
     async def main():
         beats = []
 
-        async def beat():
-            sleep = asyncio.sleep if loop is OnAsyncio else trio.sleep
-            for _ in range(5):
-                beats.append(time.monotonic())
-                await sleep(0.01)
-
         async with AsyncSandboxExecutor(max_workers=1, warm=1) as ex:
-            await loop.gather(beat, lambda: ex.run(time.sleep, 0.5))
-        assert len(beats) == 5
-        assert beats[-1] - beats[0] < 0.4
+            call = ex.submit(time.sleep, 600)
+
+            async def beat():
+                sleep = asyncio.sleep if loop is OnAsyncio else trio.sleep
+                while len(beats) < 5:
+                    await sleep(0.001)
+                    if call.running():
+                        beats.append(call.done())
+                call.cancel()
+
+            async def wait():
+                with pytest.raises(concurrent.futures.CancelledError):
+                    await ex.wait(call)
+
+            await loop.gather(beat, wait)
+        assert beats == [False] * 5
 
     loop.run(main)
 

@@ -20,7 +20,7 @@ import time
 import traceback
 import types
 from collections.abc import Mapping
-from typing import Any, Never
+from typing import Any, Never, TextIO
 
 from shoal.executor import wire
 from shoal.executor.encode import UnfitError, encode
@@ -74,21 +74,32 @@ def become_call(talk: int) -> Never:
 
 def _prepare(talk: int) -> socket.socket:
     global _channel
-    for name, module in _SEEDED:
-        if (found := sys.modules.get(module)) is not None and callable(seed := getattr(found, name, None)):
-            seed()
-    # Line by line: what is killed has still said what it said.
-    sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), "utf-8", "backslashreplace", line_buffering=True)
-    sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), "utf-8", "backslashreplace", line_buffering=True)
-    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, "r", closefd=False)), "utf-8", "surrogateescape")
+    _reseed()
+    sys.stdin, sys.stdout, sys.stderr = _streams(0, 1, 2)
     for name in ("stdin", "stdout", "stderr"):
         setattr(sys, f"__{name}__", getattr(sys, name))
     _channel = socket.socket(fileno=talk)
     return _channel
 
 
-_SEEDED = (("seed", "random"), ("seed", "numpy.random"))
-"""Generators that all modules share, which would be the same in every copy: a function of a module."""
+def _streams(stdin: int, stdout: int, stderr: int) -> tuple[TextIO, TextIO, TextIO]:
+    """Text streams of three descriptors, which they leave open. Line by line: what is killed has still said what it said."""
+    return (
+        io.TextIOWrapper(io.BufferedReader(io.FileIO(stdin, "r", closefd=False)), "utf-8", "surrogateescape"),
+        io.TextIOWrapper(io.FileIO(stdout, "w", closefd=False), "utf-8", "backslashreplace", line_buffering=True),
+        io.TextIOWrapper(io.FileIO(stderr, "w", closefd=False), "utf-8", "backslashreplace", line_buffering=True),
+    )
+
+
+_SEEDED = ("random", "numpy.random")
+"""Modules with a generator that all share, which would be the same in every copy, and a function to seed it."""
+
+
+def _reseed() -> None:
+    for name in _SEEDED:
+        seed = getattr(sys.modules.get(name), "seed", None)
+        if callable(seed):
+            seed()
 
 
 def _next_order(channel: socket.socket) -> tuple[bytes, int] | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib
+import importlib.util
 import os
 import pickle
 import select
@@ -23,9 +24,29 @@ import traceback
 from dataclasses import dataclass
 
 from shoal import _native
-from shoal.copies import CONFIGURATION, CONTROL, GROUP, ID_MAP, KEEPER, KEEPER_END, LIFE, REQUESTS, STDERR, STDOUT, TALK
-from shoal.executor.inside import become_call, freeze
-from shoal.packing import Packed, count_strings
+from shoal.copy_numbers import (
+    CONFIGURATION,
+    CONTROL,
+    GROUP,
+    ID_MAP,
+    INSIDE_TALK,
+    KEEPER,
+    KEEPER_END,
+    LIFE,
+    REQUESTS,
+    STDERR,
+    STDOUT,
+    TALK,
+)
+
+PROGRAM = """import sys, types
+shoal = sys.modules["shoal"] = types.ModuleType("shoal")
+shoal.__path__ = [sys.argv[1] + "/shoal"]
+from shoal.executor.zygote import main
+main()
+"""
+"""What the interpreter is started with. The package itself, with all that it imports, is loaded only when somebody asks for it: what is not
+here need not be copied, nor told of each fork."""
 
 ANSWER = struct.Struct("=iiiiii")
 """Which of the two was being made (0: pid 1), the pid of pid 1 and of the copy (0: there is none), stage, op index and errno. With it come
@@ -34,6 +55,7 @@ IN_GROUP = b"g"
 """A request for a copy that begins in a cgroup, which comes along; anything else begins where the zygote is."""
 READY, REFUSED = b"ready", b"refused"
 _MESSAGE = 1 << 16
+_NUMBER = struct.Struct("=i")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +65,8 @@ class Configuration:
     Attributes:
         path: where modules are looked for, until all are loaded; path_inside: from then on.
         preload: modules to load.
-        keeper, keeper_in_group, tasks, copy, copy_in_group, first_user, maps_ids: as in `copies.Copies`.
+        keeper, keeper_in_group, tasks, copy, copy_in_group, first_user, maps_ids: as in `copies.Copies`; of the plans of a copy, where
+            the number of its user goes, too.
     """
 
     path: tuple[str, ...]
@@ -52,8 +75,8 @@ class Configuration:
     keeper: bytes
     keeper_in_group: bytes
     tasks: str
-    copy: Packed
-    copy_in_group: Packed
+    copy: tuple[bytes, tuple[int, ...]]
+    copy_in_group: tuple[bytes, tuple[int, ...]]
     first_user: int
     maps_ids: bool
 
@@ -63,6 +86,7 @@ def main() -> None:
     _die_with_owner()
     with open(CONFIGURATION, "rb") as file:
         configuration: Configuration = pickle.load(file)  # of the owner's making
+    _load_the_package_on_demand()
     requests = socket.socket(fileno=REQUESTS)
     problem = _load(configuration)
     try:
@@ -71,9 +95,26 @@ def main() -> None:
         problem = problem or "nobody is there"
     if problem:
         os._exit(1)
-    freeze()
+    inside = importlib.import_module("shoal.executor.inside")
+    inside.freeze()
     serve(requests, configuration)
     os._exit(0)
+
+
+def _load_the_package_on_demand() -> None:
+    package = sys.modules["shoal"]
+    place = package.__path__[0]
+    spec = importlib.util.spec_from_file_location("shoal", os.path.join(place, "__init__.py"), submodule_search_locations=[place])
+
+    def load(name: str) -> object:
+        if name.startswith("__") or spec is None or spec.loader is None:
+            raise AttributeError(f"module 'shoal' has no attribute {name!r}")
+        del package.__dict__["__getattr__"]
+        package.__spec__ = spec
+        spec.loader.exec_module(package)
+        return getattr(package, name)
+
+    package.__dict__["__getattr__"] = load
 
 
 def _die_with_owner() -> None:
@@ -89,6 +130,7 @@ def _load(configuration: Configuration) -> str:
     sys.path[:] = configuration.path
     sys.argv[:] = [""]
     importlib.import_module("cloudpickle")  # every call begins with it
+    importlib.import_module("shoal.executor.inside")
     for name in configuration.preload:
         try:
             importlib.import_module(name)
@@ -126,7 +168,7 @@ def serve(requests: socket.socket, configuration: Configuration) -> None:
     """Make copies as long as somebody asks."""
     for fd in range(KEEPER_END, ID_MAP + 1):
         os.dup2(0, fd, inheritable=False)  # so that no number of a copy's is ever somebody else's
-    argv = count_strings((b"shoal-init", configuration.tasks.encode()))
+    argv = b"shoal-init\0" + configuration.tasks.encode() + b"\0"
     while True:
         kind, fds, _, _ = socket.recv_fds(requests, _MESSAGE, 4)
         if not kind:
@@ -143,13 +185,13 @@ def serve(requests: socket.socket, configuration: Configuration) -> None:
             os.dup2(0, fd, inheritable=False)
 
 
-def _make(configuration: Configuration, argv: tuple[bytes, int], *, in_group: bool) -> tuple[bytes, list[int]]:
+def _make(configuration: Configuration, argv: bytes, *, in_group: bool) -> tuple[bytes, list[int]]:
     """One copy: what to answer. In the copy it does not return."""
     for end, number in zip(socket.socketpair(), (CONTROL, KEEPER_END), strict=True):
         os.dup2(end.fileno(), number, inheritable=False)
         end.close()
     keeper_plan = configuration.keeper_in_group if in_group else configuration.keeper
-    keeper, pidfd, stage, index, error, _ = _native.launch(keeper_plan, *argv, b"", 0)
+    keeper, pidfd, stage, index, error, _ = _native.launch(keeper_plan, argv, 2, b"", 0)
     handed = []
     if keeper > 0:
         os.dup2(pidfd, KEEPER, inheritable=False)
@@ -168,11 +210,15 @@ def _make(configuration: Configuration, argv: tuple[bytes, int], *, in_group: bo
             del id_map
     except OSError as problem:
         return ANSWER.pack(1, keeper, 0, _native.STAGE_CLONE, -1, problem.errno or 0), handed
-    made = _native.fork_into((configuration.copy_in_group if in_group else configuration.copy).filled((user,)), TALK)
+    data, places = configuration.copy_in_group if in_group else configuration.copy
+    plan = bytearray(data)
+    for place in places:
+        _NUMBER.pack_into(plan, place, user)
+    become_call = sys.modules["shoal.executor.inside"].become_call
+    made = _native.fork_into(bytes(plan), TALK)
     if made is None:
-        from shoal.copies import INSIDE_TALK
-
         become_call(INSIDE_TALK)
+        raise AssertionError  # it does not return
     pid, pidfd, error = made
     if error:
         return ANSWER.pack(1, keeper, 0, _native.STAGE_CLONE, -1, error), handed

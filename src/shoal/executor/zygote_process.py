@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from shoal import _native
 from shoal.copies import Copies
-from shoal.executor.zygote import ANSWER, IN_GROUP, READY, REFUSED, Configuration
+from shoal.executor.zygote import ANSWER, IN_GROUP, PROGRAM, READY, REFUSED, Configuration
 from shoal.factory import end_orphans
 from shoal.handles import reaper
 from shoal.handles.deadline import Deadline, is_ready
@@ -30,7 +30,6 @@ from shoal.packing import count_strings
 _MESSAGE = 1 << 16
 _FDS = 4
 _SAID_BYTES = 8 << 10
-_PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from shoal.executor.zygote import main; main()"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +63,8 @@ class Recipe:
             keeper,
             in_group,
             copies.tasks,
-            copies.copy,
-            copies.copy_in_group,
+            copies.copy.template(),
+            copies.copy_in_group.template(),
             copies.first_user,
             copies.maps_ids,
         )
@@ -109,7 +108,7 @@ class ZygoteProcess:
         self.ready = False
         self.refused = ""
         self.said = b""
-        argv = (recipe.python, *recipe.options, "-c", _PROGRAM, recipe.place)
+        argv = (recipe.python, *recipe.options, "-c", PROGRAM, recipe.place)
         environ = [f"{name}={value}" for name, value in recipe.environ.items()]
         with ExitStack() as stack:
             near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
