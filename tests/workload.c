@@ -292,6 +292,12 @@ static void do_read(char **arg)
 
 static void do_write(char **arg) { result("write", arg[0], write(atoi(arg[0]), arg[1], strlen(arg[1]))); }
 
+static void do_lines(char **arg) /* lines COUNT: numbered, the odd ones as errors; no report */
+{
+    for (int i = 0, count = atoi(arg[0]); i < count; i++)
+        dprintf(1 + i % 2, "line %d\n", i);
+}
+
 static void do_open(char **arg) { result("open", arg[0], open(arg[0], O_RDONLY)); } /* stays open, also over exec */
 
 static void drain(int fd)
@@ -518,6 +524,18 @@ static void do_await(char **arg) /* await SIGNAL: says that it is waiting, then 
     result("await", arg[0], g_caught);
 }
 
+static void do_heed(char **arg) /* heed SIGNAL: says so each time that one came, for ever */
+{
+    sigset_t one;
+    sigemptyset(&one);
+    sigaddset(&one, atoi(arg[0]));
+    sigprocmask(SIG_BLOCK, &one, NULL);
+    begin("heeding");
+    end();
+    for (;;)
+        result("heed", arg[0], sigwaitinfo(&one, NULL));
+}
+
 static void do_sigpipe(char **arg) /* dies of SIGPIPE unless that is ignored */
 {
     (void)arg;
@@ -633,15 +651,15 @@ static const struct verb {
 } verbs[] = {
     {"to", 1, do_to}, {"argv", 0, do_argv}, {"env", 0, do_env}, {"fds", 0, do_fds}, {"cwd", 0, do_cwd}, {"umask", 0, do_umask},
     {"signals", 0, do_signals}, {"ids", 0, do_ids}, {"caps", 0, do_caps}, {"pids", 0, do_pids}, {"comm", 0, do_comm},
-    {"hostname", 0, do_hostname}, {"nofile", 0, do_nofile}, {"read", 1, do_read}, {"write", 2, do_write}, {"open", 1, do_open},
-    {"drain", 1, do_drain}, {"tiocsti", 1, do_tiocsti}, {"stat", 1, do_stat}, {"list", 1, do_list}, {"cat", 1, do_cat},
+    {"hostname", 0, do_hostname}, {"nofile", 0, do_nofile}, {"read", 1, do_read}, {"write", 2, do_write}, {"lines", 1, do_lines},
+    {"open", 1, do_open}, {"drain", 1, do_drain}, {"tiocsti", 1, do_tiocsti}, {"stat", 1, do_stat}, {"list", 1, do_list}, {"cat", 1, do_cat},
     {"writable", 1, do_writable}, {"create", 1, do_create}, {"append", 2, do_append}, {"fill", 1, do_fill}, {"mkdir", 1, do_mkdir},
     {"unlink", 1, do_unlink}, {"chmod", 1, do_chmod}, {"chdir", 1, do_chdir}, {"chroot", 1, do_chroot}, {"mount", 1, do_mount},
     {"umount", 1, do_umount}, {"remount", 1, do_remount}, {"unshare-remount", 1, do_unshare_remount},
     {"sethostname", 1, do_sethostname}, {"ifaces", 0, do_ifaces}, {"connect", 1, do_connect}, {"listen", 0, do_listen},
     {"accept", 0, do_accept}, {"connect-unix", 1, do_connect_unix}, {"connect-abstract", 1, do_connect_abstract},
     {"exit", 1, do_exit}, {"kill", 1, do_kill}, {"probe", 1, do_probe}, {"pause", 0, do_pause}, {"await", 1, do_await},
-    {"vfork", 0, do_vfork},
+    {"heed", 1, do_heed}, {"vfork", 0, do_vfork},
     {"sigpipe", 0, do_sigpipe}, {"fork", 0, do_fork}, {"thread", 0, do_thread}, {"children", 2, do_children}, {"reap", 0, do_reap},
     {"daemon", 1, do_daemon}, {"bomb", 1, do_bomb}, {"alloc", 1, do_alloc}, {"exec", 1, do_exec},
 };

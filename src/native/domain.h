@@ -7,7 +7,9 @@
 #include <stdint.h>
 
 /* Its descriptors. Those between are for a recipe: recipe.h. */
-enum { DOMAIN_CONTROL = 3, DOMAIN_LEDGER = 6, DOMAIN_RUN = 7, DOMAIN_LOGS = 8, DOMAIN_FREE = 9 };
+enum { DOMAIN_CONTROL = 3, DOMAIN_LEDGER = 6, DOMAIN_RUN = 7, DOMAIN_LOGS = 8, DOMAIN_PENDING = 9, DOMAIN_FREE = 10 };
+/* DOMAIN_PENDING is the ledger once more, opened by the nursery and locked (flock(2), shared) as long as it has us raised for a manager,
+ * and by each init until it is that of a domain: the next manager waits for the lock before it takes a slot for free. */
 
 enum order_kind {
     /* The first of these makes it the init of a domain, which outlives its manager. b: slot, c: id, d: key, e: bytes of log kept. */
@@ -43,10 +45,11 @@ struct told {
 enum slot_state { SLOT_FREE, SLOT_ASSIGNED, SLOT_RUNNING, SLOT_ENDING, SLOT_ENDED };
 
 #define SLOT_BYTES 128
+#define CAUSE_UNBEGUN 4 /* the first dispatcher ended before it had executed the program */
 
 struct slot {
     uint32_t state;
-    int32_t cause; /* of the end, from ORDER_END; 0: by itself */
+    int32_t cause; /* of the end, from ORDER_END; 0: by itself; CAUSE_UNBEGUN */
     uint64_t id, key;
     uint64_t init_start; /* of the init, in clock ticks since boot: proc_pid_stat(5) */
     int32_t init_pid, pid; /* pid: of the first dispatcher */

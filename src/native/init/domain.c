@@ -32,8 +32,12 @@
 #define P_PID 1
 #define WNOHANG_ 1
 #define WEXITED_ 4
+#define WNOWAIT_ 0x1000000
 #define WALL 0x40000000
+#define WCLONE 0x80000000 /* those only that end with another signal than SIGCHLD */
+#define FIONREAD 0x541b
 enum { SI_CODE = 2, SI_PID = 4, SI_STATUS = 6 }; /* where waitid(2) puts them, in ints */
+#define START_TIME 22 /* proc_pid_stat(5) */
 #define RETRY_NS 200000000 /* until a socket is tried again that could not be made */
 
 static struct slot slot;
@@ -62,22 +66,22 @@ static uint64_t now_ns(void)
 /* What it costs to be killed between any two of these is at most what is told, never what is true: each is one write. */
 static void write_slot(void) { sys4(__NR_pwrite64, DOMAIN_LEDGER, &slot, sizeof slot, (long)number * SLOT_BYTES); }
 
-/* The 22nd field of /proc/self/stat, counted after the name, which may hold anything. */
-static uint64_t start_time(void)
+/* Fields are counted after the name, the second, which may hold anything. */
+uint64_t process_field(long pid, int field)
 {
     char text[1024];
-    long fd = sys4(__NR_openat, AT_FDCWD, "/proc/self/stat", O_RDONLY | O_CLOEXEC, 0);
+    long fd = of_process(pid, "/stat", O_RDONLY);
     long size = fd < 0 ? 0 : sys3(__NR_read, fd, text, sizeof text);
     sys1(__NR_close, fd);
     long at = size;
     while (at > 0 && text[at - 1] != ')')
         at--;
-    for (int field = 2; field < 22 && at < size; at++)
-        field += text[at] == ' ';
-    uint64_t ticks = 0;
+    for (int count = 2; count < field && at < size; at++)
+        count += text[at] == ' ';
+    uint64_t value = 0;
     for (; at < size && text[at] >= '0' && text[at] <= '9'; at++)
-        ticks = ticks * 10 + (uint64_t)(text[at] - '0');
-    return ticks;
+        value = value * 10 + (uint64_t)(text[at] - '0');
+    return value;
 }
 
 static void say(uint32_t kind, long pid, long err, const int *fds, unsigned count)
@@ -143,8 +147,8 @@ static void keep_log(uint32_t stream, char *data, uint32_t size)
     slot.log_lost += size;
 }
 
-/* Keeps what is there to be read. 0 when there will never be any more, or when there is none now. */
-static int drain(struct output *output)
+/* Keeps what is there to be read, and returns how much. 0 when there will never be any more, or when there is none now. */
+static long drain(struct output *output)
 {
     static char data[16384];
     long size = sys3(__NR_read, output->fd, data, sizeof data);
@@ -156,14 +160,19 @@ static int drain(struct output *output)
         sys1(__NR_close, output->fd);
         output->fd = -1;
     }
-    return size > 0;
+    return size > 0 ? size : 0;
 }
 
+/* What was written until now: somebody who is not of the domain may have the other end as well, and go on for ever. */
 static void drain_all(void)
 {
-    for (int i = 0; i < output_count; i++)
-        while (outputs[i].fd >= 0 && drain(&outputs[i]))
-            ;
+    for (int i = 0; i < output_count; i++) {
+        int left = 0;
+        if (outputs[i].fd >= 0)
+            sys3(__NR_ioctl, outputs[i].fd, FIONREAD, &left);
+        for (long got; left > 0 && (got = drain(&outputs[i])) > 0;)
+            left -= (int)got;
+    }
 }
 
 static void add_output(int fd, uint32_t stream)
@@ -190,10 +199,11 @@ static struct dispatcher *find_dispatcher(int pid)
     return 0;
 }
 
-static void ended_by(int code, int status)
+static void ended_by(int code, int status, int cause)
 {
     if (slot.state == SLOT_RUNNING) {
         slot.state = SLOT_ENDING;
+        slot.cause = cause;
         slot.code = code;
         slot.status = status;
         slot.ended_ns = (int64_t)now_ns();
@@ -201,7 +211,7 @@ static void ended_by(int code, int status)
     }
 }
 
-static void note_dispatcher(const int *info)
+static void note_dispatcher(const int *info, int executed)
 {
     struct dispatcher *found = find_dispatcher(info[SI_PID]);
     if (found && found->tentative) {
@@ -209,7 +219,7 @@ static void note_dispatcher(const int *info)
         found->status = info[SI_STATUS];
     } else if (found) {
         *found = (struct dispatcher){ 0 };
-        ended_by(info[SI_CODE], info[SI_STATUS]);
+        ended_by(info[SI_CODE], info[SI_STATUS], executed ? 0 : CAUSE_UNBEGUN);
     }
 }
 
@@ -218,16 +228,19 @@ static int reap(int options)
 {
     for (;;) {
         int info[32] = { 0 };
-        long ret = sys5(__NR_waitid, P_ALL, 0, info, WEXITED_ | WALL | options, 0);
+        long ret = sys5(__NR_waitid, P_ALL, 0, info, WEXITED_ | WALL | WNOWAIT_ | options, 0);
         if (ret == -EINTR)
             continue;
         if (ret < 0)
             return 0;
         if (info[0] == 0)
             return 1;
+        int executed = sys5(__NR_waitid, P_PID, info[SI_PID], 0, WEXITED_ | WCLONE | WNOHANG_, 0) < 0;
+        if (executed)
+            sys5(__NR_waitid, P_PID, info[SI_PID], 0, WEXITED_, 0);
         if (info[SI_PID] == cell_keeper)
             cell_keeper = 0;
-        note_dispatcher(info);
+        note_dispatcher(info, executed);
         if (!options)
             return 1;
     }
@@ -260,6 +273,8 @@ static void kill_all(void)
     kill_children();
 }
 
+static void unlink_own(void);
+
 _Noreturn static void finish(void)
 {
     struct rusage usage = { 0 };
@@ -271,6 +286,8 @@ _Noreturn static void finish(void)
     if (!slot.ended_ns)
         slot.ended_ns = (int64_t)now_ns();
     slot.state = SLOT_ENDED;
+    if (listener >= 0)
+        unlink_own();
     write_slot();
     say(TOLD_ENDED, 0, 0, 0, 0);
     leave(0);
@@ -280,17 +297,19 @@ _Noreturn static void finish(void)
 
 static void assign(const struct order *order)
 {
+    long pid = sys0(__NR_getpid);
     number = (uint32_t)order->b;
     slot = (struct slot){
         .state = SLOT_ASSIGNED,
         .id = order->c,
         .key = order->d,
-        .init_pid = (int32_t)sys0(__NR_getpid),
-        .init_start = start_time(),
+        .init_pid = (int32_t)pid,
+        .init_start = process_field(pid, START_TIME),
         .started_ns = (int64_t)now_ns(),
     };
     log_most = order->e;
     write_slot();
+    sys1(__NR_close, DOMAIN_PENDING);
 }
 
 static int place(long pid, int tentative)
@@ -317,7 +336,7 @@ static void keep(const struct order *order)
     if (was.code || !order->a)
         *found = (struct dispatcher){ 0 };
     if (was.code && order->a)
-        ended_by(was.code, was.status);
+        ended_by(was.code, was.status, 0);
 }
 
 _Noreturn static void become(int plans)
@@ -344,7 +363,7 @@ static void start_dispatcher(const struct order *order, int *fds, int count)
         say(TOLD_FAILED, 0, EINVAL, 0, 0);
         return;
     }
-    long pid = sys5(__NR_clone, SIGCHLD_, 0, 0, 0, 0);
+    long pid = sys5(__NR_clone, UNEXECUTED_SIGNAL, 0, 0, 0, 0);
     if (pid == 0)
         become(fds[0]);
     if (pid > 0 && !place(pid, order->a & 8)) {
@@ -486,16 +505,22 @@ static void listen_again(void)
     }
 }
 
-static void accept_manager(void)
+static void unlink_own(void)
 {
     struct sockaddr_un own = { 0 };
+    own_path(&own);
+    sys3(__NR_unlinkat, AT_FDCWD, own.sun_path, 0);
+}
+
+static void accept_manager(void)
+{
     control = (int)sys4(__NR_accept4, listener, 0, 0, SOCK_CLOEXEC);
     if (control < 0)
         return;
-    own_path(&own);
-    sys3(__NR_unlinkat, AT_FDCWD, own.sun_path, 0);
+    unlink_own();
     sys1(__NR_close, listener);
     listener = -1;
+    write_slot(); /* the ledger may have been lost meanwhile */
     say(TOLD_HERE, slot.pid, 0, 0, 0);
 }
 

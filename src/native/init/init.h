@@ -2,8 +2,12 @@
 #define SHOAL_INIT_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 #define CONTROL 3 /* of pid 1: a socket to the caller */
+
+/* What a child of ours that has not executed anything yet ends with: execve(2) makes it SIGCHLD, and waitid(2) tells the two apart. */
+#define UNEXECUTED_SIGNAL 10
 
 /* keep.c. `err`: an errno to tell instead of doing the tasks: what was to be done before has failed. */
 _Noreturn void keep_cell(const char *tasks, int err);
@@ -15,12 +19,14 @@ void wait_for_plan(void); /* returns when there is nothing left to wait for */
 struct made;
 void make_cells(char **argv); /* returns when nobody asks for any more */
 void find_words(char **argv); /* where our arguments are, for what we fork */
+long of_process(long pid, const char *name, int flags); /* opens a file of its folder in /proc */
 void reserve_recipe(void);    /* keeps the places of a recipe's descriptors free of others */
 /* One cell whose processes are our children. Returns the socket of its waiting process, or -1 and made->err. */
 int make_own_cell(int file, int empty, struct made *made);
 
 /* domain.c */
 void keep_domain(void); /* returns when there is no domain to keep */
+uint64_t process_field(long pid, int field); /* of proc_pid_stat(5), where it is a number; 0: there is no such process */
 
 /* nursery.c */
 void raise_inits(char **argv); /* returns when nobody asks for any more */

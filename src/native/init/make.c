@@ -119,7 +119,7 @@ static char *put_number(char *to, unsigned long number)
     return to;
 }
 
-static long of_process(long pid, const char *name, int flags)
+long of_process(long pid, const char *name, int flags)
 {
     char path[64];
     put_text(put_number(put_text(path, "/proc/"), (unsigned long)pid), name);
@@ -307,7 +307,7 @@ void reserve_recipe(void)
 int make_own_cell(int file, int empty, struct made *made)
 {
     struct cell cell = { NO_FD, NO_FD, { NO_FD, NO_FD }, { NO_FD, NO_FD }, NO_FD };
-    whose = SIGCHLD_;
+    whose = UNEXECUTED_SIGNAL;
     sys3(__NR_dup3, file, RECIPE_FILE, O_CLOEXEC);
     if (empty >= 0)
         sys3(__NR_dup3, empty, RECIPE_EMPTY, O_CLOEXEC);

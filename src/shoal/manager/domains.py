@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from shoal.manager.errors import ManagerError
-from shoal.manager.ledger import CAUSE_CPU_TIME, CAUSE_ITSELF, CAUSE_KILLED, CAUSE_WALL_TIME, Slot
+from shoal.manager.ledger import CAUSE_CPU_TIME, CAUSE_ITSELF, CAUSE_KILLED, CAUSE_UNBEGUN, CAUSE_WALL_TIME, Slot
 
 KILLED_STATUS: Final = 9
 """EXIT_STATUS_KILLED of the seed."""
@@ -86,7 +86,7 @@ class Ended:
 
 def ended_by(slot: Slot) -> Ended:
     """What an init has written, as an end."""
-    if slot.cause != CAUSE_ITSELF:
+    if slot.cause not in (CAUSE_ITSELF, CAUSE_UNBEGUN):
         status = ExitStatus(KILLED_STATUS, _BY_CAUSE.get(slot.cause, "killed"), KILLED_STATUS)
     elif slot.code == _CLD_EXITED:
         status = ExitStatus(slot.status, "exited", None)
@@ -196,6 +196,11 @@ class Domain:
     def running(self, core: int | str, pid: int) -> None:
         """Its first dispatcher runs. A kill that came before is carried out now."""
         self.pids[core] = pid
+        self.state = State.STOP_PENDING if self.stoppers else State.RUNNING
+
+    def is_found(self, pid: int) -> None:
+        """It runs, as a new manager finds; pid: of its first dispatcher. A kill that came meanwhile is carried out now."""
+        self.pids[next(iter(self.pids))] = pid
         self.state = State.STOP_PENDING if self.stoppers else State.RUNNING
 
     def has_ended(self, ended: Ended) -> None:

@@ -6,6 +6,7 @@ The layout is in src/native/domain.h.
 
 from __future__ import annotations
 
+import fcntl
 import heapq
 import os
 import struct
@@ -15,7 +16,7 @@ from typing import Final
 from shoal.manager.errors import ManagerError
 
 FREE, ASSIGNED, RUNNING, ENDING, ENDED = range(5)
-CAUSE_ITSELF, CAUSE_KILLED, CAUSE_WALL_TIME, CAUSE_CPU_TIME = range(4)
+CAUSE_ITSELF, CAUSE_KILLED, CAUSE_WALL_TIME, CAUSE_CPU_TIME, CAUSE_UNBEGUN = range(5)
 
 _SLOT: Final = struct.Struct("=IiQQQiiiiqqqqqQQ24x")
 _SIZE: Final = 128
@@ -28,7 +29,7 @@ class Slot:
     """What an init has written.
 
     Attributes:
-        state: FREE to ENDED. cause: who ended it.
+        state: FREE to ENDED. cause: who ended it; CAUSE_UNBEGUN: its program was never executed.
         init_start: in clock ticks since boot, which with the pid tells it from any other process.
         code, status: of the dispatcher that ended first, as waitid(2) tells; where a cause is given, the status is the one ordered.
     """
@@ -61,7 +62,8 @@ class Ledger:
             OSError: it cannot be opened or made.
         """
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        self._count = os.fstat(self._fd).st_size // _SIZE
+        self.count = os.fstat(self._fd).st_size // _SIZE
+        """How many slots there are."""
         self._unused: list[int] = []
 
     def fileno(self) -> int:
@@ -75,9 +77,34 @@ class Ledger:
     def all(self) -> list[Slot]:
         """Every slot, by its number."""
         data = b""
-        while len(data) < self._count * _SIZE and (more := os.pread(self._fd, self._count * _SIZE - len(data), len(data))):
+        while len(data) < self.count * _SIZE and (more := os.pread(self._fd, self.count * _SIZE - len(data), len(data))):
             data += more
         return [Slot(*fields) for fields in _SLOT.iter_unpack(data[: len(data) // _SIZE * _SIZE])]
+
+    def is_settled(self) -> bool:
+        """Whether no init that an earlier manager may have told of a slot is still about to write there: DOMAIN_PENDING in domain.h."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        return True
+
+    def reach(self, count: int) -> None:
+        """Have at least so many slots.
+
+        Raises:
+            ManagerError: the disk is full.
+        """
+        if count > self.count:
+            self._grow(-(-(count - self.count) // _STEP) * _STEP)
+
+    def _grow(self, by: int) -> None:
+        try:
+            os.posix_fallocate(self._fd, self.count * _SIZE, by * _SIZE)
+        except OSError as error:
+            raise ManagerError("PROC_MGMT_ERR_CREATE_DOMAIN_TABLE", f"the ledger cannot grow: {error.strerror}") from error
+        self.count += by
 
     def offer(self, number: int) -> None:
         """Say that nobody has this slot."""
@@ -95,12 +122,8 @@ class Ledger:
             ManagerError: the disk is full.
         """
         if not self._unused:
-            try:
-                os.posix_fallocate(self._fd, self._count * _SIZE, _STEP * _SIZE)
-            except OSError as error:
-                raise ManagerError("PROC_MGMT_ERR_CREATE_DOMAIN_TABLE", f"the ledger cannot grow: {error.strerror}") from error
-            self._unused = list(range(self._count, self._count + _STEP))
-            self._count += _STEP
+            self._grow(_STEP)
+            self._unused = list(range(self.count - _STEP, self.count))
         return heapq.heappop(self._unused)
 
     def give_back(self, number: int) -> None:

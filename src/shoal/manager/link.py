@@ -52,6 +52,7 @@ class Link:
     def answer(self) -> asyncio.Future[Told]:
         """What it tells next about an order to start something."""
         future: asyncio.Future[Told] = self._loop.create_future()
+        future.add_done_callback(_seen)
         if self._socket is None:
             future.set_exception(_gone())
         else:
@@ -87,6 +88,12 @@ class Link:
                     self._awaited.popleft()
 
 
+def _seen(future: asyncio.Future[Told]) -> None:
+    """Whoever gave up before there was an answer does not ask for it."""
+    if not future.cancelled():
+        future.exception()
+
+
 def _gone() -> ManagerError:
     return ManagerError("PROC_MGMT_ERR_SPAWND_REQUEST", "the domain's init was killed meanwhile")
 
@@ -95,15 +102,14 @@ def send_plan(sock: socket.socket, plan: bytes, argv: Strings, environ: Strings,
     """Tell a waiting process what it is to become.
 
     Raises:
-        OSError: it has gone.
+        ManagerError: it has gone. OSError: too many descriptors are on their way.
     """
     size = _REQUEST.size + len(plan) + len(argv[0]) + len(environ[0])
     if size > MESSAGE_MOST or argv[1] + environ[1] > STRINGS_MOST:
         _send_with_file(sock, plan, argv, environ, fds)
         return
     head = _REQUEST.pack(len(plan), len(argv[0]), argv[1], len(environ[0]), environ[1], len(fds))
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))] if fds else []
-    sock.sendmsg([head, plan, argv[0], environ[0]], ancillary, socket.MSG_NOSIGNAL)
+    _send(sock, [head, plan, argv[0], environ[0]], fds)
 
 
 def _send_with_file(sock: socket.socket, plan: bytes, argv: Strings, environ: Strings, fds: Sequence[int]) -> None:
@@ -113,10 +119,17 @@ def _send_with_file(sock: socket.socket, plan: bytes, argv: Strings, environ: St
             writer.write(argv[0])
             writer.write(environ[0])
         head = _REQUEST.pack(len(plan), 0, argv[1], 0, environ[1], len(fds))
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds) + 1}i", *fds, file))]
-        sock.sendmsg([head, plan], ancillary, socket.MSG_NOSIGNAL)
+        _send(sock, [head, plan], [*fds, file])
     finally:
         os.close(file)
+
+
+def _send(sock: socket.socket, parts: Sequence[bytes], fds: Sequence[int]) -> None:
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))] if fds else []
+    try:
+        sock.sendmsg(parts, ancillary, socket.MSG_NOSIGNAL)
+    except ConnectionError:
+        raise _gone() from None
 
 
 class Outcome:

@@ -32,6 +32,16 @@ class Init:
         self.pid = pid
         self.socket = sock
 
+    def lives(self) -> bool:
+        """Whether nobody has killed it."""
+        try:
+            self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except ConnectionError:
+            pass
+        return False  # it has nothing to say before it is told something
+
 
 class Nursery:
     """Inits made ahead, a few at a time. When it is closed, those that have no domain yet end."""
@@ -67,11 +77,14 @@ class Nursery:
 
     def take(self) -> Init | None:
         """An init, if one waits."""
-        if not self._waiting:
-            self.receive()
-        init = self._waiting.popleft() if self._waiting else None
-        self._ask()
-        return init
+        while True:
+            if not self._waiting:
+                self.receive()
+            init = self._waiting.popleft() if self._waiting else None
+            self._ask()
+            if init is None or init.lives():
+                return init
+            init.socket.close()
 
     def receive(self) -> bool:
         """Take in what has been made. False: there will be no more, it has ended."""

@@ -7,9 +7,11 @@ before its first instruction, so that the same request sent again finds what the
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -18,6 +20,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from shoal.manager import wire
+from shoal.manager.adoption import Found, has_executed, never_began, sort_out
 from shoal.manager.authority import Authority
 from shoal.manager.bounds import Bounds
 from shoal.manager.boxes import from_text
@@ -27,7 +30,7 @@ from shoal.manager.errors import ManagerError
 from shoal.manager.handing import capability, channel, lowest_free, manager, memory
 from shoal.manager.inspecting import capabilities_of, described
 from shoal.manager.layout import Layout, boot_identity
-from shoal.manager.ledger import ASSIGNED, ENDED, ENDING, FREE, RUNNING, Slot
+from shoal.manager.ledger import ENDED, ENDING, RUNNING, Slot
 from shoal.manager.logs import names, remove_log, state_of
 from shoal.manager.naming import Client, Naming
 from shoal.manager.rights import DomainRights, ManagerRights, shown
@@ -42,6 +45,8 @@ KILL_S: Final = 10.0
 SOON_S: Final = 5.0
 """How long a new manager waits for the inits of its domains before it listens; the others are found while it does. And how long one
 that is to end waits for what it has begun."""
+LOST_S: Final = 1.0
+"""How long a new manager looks for a domain of which the ledger says nothing any more."""
 AUDIT_MOST: Final = 100_000
 """Entries kept of the audit log."""
 _FLAGS_KNOWN: Final = 0b11  # NEW_DOMAIN and OMP
@@ -78,6 +83,7 @@ class Service:
         self._kept: dict[int, Kept] = {}
         self._next = store.last_id() + 1
         self._requests: dict[str, asyncio.Future[Domain]] = {}
+        self._adopting: dict[int, asyncio.Task[None]] = {}
         self._endings: list[int] = []
         self._unwritten: dict[int, Ended] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -87,33 +93,33 @@ class Service:
         self.connect: Callable[[socket.socket, str], None] = lambda sock, who: sock.close()
         """Serves the other end of a socket, for who that is."""
         self._waiting: dict[Caller, dict[int, Domain]] = {}
+        self._is_closed = False
         self.stopped: asyncio.Future[None] = loop.create_future()
 
     # --- beginning and end ----------------------------------------------------------------------------
 
     async def adopt(self) -> None:
         """Find again what an earlier manager has left."""
-        slots = self._spawnd.ledger.all()
-        alive = self._store.alive()
-        rows = {each.slot: each for each in alive if each.boot == self._boot}
-        for each in alive:
-            if each.boot != self._boot:
-                self._lost(each, "the machine was started anew")
-        found: list[tuple[int, Slot, Row | None]] = []
-        for number, slot in enumerate(slots):
-            row = rows.pop(number) if number in rows else None
-            if row is not None and (slot.id, slot.key) != (row.id, row.key):
-                self._store.drop(row.id)  # it never began: nobody was told of it
-                row = None
-            if slot.state == FREE or self._boot != self._ledger_boot():
-                self._spawnd.ledger.give_back(number) if slot.state != FREE else self._spawnd.ledger.offer(number)
-            else:
-                found.append((number, slot, row))
-        for each in rows.values():  # beyond the ledger's end
-            self._store.drop(each.id)
-        self._store.remember("boot", self._boot)
-        for one in found:
-            self._begin(self._adopt_one(*one))
+        ledger = self._spawnd.ledger
+        last = self._loop.time() + SOON_S
+        while not ledger.is_settled() and self._loop.time() < last:
+            await asyncio.sleep(0.01)
+        rows = self._store.alive()
+        whole = ledger.count
+        ledger.reach(max((row.slot + 1 for row in rows), default=0))
+        slots = ledger.all()
+        left = sort_out(slots, rows, self._store.has_end, self._boot, self._store.fact("boot") or self._boot, whole)
+        for row in left.unbegun:
+            self._written(self._store.drop, row.id)
+        for number in left.done:
+            ledger.give_back(number)
+        for number in left.free:
+            ledger.offer(number)
+        if self._store.fact("boot") != self._boot:
+            self._written(self._store.remember, "boot", self._boot)
+        for one in left.found:
+            self._adopting[one.slot.id] = task = self._begin(self._adopt_one(one))
+            task.add_done_callback(functools.partial(lambda id, _: self._adopting.pop(id, None), one.slot.id))
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=SOON_S)
         self._announce()
@@ -127,36 +133,51 @@ class Service:
         self._naming.announce(f"proc_mgmt {{ pid: {os.getpid()} }}")
         self._naming.announce("all_spawnds_up { iref: 0 }")
 
-    def _ledger_boot(self) -> str:
-        return self._store.fact("boot") or self._boot
+    def _written(self, write: Callable[..., object], *words: object) -> None:
+        """Write down what can be found out again: on a full disk that is left for later."""
+        try:
+            write(*words)
+        except ManagerError as error:
+            print(f"shoal manager: {error}", file=sys.stderr)
 
-    async def _adopt_one(self, number: int, slot: Slot, row: Row | None) -> None:
-        known = self._domains[slot.id] = self._remembered(row, number, slot)
+    async def _adopt_one(self, one: Found) -> None:
+        number, slot, row = one.number, one.slot, one.row
+        id, ledger = slot.id, self._spawnd.ledger
+        known = self._domains[id] = self._remembered(row, number, slot)
         known.state = State.RUNNING if slot.state in (RUNNING, ENDING, ENDED) else State.NIL
-        bounds = Bounds.remembered(self._loop, known.bounds, lambda cause: self._end(slot.id, cause))
+        bounds = Bounds.remembered(self._loop, known.bounds, lambda cause: self._end(id, cause))
         if bounds is not None:
-            self._bounds[slot.id] = bounds
-        kept = None if slot.state == ENDED else await self._spawnd.adopt(number, slot)
-        slot = self._spawnd.ledger.read(number)  # it may have ended meanwhile
-        if kept is None and slot.state == ASSIGNED:
-            self._spawnd.ledger.give_back(number)
-            del self._domains[slot.id]
-            if (bounds := self._bounds.pop(slot.id, None)) is not None:
-                bounds.finish(_never())
-            known.not_started(ManagerError("PROC_MGMT_ERR_DOMAIN_TABLE_FIND", f"domain {slot.id} was not started"))
-            if row is not None:
-                self._store.drop(row.id)
+            self._bounds[id] = bounds
+        kept = None
+        if slot.state != ENDED:
+            patience_s = LOST_S if one.was_lost and one.this_boot else 0.0
+            kept = await self._spawnd.adopt(number, slot, this_boot=one.this_boot, patience_s=patience_s)
+        while (slot := ledger.read(number)).state == RUNNING and kept is not None and not has_executed(slot.pid):
+            await asyncio.sleep(0.01)  # the end of who was about to tell it what to become, ends it
+        if never_began(slot) and not one.was_lost:
+            self._never_began(known, row)
             return
         if row is None:
-            self._store.add(slot.id, slot.key, None, number, self._boot, known.name, "?", b"\0".join(known.argv), {})
-        if kept is None:
-            self._ended(slot.id)
-        else:
-            self._kept[slot.id] = kept
-            if bounds is not None:
-                bounds.start()
-            if known.state is State.STOP_PENDING:  # somebody asked for it meanwhile
-                kept.kill()
+            self._written(self._store.add, id, slot.key, None, number, self._boot, known.name, "?", b"\0".join(known.argv), known.about())
+        if kept is None or id not in self._domains:
+            self._ended(id)
+            return
+        self._kept[id] = kept
+        known.is_found(slot.pid)
+        if bounds is not None:
+            bounds.start()
+        if known.state is State.STOP_PENDING:  # somebody asked for it meanwhile
+            kept.kill()
+
+    def _never_began(self, domain: Domain, row: Row | None) -> None:
+        """Whoever asked for it was not answered, and will ask again."""
+        self._domains.pop(domain.id, None)
+        if (bounds := self._bounds.pop(domain.id, None)) is not None:
+            bounds.finish(_never())
+        if row is not None:
+            self._written(self._store.drop, row.id)
+        self._spawnd.ledger.give_back(domain.slot)
+        domain.not_started(ManagerError("PROC_MGMT_ERR_DOMAIN_TABLE_FIND", f"domain {domain.id} was not started"))
 
     def _remembered(self, row: Row | None, number: int, slot: Slot) -> Domain:
         if row is None:  # the database was lost
@@ -180,10 +201,6 @@ class Service:
             descriptors=about.get("descriptors", []),
         )
 
-    def _lost(self, row: Row, why: str) -> None:
-        ended = Ended(ExitStatus(LOST_STATUS, "lost", None), time.time())
-        self._store.end([(row.id, ended.to_dict() | {"why": why})])
-
     async def settle(self) -> None:
         """Wait until what was begun is done: a spawn that is under way is carried out and written down."""
         if self._tasks:
@@ -191,6 +208,7 @@ class Service:
 
     def close(self) -> None:
         """Leave every domain alone, for the next manager."""
+        self._is_closed = True
         for task in tuple(self._tasks):
             task.cancel()
         for kept in self._kept.values():
@@ -252,10 +270,11 @@ class Service:
         for rid, domain in self._waiting.pop(caller, {}).items():
             domain.forget((caller, rid))
 
-    def _begin(self, work: Any) -> None:
-        task = self._loop.create_task(work)
+    def _begin(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _refused(self, caller: Caller, request: wire.Request, error: ManagerError) -> None:
         if error.code in _AUDITED:
@@ -289,12 +308,9 @@ class Service:
         under_way = self._requests.get(request.key)
         if under_way is not None:
             return await asyncio.shield(under_way)
-        before = self._store.by_request(request.key)
-        if before is not None:
-            return self._find(before)
         future = self._requests[request.key] = self._loop.create_future()
         try:
-            domain = await self._start(request, fds)
+            domain = await self._carried_out(request.key) or await self._start(request, fds)
         except BaseException as error:
             future.set_exception(error)
             future.exception()  # whether anybody else waits or not
@@ -304,6 +320,14 @@ class Service:
             return domain
         finally:
             del self._requests[request.key]
+
+    async def _carried_out(self, key: str) -> Domain | None:
+        """The domain that a request made which was sent before."""
+        before = self._store.by_request(key)
+        if before is not None and (adopting := self._adopting.get(before)) is not None:
+            await asyncio.wait((adopting,))  # then it is known whether it began
+            before = self._store.by_request(key)
+        return None if before is None else self._find(before)
 
     async def _start(self, request: wire.SpawnProgram, fds: Sequence[int]) -> Domain:
         request = _checked(request, fds)
@@ -492,6 +516,8 @@ class Service:
         self._endings.append(id)
 
     def _note_endings(self) -> None:
+        if self._is_closed:
+            return  # the next manager finds them in the ledger
         endings, self._endings = self._endings, []
         done: list[Domain] = []
         for id in endings:
@@ -500,6 +526,8 @@ class Service:
             if domain is None or domain.ended is not None:
                 continue
             slot = self._spawnd.ledger.read(domain.slot)
+            if id in self._adopting and never_began(slot):
+                continue  # as its adoption finds out
             whole = slot.state == ENDED and slot.key == domain.key
             ended = ended_by(slot) if whole else Ended(ExitStatus(LOST_STATUS, "lost", None), time.time())
             if (shared := self._shared.pop(id, None)) is not None:
@@ -514,7 +542,7 @@ class Service:
 
     def _write_endings(self) -> None:
         """Into the database; only then their slots are free. What cannot be written now stays in the ledger, and is tried again."""
-        if not self._unwritten:
+        if not self._unwritten or self._is_closed:
             return
         try:
             self._store.end((id, ended.to_dict()) for id, ended in self._unwritten.items())

@@ -12,6 +12,7 @@ import secrets
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,7 +26,7 @@ from shoal.manager.boxes import cook, known_box, on_core, order_for
 from shoal.manager.errors import ManagerError
 from shoal.manager.handing import startup_variable
 from shoal.manager.layout import Layout
-from shoal.manager.ledger import CAUSE_KILLED, Ledger, Slot
+from shoal.manager.ledger import CAUSE_KILLED, CAUSE_UNBEGUN, Ledger, Slot
 from shoal.manager.link import Link, Outcome, send_plan
 from shoal.manager.nursery import Init, Nursery
 from shoal.manager.wire import SpawnProgram
@@ -131,7 +132,7 @@ class LocalSpawnd:
             else:
                 pid = await self._start_in_cell(seat, link, request, cooked, given, which, outputs)
         except BaseException as error:
-            link.order(orders.END, CAUSE_KILLED)
+            link.order(orders.END, CAUSE_UNBEGUN)
             await gone
             raise as_manager_error(error, request) from error
         finally:
@@ -268,20 +269,34 @@ class LocalSpawnd:
 
     # --- finding again --------------------------------------------------------------------------------
 
-    async def adopt(self, number: int, slot: Slot) -> Kept | None:
-        """The link to the domain in a slot, whose former manager is gone. None when its init is gone as well."""
+    async def adopt(self, number: int, slot: Slot, *, this_boot: bool = True, patience_s: float = 0.0) -> Kept | None:
+        """The link to the domain in a slot, whose former manager is gone. None when its init is gone as well.
+
+        Args:
+            this_boot: the number of the init's process means something.
+            patience_s: how long to look for one whose process is not known.
+        """
         directory = f"/proc/self/fd/{self._run}"
+        last = self._loop.time() + patience_s
         while True:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            sock.setblocking(False)  # who has stopped an init does not stop us
             try:
                 sock.connect(f"{directory}/d{number}")
             except OSError:
                 sock.close()
-                if not _lives(slot):
+                if not (this_boot and _lives(slot)) and self._loop.time() >= last:
+                    self._unlink(number)
                     return None
                 await asyncio.sleep(0.01)  # it is about to listen, of which nothing tells that it could be waited for with the rest
                 continue
             return await self._adopted(number, slot, sock)
+
+    def _unlink(self, number: int) -> None:
+        """What an init that was killed has left of its socket."""
+        for name in (f"d{number}", f"n{number}"):
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=self._run)
 
     async def _adopted(self, number: int, slot: Slot, sock: socket.socket) -> Kept | None:
         gone: asyncio.Future[None] = self._loop.create_future()

@@ -131,6 +131,12 @@ class Store:
             fields = self._db.execute("SELECT * FROM domains WHERE id=?", (id,)).fetchone()
         return None if fields is None else Row(fields)
 
+    def has_end(self, id: int, key: int) -> bool:
+        """Whether the end of this very domain is known."""
+        with self._told("reading"):
+            found = self._db.execute("SELECT key FROM domains WHERE id=? AND ended IS NOT NULL", (id,)).fetchone()
+        return found is not None and found[0] & (1 << 64) - 1 == key
+
     def by_request(self, request: str) -> int | None:
         """The domain that a request made, if it was carried out before."""
         with self._told("reading"):
