@@ -569,9 +569,10 @@ void keep_domain(void)
     for (;;) {
         reap(WNOHANG_);
         if (slot.state == SLOT_ENDING) {
-            kill_all();
-            while (reap(WNOHANG_) && reap(0))
-                kill_all();
+            while (reap(WNOHANG_)) { /* whoever is our child by now, as what one that was killed has left behind, */
+                kill_all();          /* is killed, too, before we wait for any */
+                reap(0);
+            }
             finish();
         }
         if (control < 0 && slot.state < SLOT_RUNNING)

@@ -1,88 +1,162 @@
 """Inspecting: what a domain can touch, as it was granted and as the kernel has it: capabilities/.
 
-What was granted is worked out again from the request, which is remembered with the domain; of descriptors, which are gone from here by
-then, is remembered what they led to.
+What was granted is written down when the domain is started. Of one that sees the manager's own world little has to be: what its
+descriptors led to, and the rest is in its request. Of one in a sandbox it is all that its plan says, since what a path led to then may
+be somewhere else by now. Values of variables are written down only where a sandbox sets them and does not call them secrets.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from typing import Any, Final
 
-from shoal.flags import SpawnFlags
-from shoal.handles.process import Process
-from shoal.manager.boxes import known_box, on_core, order_for
+import msgspec
+
+from shoal.handles.job import Job
+from shoal.handles.job_arguments import check_io
+from shoal.handles.job_backend import Limits
+from shoal.handles.vmo import Vmo
+from shoal.manager.boxes import known_box
 from shoal.manager.capabilities import Capabilities
-from shoal.manager.capabilities.granted import Granted, GrantedDescriptor
-from shoal.manager.capabilities.kinds import what_is_open
-from shoal.manager.capabilities.looking import look_at
+from shoal.manager.capabilities.granted import Granted, GrantedDescriptor, JobLimits
+from shoal.manager.capabilities.kinds import text, what_is_open
+from shoal.manager.capabilities.looking import look_at_held
 from shoal.manager.dispatchers import environment_of
 from shoal.manager.domains import Domain
 from shoal.manager.errors import ManagerError
-from shoal.sandbox.launch import Boxed
-from shoal.spawn import explain
+from shoal.manager.ledger import Slot
+from shoal.manager.wire import Given, SpawnProgram
+from shoal.plan import Plan
+from shoal.sandbox.box import Sandbox
 from shoal.status import SpawnError
+from shoal.units import parse_size
+
+MOST: Final = (1000, 10_000)
+"""Processes and descriptors of one domain that are told of: what fits into one answer."""
+_JOB: Final = "the domain's own"
+_LOG: Final = "the domain's log"
 
 
-def described(targets: Sequence[int], fds: Sequence[int]) -> list[dict[str, Any]]:
+def described(request: SpawnProgram, fds: Sequence[int]) -> list[dict[str, Any]]:
     """What descriptors lead to that are handed over, to be remembered."""
-    return [dataclasses.asdict(GrantedDescriptor(target, *what_is_open(fd))) for target, fd in zip(targets, fds, strict=True)]
+    return [asdict(item) for item in _handed(request, fds)]
 
 
-def capabilities_of(domain: Domain, init: int) -> Capabilities:
-    """What a domain that runs can touch. Takes milliseconds.
+def _handed(request: SpawnProgram, fds: Iterable[int]) -> Iterator[GrantedDescriptor]:
+    handles = {item.target: item for item in request.given}
+    for target, fd in zip(request.targets, fds, strict=True):
+        kind, what, dev, ino, access = what_is_open(fd)
+        yield _with_handle(GrantedDescriptor(target, kind, what, dev, ino, access), handles.get(target))
+    for number in request.kept:
+        yield GrantedDescriptor(number, "pipe", _LOG, 0, 0, "w")
+
+
+def described_later(given: Iterable[Given]) -> list[dict[str, Any]]:
+    """The same of startup handles that are made when the domain begins."""
+    kinds = {Vmo.kind: "memory"}
+    return [
+        asdict(_with_handle(GrantedDescriptor(item.target, kinds.get(item.kind, item.kind), item.name, 0, 0, "rw"), item)) for item in given
+    ]
+
+
+def _with_handle(item: GrantedDescriptor, handle: Given | None) -> GrantedDescriptor:
+    return item if handle is None else replace(item, handle=handle.id, handle_kind=handle.kind, rights=handle.rights)
+
+
+def granted_in_cell(plan: Plan, request: SpawnProgram) -> bytes:
+    """What a domain in a sandbox gets besides its descriptors, to be remembered."""
+    assert request.sandbox is not None
+    box = known_box(request.sandbox)
+    found = Granted.of_plan(replace(plan, descriptors=()), secrets=box.secrets, limits=_limits(box))
+    environ = found.environ if request.environ is None else dict.fromkeys(found.environ)
+    return msgspec.json.encode(replace(found, environ=environ, job=_JOB))
+
+
+def _limits(box: Sandbox) -> Limits:
+    memory = None if box.memory is None else parse_size(box.memory)
+    pids = None if box.pids is None else box.pids + 2  # the domain's init, and the cell's
+    return Limits(memory, None, pids, box.cpus, check_io(box.io))
+
+
+def capabilities_of(domain: Domain, slot: Slot, remembered: bytes | None) -> Capabilities:
+    """What a domain that runs can touch. Takes milliseconds, and waits for nobody.
 
     Args:
-        init: the pid of its init, which has the other ends of what it writes to.
+        slot: of its init, which is the parent of what it started and becomes that of every orphan.
+        remembered: of a domain in a sandbox what `granted_in_cell()` gave.
     Raises:
         ManagerError: it has ended meanwhile.
     """
-    with ExitStack() as stack:
-        processes = []
-        for pid in filter(None, domain.pids.values()):
-            try:
-                processes.append(stack.enter_context(Process._from_fd(os.pidfd_open(pid))))
-            except (ProcessLookupError, SpawnError):
-                raise ManagerError("PROC_MGMT_ERR_DOMAIN_NOT_RUNNING", f"domain {domain.id} has ended") from None
-        granted = _granted(domain, next(iter(domain.pids.values())), init)
-        return Capabilities.of(granted, look_at(processes), name=domain.name, domain_id=domain.id)
-
-
-def _granted(domain: Domain, pid: int, init: int) -> Granted | None:
-    core = next(iter(domain.pids))
-    descriptors = [GrantedDescriptor(**each) for each in domain.descriptors]
+    job = _open_job(domain.bounds.get("job"))
     try:
-        descriptors += _log_pipes(pid, init, {each.fd for each in descriptors})
-        if domain.sandbox is not None:
-            box = known_box(on_core(domain.sandbox, core if isinstance(core, int) else 0))
-            plan = Boxed.of(box).plan(order_for(domain.path, domain.argv, None, domain.cwd, {}))
-            granted = Granted.of_plan(plan, secrets=box.secrets)
-        else:
-            variables = environment_of(pid)
-            plan = explain(domain.path, domain.argv, flags=SpawnFlags.CLONE_NAMESPACE | SpawnFlags.DEFAULT_LDSVC, environ=variables)
-            granted = dataclasses.replace(Granted.of_plan(plan), cwd=domain.cwd, processors=(core,) if isinstance(core, int) else ())
-    except (SpawnError, ManagerError, OSError):
-        return None  # the program or what the sandbox names is not there any more
-    return dataclasses.replace(granted, name=domain.name, descriptors=tuple(descriptors))
+        observed = look_at_held(slot.init_pid, slot.init_start, job=job, most=MOST)
+    finally:
+        if job is not None:
+            job.close()
+    if not observed.processes:
+        raise ManagerError("PROC_MGMT_ERR_DOMAIN_NOT_RUNNING", f"domain {domain.id} has ended")
+    pids = {process.pid for process in observed.processes}
+    found = Capabilities.of(_granted(domain, remembered, pids), observed, name=domain.name, domain_id=domain.id)
+    return replace(found, observed=observed.for_others())
 
 
-def _log_pipes(pid: int, init: int, taken: Iterable[int]) -> list[GrantedDescriptor]:
-    """Those of its standard streams that lead to the domain's log."""
-    ends = set()
-    for name in os.listdir(f"/proc/{init}/fd"):
-        try:
-            ends.add(os.readlink(f"/proc/{init}/fd/{name}"))
-        except OSError:
-            continue
-    found = []
-    for number in {1, 2} - set(taken):
-        try:
-            link, status = os.readlink(f"/proc/{pid}/fd/{number}"), os.stat(f"/proc/{pid}/fd/{number}")
-        except OSError:
-            continue
-        if link in ends:
-            found.append(GrantedDescriptor(number, "pipe", link, status.st_dev, status.st_ino, "w"))
-    return found
+def _open_job(path: str | None) -> Job | None:
+    if path is None:
+        return None
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None  # the domain is ending
+    try:
+        return Job._from_fd(fd)
+    except SpawnError:
+        os.close(fd)
+        return None
+
+
+def _granted(domain: Domain, remembered: bytes | None, pids: Collection[int]) -> Granted | None:
+    descriptors = tuple(GrantedDescriptor(**each) for each in domain.descriptors)
+    if domain.sandbox is None:
+        return _granted_flat(domain, descriptors, pids)
+    if remembered is not None:
+        with suppress(ValueError):  # written by another version
+            return replace(Granted.from_dict(msgspec.json.decode(remembered)), name=domain.name, descriptors=descriptors)
+    return None
+
+
+def _granted_flat(domain: Domain, descriptors: tuple[GrantedDescriptor, ...], pids: Collection[int]) -> Granted:
+    variables: list[bytes] = []
+    first = next(iter(domain.pids.values()))
+    with suppress(ManagerError):
+        variables = environment_of(first) if first in pids else []
+    return Granted(
+        name=domain.name,
+        program=domain.path,
+        script="",
+        argv=tuple(map(text, domain.argv)),
+        cwd=domain.cwd,
+        world="caller",
+        mounts=(),
+        files=(),
+        network="caller",
+        network_ino=0,
+        descriptors=descriptors,
+        environ={text(item).partition("=")[0]: None for item in variables},
+        namespaces=(),
+        no_new_privs=False,
+        no_capabilities=False,
+        own_user=False,
+        own_keyring=False,
+        user=os.geteuid(),
+        filters=0,
+        filter_labels=(),
+        landlock=False,
+        rlimits=(),
+        processors=tuple(core for core in domain.pids if isinstance(core, int)),
+        nice=None,
+        job=_JOB,
+        limits=JobLimits(),
+    )

@@ -28,7 +28,7 @@ from shoal.manager.dispatchers import Shared, environment_of
 from shoal.manager.domains import LOST_STATUS, Domain, Ended, ExitStatus, State, ended_by
 from shoal.manager.errors import ManagerError
 from shoal.manager.handing import capability, channel, lowest_free, manager, memory
-from shoal.manager.inspecting import capabilities_of, described
+from shoal.manager.inspecting import capabilities_of, described, described_later, granted_in_cell
 from shoal.manager.layout import Layout, boot_identity
 from shoal.manager.ledger import ENDED, ENDING, RUNNING, Slot
 from shoal.manager.logs import names, remove_log, state_of
@@ -345,7 +345,7 @@ class Service:
             path=os.fsdecode(request.path),
             cwd=os.fsdecode(request.cwd),
             sandbox=request.sandbox,
-            descriptors=described(request.targets, fds),
+            descriptors=described(request, fds),
         )
         bounds = None
         try:
@@ -353,7 +353,11 @@ class Service:
                 bounds = Bounds.of(self._loop, from_text(request.sandbox), lambda cause: self._end(seat.id, cause))
                 domain.bounds = {} if bounds is None else bounds.about()
             argv = b"\0".join(request.argv)
-            self._store.add(seat.id, seat.key, request.key, seat.slot, self._boot, name, str(request.core), argv, domain.about())
+            plan = self._spawnd.plan(request)
+            granted = None if plan is None else granted_in_cell(plan, request)
+            if request.own:
+                domain.descriptors += described_later(self._own_handles(request)[1])
+            self._store.add(seat.id, seat.key, request.key, seat.slot, self._boot, name, str(request.core), argv, domain.about(), granted)
         except ManagerError:
             self._spawnd.ledger.give_back(seat.slot)
             if bounds is not None:
@@ -388,17 +392,20 @@ class Service:
         self, request: wire.SpawnProgram, fds: Sequence[int], id: int, stack: ExitStack
     ) -> tuple[wire.SpawnProgram, tuple[int, ...]]:
         """The same with the capability for the domain itself, and a connection to us."""
-        given, targets = list(request.given), list(request.targets)
+        targets, given = self._own_handles(request)
         vmo = stack.enter_context(self._authority.own_of_domain(id).to_vmo())
         near, far = socket.socketpair()
         stack.callback(far.close)
         self.connect(near, f"domain {id}")
-        numbers = []
-        for _ in range(2):
-            numbers.append(lowest_free((*targets, *request.kept)))
-            targets.append(numbers[-1])
-        given += [capability(numbers[0], request.core), manager(numbers[1])]
-        return msgspec.structs.replace(request, given=given, targets=targets), (*fds, vmo.fileno(), far.fileno())
+        request = msgspec.structs.replace(request, given=[*request.given, *given], targets=[*request.targets, *targets])
+        return request, (*fds, vmo.fileno(), far.fileno())
+
+    @staticmethod
+    def _own_handles(request: wire.SpawnProgram) -> tuple[list[int], list[wire.Given]]:
+        """The numbers of the two, and what the program is told of them."""
+        first = lowest_free((*request.targets, *request.kept))
+        second = lowest_free((*request.targets, *request.kept, first))
+        return [first, second], [capability(first, request.core), manager(second)]
 
     # --- spanning -----------------------------------------------------------------------------------
 
@@ -455,8 +462,10 @@ class Service:
                     given=given,
                 )
                 request, fds = self._with_own(request, fds, domain.id, stack)
+                described_now = described(request, fds)
                 domain.pids[core] = await self._spawnd.add_dispatcher(kept, request, fds)
             domain.check_running()
+            domain.descriptors += [item for item in described_now if item["ino"]]
             self._store.change(domain.id, domain.about())
         except BaseException:
             domain.pids.pop(core, None)
@@ -477,12 +486,12 @@ class Service:
         if domain.ended is not None:
             raise ManagerError("PROC_MGMT_ERR_DOMAIN_NOT_RUNNING", f"domain {domain.id} has ended, and can touch nothing any more")
         domain.check_running()
-        init = self._spawnd.ledger.read(domain.slot).init_pid
-        self._begin(self._inspected(caller, request, domain, init))
+        slot, granted = self._spawnd.ledger.read(domain.slot), self._store.granted(domain.id)
+        self._begin(self._inspected(caller, request, domain, slot, granted))
 
-    async def _inspected(self, caller: Caller, request: wire.Capabilities, domain: Domain, init: int) -> None:
+    async def _inspected(self, caller: Caller, request: wire.Capabilities, domain: Domain, slot: Slot, granted: bytes | None) -> None:
         try:
-            found = await asyncio.to_thread(capabilities_of, domain, init)
+            found = await asyncio.to_thread(capabilities_of, domain, slot, granted)
             caller.answer(request.rid, json.dumps(found.to_dict()))
         except ManagerError as error:
             caller.refuse(request.rid, error)

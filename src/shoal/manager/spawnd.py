@@ -31,6 +31,7 @@ from shoal.manager.link import Link, Outcome, send_plan
 from shoal.manager.nursery import Init, Nursery
 from shoal.manager.wire import SpawnProgram
 from shoal.packing import count_strings
+from shoal.plan import Plan
 from shoal.probe import is_privileged
 from shoal.sandbox.launch import Cooked
 from shoal.status import SpawnError
@@ -140,6 +141,14 @@ class LocalSpawnd:
         gone.add_done_callback(lambda _: self._on_end(seat.id))
         return Kept(seat, link, pid)
 
+    def plan(self, request: SpawnProgram) -> Plan | None:
+        """What a request with a sandbox asks for; None: it has none, and sees what we do.
+
+        Raises:
+            ManagerError: the sandbox is not possible here, or not for this program.
+        """
+        return None if request.sandbox is None else self._cooked(request, self._checked_core(request.core)).plan
+
     async def _start_flat(
         self, seat: Seat, link: Link, request: SpawnProgram, core: int, fds: Sequence[int], which: int, outputs: tuple[int, ...]
     ) -> int:
@@ -173,7 +182,8 @@ class LocalSpawnd:
         environ = None
         if request.environ is not None:
             environ = dict(os.fsdecode(item).split("=", 1) for item in request.environ)
-        numbers = {target: target for target in (*request.targets, *request.kept)}
+        # What comes there is sent later; something that is open here stands for it.
+        numbers = dict.fromkeys((*request.targets, *request.kept), self.ledger.fileno())
         return cook(box, order_for(os.fsdecode(request.path), request.argv, environ, os.fsdecode(request.cwd), numbers))
 
     async def _start_in_cell(

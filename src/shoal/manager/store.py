@@ -26,6 +26,7 @@ CREATE TABLE IF NOT EXISTS domains (
 CREATE INDEX IF NOT EXISTS alive ON domains (id) WHERE ended IS NULL;
 CREATE UNIQUE INDEX IF NOT EXISTS requests ON domains (request) WHERE request IS NOT NULL;
 CREATE TABLE IF NOT EXISTS names (key TEXT PRIMARY KEY, what TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS granted (domain INTEGER PRIMARY KEY, what BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS revocations (domain INTEGER NOT NULL, what TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS audit (at REAL NOT NULL, who TEXT NOT NULL, did TEXT NOT NULL, domain INTEGER, refused TEXT);
 """
@@ -89,19 +90,40 @@ class Store:
     # --- domains ------------------------------------------------------------------------------------
 
     def add(
-        self, id: int, key: int, request: str | None, slot: int, boot: str, name: str, core: str, argv: bytes, about: Mapping[str, Any]
+        self,
+        id: int,
+        key: int,
+        request: str | None,
+        slot: int,
+        boot: str,
+        name: str,
+        core: str,
+        argv: bytes,
+        about: Mapping[str, Any],
+        granted: bytes | None = None,
     ) -> None:
-        """A domain, before its first instruction."""
+        """A domain, before its first instruction.
+
+        Args:
+            granted: what its plan gives it: inspecting.py.
+        """
+        fields = (id, key - (1 << 64) if key >> 63 else key, request, slot, boot, name, core, argv, json.dumps(about))
         with self._told("writing to"):
-            self._db.execute(
-                "INSERT INTO domains VALUES (?,?,?,?,?,?,?,?,?,NULL)",
-                (id, key - (1 << 64) if key >> 63 else key, request, slot, boot, name, core, argv, json.dumps(about)),
-            )
+            if granted is not None:  # first: without its domain it means nothing, and is replaced by the next of that number
+                self._db.execute("INSERT OR REPLACE INTO granted VALUES (?,?)", (id, granted))
+            self._db.execute("INSERT INTO domains VALUES (?,?,?,?,?,?,?,?,?,NULL)", fields)
+
+    def granted(self, id: int) -> bytes | None:
+        """What the plan of a domain gave it; None: that was not written down."""
+        with self._told("reading"):
+            found = self._db.execute("SELECT what FROM granted WHERE domain=?", (id,)).fetchone()
+        return None if found is None else found[0]
 
     def drop(self, id: int) -> None:
         """A domain that never began."""
         with self._told("writing to"):
             self._db.execute("DELETE FROM domains WHERE id=?", (id,))
+            self._db.execute("DELETE FROM granted WHERE domain=?", (id,))
 
     def end(self, endings: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
         """Domains that have ended, and how."""
@@ -164,6 +186,7 @@ class Store:
             self.remember("last_id", str(self.last_id()))  # a number is never given again
             self._db.executemany("DELETE FROM domains WHERE id=?", old)
             self._db.executemany("DELETE FROM revocations WHERE domain=?", old)
+            self._db.executemany("DELETE FROM granted WHERE domain=?", old)
             return [id for (id,) in old]
 
     # --- else ---------------------------------------------------------------------------------------

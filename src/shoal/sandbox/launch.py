@@ -102,9 +102,10 @@ class _Known:
         return same and self.plan.privileged == is_privileged() and self.same_libraries()
 
     def plan_of(self, order: Order) -> Plan:
-        """The plan of a launch that is like the first one in all but its arguments and descriptors."""
+        """The plan of a launch that is like the first one in all but its arguments, variables and descriptors."""
         placed = tuple(dataclasses.replace(item, source=order.fds[item.target]) for item in self.plan.descriptors)
-        return dataclasses.replace(self.plan, argv=(*self.directives, *order.argv), descriptors=placed)
+        environ = self.plan.environ if order.environ is None else tuple(encode_environ(order.environ))
+        return dataclasses.replace(self.plan, argv=(*self.directives, *order.argv), environ=environ, descriptors=placed)
 
     def argv(self, order: Order) -> Strings:
         """What the program gets."""
@@ -125,12 +126,14 @@ class Cooked(NamedTuple):
 
     Attributes:
         targets: the numbers of its descriptors in the child, in the order in which they are to be sent.
+        plan: all that it gets; its descriptors are those of the order.
     """
 
     recipe: Recipe
     targets: tuple[int, ...]
     argv: Strings
     environ: Strings
+    plan: Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +305,8 @@ class Boxed:
             while len(self._cooked) > KEPT:
                 self._cooked.popitem(last=False)
         known, recipe = found
-        return Cooked(recipe, tuple(item.target for item in known.plan.descriptors), known.argv(order), self._environ_of(order))
+        targets = tuple(item.target for item in known.plan.descriptors)
+        return Cooked(recipe, targets, known.argv(order), self._environ_of(order), known.plan_of(order))
 
     def _environ_of(self, order: Order) -> Strings:
         return self._own_environ if order.environ is None else count_strings(encode_environ(order.environ))

@@ -81,6 +81,8 @@ def _problem(
 
 
 def _is_same(given: GrantedDescriptor, item: OpenDescriptor, point: MountPoint | None) -> bool:
+    if given.ino == 0:  # made after it was written down what it is
+        return given.fd == item.fd and given.kind == item.kind
     if given.ino != item.inode or (given.kind in _FILES) != (item.kind == "file"):
         return False
     if item.kind != "file":

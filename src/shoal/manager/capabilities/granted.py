@@ -72,7 +72,7 @@ class GrantedDescriptor:
         fd: its number in the child.
         kind: "file", "directory", "pipe", "socket", "device", or what the kernel calls it.
         what: where it led.
-        dev, ino: which.
+        dev, ino: which; ino 0: not known when this was written, and only its number and kind are.
         access: "r", "w", "rw" or "path".
         handle: the startup handle id that it is known by, or None; rights: of that handle.
     """

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Collection, Iterable, Sequence
-from typing import Final
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from shoal.handles.deadline import is_ready
 from shoal.handles.hierarchy import is_cgroup
@@ -15,11 +15,8 @@ from shoal.handles.process import Process
 from shoal.manager.capabilities.jobs import job_of, path_of
 from shoal.manager.capabilities.members import descendants, in_cgroup, in_pid_namespace, lives_in
 from shoal.manager.capabilities.mounts import is_below
-from shoal.manager.capabilities.observed import Look, Observed
+from shoal.manager.capabilities.observed import MOST_DESCRIPTORS, MOST_PROCESSES, Look, Observed
 from shoal.manager.capabilities.procfs import ProcessDirectory
-
-MOST_PROCESSES: Final = 4096
-"""So many are looked at, in about a millisecond each."""
 
 
 def look_at(processes: Iterable[Process], *, job: Job | None = None, holders: Iterable[Process] = ()) -> Observed:
@@ -47,6 +44,36 @@ def look_at(processes: Iterable[Process], *, job: Job | None = None, holders: It
     return look.finished()
 
 
+def look_at_held(pid: int, started: int, *, job: Job | None = None, most: tuple[int, int] = (MOST_PROCESSES, MOST_DESCRIPTORS)) -> Observed:
+    """A picture of all that a process of shoal's own holds: it is the parent of what it started, and becomes that of every orphan.
+
+    Args:
+        pid, started: the process, and when it began, in clock ticks since boot: what has the number now may be another one.
+        job: what it all lives in, if there is one; borrowed.
+        most: processes and descriptors.
+    """
+    look = Look(*most)
+    look.at(pid, lambda directory: int(directory.stat_fields()[19]) == started, keeper=True)
+    if pid in look.pids():
+        family = descendants([pid])
+        look.cells = frozenset(_pid_namespaces(family) - {os.stat("/proc/self/ns/pid").st_ino})
+        for member in family:  # each after its parent
+            look.at(member, lambda directory: int(directory.stat_fields()[1]) in look.pids())
+        for inode in look.cells:
+            _look_at_cell(look, inode)
+    if job is not None:
+        _look_at_job(look, job)
+    return look.finished()
+
+
+def _pid_namespaces(pids: Iterable[int]) -> set[int]:
+    found = set()
+    for pid in pids:
+        with suppress(OSError), ProcessDirectory(pid) as directory:
+            found |= {directory.namespaces().get("pid", 0)}
+    return found - {0}
+
+
 def _look_at_own(look: Look, process: Process, *, keeper: bool) -> None:
     """One that we have a pidfd of. While that has not ended its number is its own."""
     if process.pid > 0 and not process.closed:
@@ -67,23 +94,16 @@ def _look_at_job(look: Look, job: Job) -> None:
     if path is None:
         look.hide(f"what is in job {job.name}: its cgroup is not to be seen from here")
         return
-    for pid in _some(look, list(in_cgroup(fd))):
+    for pid in in_cgroup(fd):
         look.at(pid, lambda directory: is_below(directory.cgroup(), path))
 
 
 def _look_at_cell(look: Look, inode: int) -> None:
-    for pid in _some(look, in_pid_namespace(inode)):
+    for pid in in_pid_namespace(inode):
         look.at(pid, lambda directory: lives_in(directory, inode))
 
 
 def _look_at_family(look: Look, started: Sequence[Process]) -> None:
     first = [process._keeper.pid if isinstance(process._keeper, Holder) else process.pid for process in started]
-    for pid in _some(look, descendants([pid for pid in first if pid in look.pids()])):
+    for pid in descendants([pid for pid in first if pid in look.pids()]):
         look.at(pid, lambda directory: int(directory.stat_fields()[1]) in look.pids())
-
-
-def _some(look: Look, pids: Collection[int]) -> list[int]:
-    chosen = list(pids)
-    if len(chosen) > MOST_PROCESSES:
-        look.hide(f"{len(chosen) - MOST_PROCESSES} of {len(chosen)} processes, which are too many")
-    return chosen[:MOST_PROCESSES]

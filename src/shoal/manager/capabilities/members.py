@@ -57,11 +57,14 @@ def lives_in(directory: ProcessDirectory, inode: int) -> bool:
 
 def descendants(first: Collection[int]) -> list[int]:
     """Processes and all that descend from them now, each found as a child of one found before."""
-    found = list(first)
-    for pid in found:  # which grows meanwhile
+    found = dict.fromkeys(first)
+    left = list(found)
+    for pid in left:  # which grows meanwhile
         with suppress(OSError), ProcessDirectory(pid) as directory:
-            found += [child for child in directory.children() if child not in found]
-    return found
+            more = [child for child in directory.children() if child not in found]
+            found |= dict.fromkeys(more)
+            left += more
+    return left
 
 
 def in_cgroup(fd: int) -> Iterator[int]:

@@ -20,6 +20,10 @@ from shoal.manager.capabilities.sockets import sockets_of
 
 OF_OUR_NETWORK: Final = "of our network"
 """How the words for a socket begin that belongs to the network of whoever looked, and not to its process's."""
+MOST_PROCESSES: Final = 4096
+"""So many are looked at; a millisecond each."""
+MOST_DESCRIPTORS: Final = 20_000
+"""So many are looked at in all; 20 microseconds each."""
 MOST_THREADS: Final = 64
 """Of so many threads of a process the descriptors are looked at: all but the oddest programs have one table for all."""
 _SETS: Final = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
@@ -156,16 +160,27 @@ class Observed:
     our_descriptors: tuple[tuple[str, int], ...]
     hidden: tuple[str, ...] = ()
 
+    def for_others(self) -> Observed:
+        """The same without what concerns whoever looked alone."""
+        return replace(self, our_mounts=(), our_descriptors=())
+
 
 class Look:
-    """A look at a domain, process by process; `finished()` is the picture."""
+    """A look at a domain, process by process; `finished()` is the picture.
 
-    def __init__(self) -> None:
+    Args:
+        processes, descriptors: the most of them that are looked at, in all; of what is left out the picture tells how much it was.
+    """
+
+    def __init__(self, processes: int = MOST_PROCESSES, descriptors: int = MOST_DESCRIPTORS) -> None:
+        self._most_processes = processes
+        self._left = descriptors
         self._processes: dict[int, ObservedProcess] = {}
         self._worlds: dict[tuple[int, str], ObservedWorld] = {}
         self._networks: dict[int, ObservedNetwork] = {}
         self._sockets: dict[int, str] = {}
         self._hidden: list[str] = []
+        self._too_many: set[int] = set()
         self._job: ObservedJob | None = None
         self.cells: frozenset[int] = frozenset()
         """Pid namespaces whose first process is shoal's own."""
@@ -177,6 +192,9 @@ class Look:
             keeper: it is shoal's own.
         """
         if pid in self._processes:
+            return
+        if len(self._processes) >= self._most_processes:
+            self._too_many.add(pid)
             return
         try:
             with ProcessDirectory(pid) as directory:
@@ -205,6 +223,8 @@ class Look:
 
     def finished(self) -> Observed:
         """The picture."""
+        if self._too_many:
+            self._hidden.append(f"{len(self._too_many)} more processes, beyond {self._most_processes}")
         with ProcessDirectory("self") as own:
             return Observed(
                 time.time(),
@@ -285,10 +305,14 @@ class Look:
         try:
             threads = directory.threads()
             for tid in threads[:MOST_THREADS]:  # each of which may have a table of its own
-                for number in directory.descriptors(tid):
+                numbers = directory.descriptors(tid)
+                for number in numbers[: self._left]:
                     with suppress(FileNotFoundError, ProcessLookupError):  # closed meanwhile
                         item = _descriptor(directory, tid, number)
                         found.setdefault((number, item.link, item.mount), item)
+                if len(numbers) > self._left:
+                    hidden.append(f"{len(numbers) - self._left} more descriptors")
+                self._left = max(0, self._left - len(numbers))
             if len(threads) > MOST_THREADS:
                 hidden.append(f"the descriptors of {len(threads) - MOST_THREADS} of its threads, where these have others")
         except PermissionError:

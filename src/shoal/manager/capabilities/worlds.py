@@ -82,9 +82,11 @@ def _mount(mount: GrantedMount, point: MountPoint, ours: Sequence[MountPoint]) -
     if mount.path and point.root.endswith(_GONE):
         yield Difference("missing", subject, "it was removed from the host; what is left of it is seen in there only")
     elif mount.path and not _is_same(mount, point, ours):
-        yield Difference("beyond", subject, f"it is {point.root} of {point.source or point.device} instead of {mount.path}")
+        yield Difference("beyond", subject, f"it is {point.root} of {point.source or point.fstype} instead of {mount.path}")
+        return
     elif not mount.path and mount.kind not in ("tree", point.fstype):
         yield Difference("beyond", subject, f"it is a {point.fstype} instead of a {mount.kind}")
+        return
     yield from _same_limits(mount, point)
     if mount.writable and not point.writable:
         yield Difference("missing", subject, "it was to be writable, and is read-only")
