@@ -24,6 +24,9 @@ from shoal.manager.watching import Watcher
 
 HISTORY_MOST: Final = 10_000
 """How many domains that have ended are remembered; the oldest goes first."""
+HISTORY_ROWS: Final = 1000
+HISTORY_BYTES: Final = 1 << 20
+"""How many of them are told in one answer, and how long their arguments may be in all."""
 KILL_S: Final = 10.0
 """How long a kill may take before the one who asked is told that it does not work."""
 SOON_S: Final = 5.0
@@ -244,7 +247,7 @@ class Service:
         name = request.name if request.name is not None else os.path.basename(os.fsdecode(request.path))
         cwd = os.fsdecode(request.cwd)
         domain = Domain(seat.id, seat.key, seat.slot, name, request.argv, {}, time.time(), cwd)
-        about = {"cwd": cwd, "path": os.fsdecode(request.path)}
+        about = {"cwd": cwd, "path": os.fsdecode(request.path), "started_s": domain.started_s}
         try:
             argv = b"\0".join(request.argv)
             self._store.add(seat.id, seat.key, request.key, seat.slot, self._boot, name, str(request.core), argv, about)
@@ -390,6 +393,18 @@ class Service:
             raise ManagerError("PROC_MGMT_ERR_NOT_MONITOR", "the list of all domains takes the manager capability")
         caller.answer(request.rid, [status_of(domain) for domain in self._domains.values()])
 
+    def _history(self, caller: Caller, request: wire.History) -> None:
+        if not caller.manages:
+            raise ManagerError("PROC_MGMT_ERR_NOT_MONITOR", "the list of all domains takes the manager capability")
+        found: list[dict[str, Any]] = []
+        room = HISTORY_BYTES
+        for row in self._store.ended(self._next if request.before is None else request.before, HISTORY_ROWS):
+            room -= len(row.argv) + len(row.name)
+            if found and room < 0:
+                break
+            found.append(status_of(_from_history(row)))
+        caller.answer(request.rid, found)
+
     def _cores(self, caller: Caller, request: wire.Cores) -> None:
         caller.answer(request.rid, list(self._spawnd.cores))
 
@@ -469,6 +484,7 @@ _HANDLERS: Final[dict[type, Callable[[Service, Caller, Any], None]]] = {
     wire.Signal: Service._signal,
     wire.Status: Service._status,
     wire.List: Service._list,
+    wire.History: Service._history,
     wire.Cores: Service._cores,
     wire.Mint: Service._mint,
     wire.Revoke: Service._revoke,
@@ -505,7 +521,8 @@ def _from_history(row: Row) -> Domain:
     import json
 
     argv = row.argv.split(b"\0") if row.argv else []
-    domain = Domain(row.id, row.key, row.slot, row.name, argv, {}, 0.0, state=State.CLEANED)
+    started_s = json.loads(row.about).get("started_s", 0.0)
+    domain = Domain(row.id, row.key, row.slot, row.name, argv, {}, started_s, state=State.CLEANED)
     if row.ended is not None:
         told = json.loads(row.ended)
         told.pop("why", None)
