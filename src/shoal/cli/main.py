@@ -27,6 +27,16 @@ VERBS = {
     "run": "start a program with only what it is handed",
     "profile": "list, show and check profiles: sandboxes with a name",
     "doctor": "what this machine allows, what is missing, and the command that fixes it",
+    "spawn": "start a program that the process manager keeps, whatever becomes of whoever started it",
+    "ps": "the domains that run, and those that have ended",
+    "tree": "domains with their processes",
+    "status": "all that is known of a domain",
+    "logs": "what a domain has written",
+    "wait": "wait until domains have ended, and tell how",
+    "kill": "end domains with everything in them, or send them a signal",
+    "audit": "who did what with which domain, and what was refused",
+    "manager": "start, stop and ask the process manager; a systemd unit for it",
+    "completion": "what makes bash, zsh or fish complete the command line",
 }
 
 _USAGE = "shoal VERB [OPTIONS]   (shoal VERB --help says more)"
@@ -85,7 +95,7 @@ def _dispatch(words: list[str]) -> int:
         raise CommandError(f"which verb? usage: {_USAGE}")
     verb = words[0]
     if verb in ("-h", "--help", "help"):
-        lines = "\n".join(f"  {name:<9}{summary}" for name, summary in VERBS.items())
+        lines = "\n".join(f"  {name:<12}{summary}" for name, summary in VERBS.items())
         present(Outcome(text=_OVERVIEW.format(usage=_USAGE, verbs=lines)), as_json=False)
         return 0
     if verb in ("-V", "--version"):
@@ -93,13 +103,24 @@ def _dispatch(words: list[str]) -> int:
         return 0
     if verb not in VERBS:
         raise CommandError(f"no verb {verb!r}; there are: {', '.join(VERBS)}")
-    module: Verb = importlib.import_module(f"shoal.cli.{verb}")
-    parser = _Parser(f"shoal {verb}", VERBS[verb][0].upper() + VERBS[verb][1:] + ".")
-    module.add_arguments(parser)
-    args = parser.parse_args(words[1:])
+    module = module_of(verb)
+    args = parser_of(verb, module).parse_args(words[1:])
     outcome = module.run(args)
     present(outcome, as_json=getattr(args, "json", False))
     return outcome.code
+
+
+def module_of(verb: str) -> Verb:
+    """The module of a verb, loaded now."""
+    module: Verb = importlib.import_module(f"shoal.cli.{verb}")
+    return module
+
+
+def parser_of(verb: str, module: Verb) -> argparse.ArgumentParser:
+    """What knows the options of a verb."""
+    parser = _Parser(f"shoal {verb}", VERBS[verb][0].upper() + VERBS[verb][1:] + ".")
+    module.add_arguments(parser)
+    return parser
 
 
 def _fill_standard_descriptors() -> None:

@@ -109,12 +109,13 @@ def present(outcome: Outcome, as_json: bool) -> None:
             # The program may have left stderr in the middle of a line; the result has to be a line of its own.
             write_to(2, f"\n{line}\n")
             return
-        _say(line)
+        say(line)
     elif outcome.text:
-        _say(hidden(outcome.text.removesuffix("\n")))
+        say(hidden(outcome.text.removesuffix("\n")))
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line of an answer on stdout, now: for verbs that know one part of it before the others."""
     if sys.stdout is not None:  # None when 1 was closed
         sys.stdout.write(text + "\n")
         sys.stdout.flush()

@@ -57,7 +57,7 @@ class DomainStatus:
 
     Attributes:
         cores, pids: of its dispatchers, in the same order; empty once it has ended.
-        started_s: seconds since 1970.
+        started_s, ended_s: seconds since 1970; ended_s is None while it has not ended.
     """
 
     id: int
@@ -71,6 +71,7 @@ class DomainStatus:
     user_s: float = 0.0
     system_s: float = 0.0
     max_memory_bytes: int = 0
+    ended_s: float | None = None
 
 
 class Manager(AbstractContextManager["Manager"]):
@@ -251,6 +252,13 @@ class Manager(AbstractContextManager["Manager"]):
     def statuses(self) -> list[DomainStatus]:
         """The status of each of them, by number, in one question."""
         return sorted((_status(each) for each in self._ask(wire.List)[0]), key=lambda status: status.id)
+
+    def history(self) -> Iterator[DomainStatus]:
+        """The status of each that has ended and is remembered, newest first; asked for piece by piece. Takes the manager capability."""
+        before: int | None = None
+        while found := self._ask(lambda rid, before=before: wire.History(rid, before))[0]:  # type: ignore[misc]
+            yield from map(_status, found)
+            before = found[-1]["id"]
 
     def status(self, domain_id: int) -> DomainStatus:
         """What is known of a domain, also of one that has ended. Takes the manager capability.
@@ -439,10 +447,16 @@ class Domain:
         """
         return (entry.data for entry in self.log_entries(stream=stream, follow=follow))
 
-    def log_entries(self, *, stream: Literal["stdout", "stderr", "both"] = "both", follow: bool = False) -> Iterator[Entry]:
-        """The same, each piece with its time and its stream."""
+    def log_entries(
+        self, *, stream: Literal["stdout", "stderr", "both"] = "both", follow: bool = False, last: int | None = None
+    ) -> Iterator[Entry]:
+        """The same, each piece with its time and its stream.
+
+        Args:
+            last: of what is there already only so many lines.
+        """
         reader = LogReader(lambda seen: self._manager._ask(lambda rid: wire.Logs(rid, self._token, seen)), stream)
-        return reader.entries(follow=follow)
+        return reader.entries(follow=follow, last=last)
 
 
 def connect(address: str | None = None, *, timeout: Duration | None = None) -> Manager:
@@ -535,7 +549,7 @@ def _status(told: dict[str, Any]) -> DomainStatus:
         tuple(told["pids"]) if ended is None else (),
         None if ended is None else ExitStatus(ended["code"], ended["reason"], ended["signal"]),
         told["started_s"],
-        *((0.0, 0.0, 0) if ended is None else (ended["user_s"], ended["system_s"], ended["max_memory_bytes"])),
+        *((0.0, 0.0, 0, None) if ended is None else (ended["user_s"], ended["system_s"], ended["max_memory_bytes"], ended["at_s"])),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, NamedTuple
 _HEAD: Final = struct.Struct("=QII")
 STREAMS: Final = {"stdout": (1,), "stderr": (2,), "both": (1, 2)}
 NOTHING_SEEN: Final = (0, 0)
+_NEWLINE: Final = ord("\n")
 
 
 class Entry(NamedTuple):
@@ -62,10 +63,12 @@ class LogReader:
         self._streams = STREAMS[stream]
         self._seen: dict[int, int] = {}  # how far each file was read, by its inode
 
-    def entries(self, *, follow: bool = False) -> Iterator[Entry]:
-        """What is there now; with `follow` also what comes until the domain has ended."""
+    def entries(self, *, follow: bool = False, last: int | None = None) -> Iterator[Entry]:
+        """What is there now, or its last lines; with `follow` also what comes until the domain has ended."""
         (ended, state), fds = self._ask(None)
         try:
+            if last is not None:
+                yield from last_lines([entry for fd in fds for entry in self._from(fd)], last)
             while True:
                 for fd in fds:
                     yield from self._from(fd)
@@ -91,3 +94,29 @@ class LogReader:
             self._seen[inode] = at
             if stream in self._streams:
                 yield Entry(at_ns / 1e9, stream, data)
+
+
+def last_lines(entries: list[Entry], count: int) -> list[Entry]:
+    """The entries that hold the last `count` lines, the first of each stream cut at the beginning of a line.
+
+    A line may come in pieces, between which the other stream has written, and the last one of a stream may have no end yet.
+    """
+    kept: list[Entry] = []
+    is_open = {1: False, 2: False}  # whether the line that is being taken began in an earlier piece
+    for entry in reversed(entries):
+        data, stream = entry.data, entry.stream
+        at = len(data)
+        while at > 0:
+            if is_open[stream] and data[at - 1] == _NEWLINE:
+                is_open[stream] = False
+            if not is_open[stream]:
+                if count == 0:
+                    break
+                count -= 1
+            at = data.rfind(b"\n", 0, at - 1 if data[at - 1] == _NEWLINE else at) + 1
+            is_open[stream] = at == 0
+        if at < len(data):
+            kept.append(entry._replace(data=data[at:]))
+        if count == 0 and not any(is_open.values()):
+            break
+    return kept[::-1]

@@ -40,6 +40,9 @@ from shoal.manager.watching import Watcher
 
 HISTORY_MOST: Final = 10_000
 """How many domains that have ended are remembered; the oldest goes first."""
+HISTORY_ROWS: Final = 1000
+HISTORY_BYTES: Final = 1 << 20
+"""How many of them are told in one answer, and how long their arguments may be in all."""
 KILL_S: Final = 10.0
 """How long a kill may take before the one who asked is told that it does not work."""
 SOON_S: Final = 5.0
@@ -662,6 +665,17 @@ class Service:
         self._need(caller, ManagerRights.LIST, "the list of all domains")
         caller.answer(request.rid, [status_of(domain) for domain in self._domains.values()])
 
+    def _history(self, caller: Caller, request: wire.History) -> None:
+        self._need(caller, ManagerRights.LIST, "the list of all domains")
+        found: list[dict[str, Any]] = []
+        room = HISTORY_BYTES
+        for row in self._store.ended(self._next if request.before is None else request.before, HISTORY_ROWS):
+            room -= len(row.argv) + len(row.name)
+            if found and room < 0:
+                break
+            found.append(status_of(_from_history(row)))
+        caller.answer(request.rid, found)
+
     def _cores(self, caller: Caller, request: wire.Cores) -> None:
         caller.answer(request.rid, list(self._spawnd.cores))
 
@@ -745,6 +759,7 @@ _HANDLERS: Final[dict[type, Callable[[Service, Caller, Any], None]]] = {
     wire.Capabilities: Service._capabilities,
     wire.Status: Service._status,
     wire.List: Service._list,
+    wire.History: Service._history,
     wire.Cores: Service._cores,
     wire.Mint: Service._mint,
     wire.Revoke: Service._revoke,
@@ -799,7 +814,8 @@ def status_of(domain: Domain) -> dict[str, Any]:
 
 def _from_history(row: Row) -> Domain:
     argv = row.argv.split(b"\0") if row.argv else []
-    domain = Domain(row.id, row.key, row.slot, row.name, argv, {}, 0.0, state=State.CLEANED)
+    started_s = json.loads(row.about).get("started_s", 0.0)
+    domain = Domain(row.id, row.key, row.slot, row.name, argv, {}, started_s, state=State.CLEANED)
     if row.ended is not None:
         told = json.loads(row.ended)
         told.pop("why", None)

@@ -159,6 +159,12 @@ class Store:
             found = self._db.execute("SELECT key FROM domains WHERE id=? AND ended IS NOT NULL", (id,)).fetchone()
         return found is not None and found[0] & (1 << 64) - 1 == key
 
+    def ended(self, before: int, count: int) -> list[Row]:
+        """Those of which the end is known, with a number below `before`; newest first."""
+        query = "SELECT * FROM domains WHERE ended IS NOT NULL AND id < ? ORDER BY id DESC LIMIT ?"
+        with self._told("reading"):
+            return [Row(fields) for fields in self._db.execute(query, (before, count))]
+
     def by_request(self, request: str) -> int | None:
         """The domain that a request made, if it was carried out before."""
         with self._told("reading"):

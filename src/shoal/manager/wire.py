@@ -139,6 +139,12 @@ class List(Request):
     pass
 
 
+class History(Request):
+    """Those that have ended, newest first: as many as fit into an answer, of those with a number below `before`."""
+
+    before: int | None = None
+
+
 class Cores(Request):
     pass
 
@@ -303,6 +309,7 @@ AnyRequest = (
     | Capabilities
     | Logs
     | List
+    | History
     | Cores
     | Mint
     | Revoke

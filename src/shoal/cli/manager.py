@@ -1,0 +1,172 @@
+"""shoal manager: start the process manager, stop it, ask how it is; print a systemd unit for it, and be it.
+
+Nobody has to: whatever needs the manager starts it, and domains live on without it. Exit code 3 when `status` finds none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+import shutil
+import socket
+import struct
+import sys
+from typing import Final
+
+from shoal.cli.contact import has_history, layout, reached, refusals
+from shoal.cli.output import CommandError, Outcome, printable
+from shoal.cli.table import Screen
+from shoal.sandbox.errors import SHOAL_FAILED
+
+NOT_RUNNING: Final = 3
+"""Exit code of `status`, as systemctl(1) has it."""
+_STOP_S: Final = 30.0
+_CREDENTIALS: Final = struct.Struct("=iII")
+_NOTES = """\
+shoal manager start     start it where it does not run; whatever needs it does that by itself
+shoal manager stop      end it, and return when it has ended; the domains run on, and the next manager finds them again
+shoal manager status    whether it runs, where it keeps what, and how many domains there are
+shoal manager unit      print a systemd user unit, for a manager that is there from login on
+shoal manager run       be the manager, until SIGTERM; for the unit
+
+Its state is in $SHOAL_STATE_DIR, else in $XDG_STATE_HOME/shoal (~/.local/state/shoal). Another directory is another manager.
+
+exit codes      0; 3 when `status` finds none; 125 when it cannot be started, stopped or reached.
+"""
+_UNIT = """\
+# A process manager of the user's own. To use it:
+#
+#   mkdir -p ~/.config/systemd/user
+#   shoal manager unit > ~/.config/systemd/user/shoal.service
+#   shoal manager stop
+#   systemctl --user daemon-reload
+#   systemctl --user enable --now shoal.service
+#   loginctl enable-linger          # so that domains outlive the last login
+
+[Unit]
+Description=Process manager of shoal
+
+[Service]
+Type=notify
+NotifyAccess=main
+ExecStart={command}
+{environment}# Domains are no part of the manager's life: stopping it, or a program that runs out of memory, ends nothing else.
+KillMode=process
+OOMPolicy=continue
+Restart=on-failure
+TasksMax=infinity
+Delegate=yes
+
+[Install]
+WantedBy=default.target
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "shoal manager start | stop | status | unit | run [--json]"
+    parser.epilog = _NOTES
+    parser.add_argument("action", choices=tuple(_ACTIONS), metavar="start|stop|status|unit|run", help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    with refusals():
+        return _ACTIONS[args.action]()
+
+
+def _start() -> Outcome:
+    pid = _pid()
+    if pid is not None:
+        return Outcome(text=f"The manager runs already, with pid {pid}.", data={"running": True, "pid": pid, "started": False})
+    with reached():
+        pid = _pid()
+    return Outcome(text=f"The manager runs, with pid {pid}.", data={"running": True, "pid": pid, "started": True})
+
+
+def _stop() -> Outcome:
+    pid = _pid()
+    if pid is None:
+        return Outcome(text="No manager runs.", data={"running": False, "stopped": False})
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        pidfd = -1  # it is in another pid namespace: its answer has to do
+    try:
+        with reached(starts=False) as manager:
+            running = sum(status.exit is None for status in manager.statuses())
+            manager.stop()
+        if pidfd >= 0 and not select.select([pidfd], [], [], _STOP_S)[0]:
+            raise CommandError(f"the manager, with pid {pid}, was told to end {_STOP_S:g} s ago and has not")
+    finally:
+        if pidfd >= 0:
+            os.close(pidfd)
+    left = {0: "", 1: " One domain runs on."}.get(running, f" {running} domains run on.")
+    return Outcome(text=f"The manager has ended.{left}", data={"running": False, "stopped": True, "domains": running})
+
+
+def _status() -> Outcome:
+    where = layout()
+    pid = _pid()
+    rows = [("manager", "does not run" if pid is None else f"runs with pid {pid}")]
+    data: dict[str, object] = {"running": pid is not None, "pid": pid}
+    if pid is not None:
+        with reached(starts=False) as manager:
+            running = sum(status.exit is None for status in manager.statuses())
+            cores = manager.cores()
+        rows += [("domains", str(running)), ("cores", " ".join(map(str, cores)))]
+        data |= {"domains": running, "cores": cores}
+    elif has_history():
+        rows.append(("domains", "what ran goes on; `shoal ps` starts a manager that finds it"))
+    rows += [("state", where.state), ("socket", where.socket), ("log", where.own_log)]
+    data |= {"state": where.state, "socket": where.socket, "log": where.own_log}
+    code = 0 if pid is not None else NOT_RUNNING
+    if Screen.of_stdout().width is None:
+        return Outcome("\n".join(f"{name}\t{printable(value)}" for name, value in rows), data, code)
+    return Outcome("\n".join(f"{name:<7}  {printable(value)}" for name, value in rows), data, code)
+
+
+def _unit() -> Outcome:
+    command = " ".join(_quoted(word).replace("$", "$$") for word in (*_own_command(), "manager", "run"))
+    state = os.environ.get("SHOAL_STATE_DIR")
+    environment = f"Environment={_quoted('SHOAL_STATE_DIR=' + os.path.abspath(state))}\n" if state else ""
+    return Outcome(text=_UNIT.format(command=command, environment=environment))
+
+
+def _run() -> Outcome:
+    import asyncio
+
+    from shoal.manager import daemon
+
+    return Outcome(code=SHOAL_FAILED if asyncio.run(daemon.run(layout())) else 0)
+
+
+_ACTIONS: Final = {"start": _start, "stop": _stop, "status": _status, "unit": _unit, "run": _run}
+
+
+def _pid() -> int | None:
+    """Which process listens where the manager does; None where none does."""
+    from shoal.manager import ManagerError
+    from shoal.manager.daemon import dial
+
+    try:
+        with dial(layout(), None, starts=False) as sock:
+            pid, _, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+            return int(pid)
+    except ManagerError as error:
+        if error.code != "LIB_ERR_NAMESERVICE_NOT_BOUND" or error.__cause__ is not None:
+            raise
+        return None  # and nothing in the way
+
+
+def _own_command() -> list[str]:
+    """How this command is started, by absolute paths."""
+    name = sys.argv[0]
+    found = shutil.which(name) if os.path.basename(name) == "shoal" else None
+    return [os.path.abspath(found)] if found else [sys.executable, "-m", "shoal"]
+
+
+def _quoted(word: str) -> str:
+    """A word of a unit's command line or environment: systemd.service(5), "Command lines"."""
+    word = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{word}"' if any(c in word for c in " \t'\"\\;") else word

@@ -1,0 +1,123 @@
+"""shoal spawn: start a program as a domain of the process manager, which keeps it whatever becomes of whoever started it.
+
+Without -d the command stands for the program: its output, its exit code, and what it is sent. With -d it prints the domain's number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from shoal.cli.contact import reached
+from shoal.cli.output import CommandError, Outcome, complain
+from shoal.cli.processes import own_core
+from shoal.cli.wording import as_data, exit_code
+from shoal.sandbox.program import current_directory, find_program
+
+if TYPE_CHECKING:
+    from shoal.manager import Domain, Manager
+
+_NOTES = """\
+The program sees what you do: it is not in a sandbox (see shoal run). It ends with everything it has started, and lives on when this
+command, or the manager, is killed.
+
+-d              prints the domain's number as soon as the program is executed. Its input is empty, its output is kept: shoal logs.
+without -d      its output is this command's, and so is its input, but for a terminal: what wants one is for shoal run. INT TERM HUP QUIT
+                USR1 USR2 sent to this command reach the program, ctrl-C and ctrl-Z also what it has started. Nothing is kept.
+PROG            looked up in your PATH and your files.
+environment     yours; --env K=V adds to it. Limits (ulimit) and the umask are the manager's.
+--core          the processor it is bound to: 0, 1, ...; else the one that this command happens to run on.
+--json          with -d prints number and name; without, how it ended, as the last line of stderr.
+
+exit codes      without -d the program's; 128+N when signal N ended it; 137 when it was killed; 125 shoal itself failed, or nobody knows
+                how it ended; 126 PROG cannot be executed; 127 PROG not found.
+
+examples:
+  shoal spawn -d --name web -- python3 -m http.server
+  shoal spawn make -C src
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "shoal spawn [-d] [OPTIONS] [--] PROG [ARGS...]"
+    parser.epilog = _NOTES
+    add = parser.add_argument
+    add("-d", "--detach", action="store_true", help="print the domain's number and leave it alone")
+    add("--core", metavar="N", help="the processor it runs on")
+    add("--name", metavar="NAME", help="what it is called by shoal ps; PROG, if nothing else")
+    add("--env", "-e", action="append", default=[], metavar="K=V", help="set a variable")
+    add("--cwd", metavar="DIR", help="start in DIR")
+    add("--json", action="store_true", help="print the answer as JSON")
+    add("command", nargs=argparse.REMAINDER, metavar="PROG ARGS", help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not command:
+        raise CommandError("which program? usage: shoal spawn [-d] [OPTIONS] [--] PROG [ARGS...]")
+    program = find_program(command[0], os.environ.get("PATH", os.defpath), current_directory())
+    environ = _environ(args.env)
+    if args.cwd is not None:
+        args.cwd = os.path.abspath(args.cwd)
+        if not os.path.isdir(args.cwd):
+            raise CommandError(f"--cwd {args.cwd}: there is no such directory")
+        environ["PWD"] = args.cwd
+    name = os.path.basename(command[0]) if args.name is None else args.name
+    stdin = None if args.detach or os.isatty(0) else 0
+    stdout, stderr = (None, None) if args.detach else (1, 2)
+    with reached() as manager:
+
+        def start() -> Domain:
+            return manager.spawn_program(
+                _core(manager, args.core),
+                program.path,
+                command,
+                environ,
+                name=name,
+                cwd=args.cwd,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+            )
+
+        if args.detach:
+            domain = start()
+            return Outcome(text=str(domain.id), data={"id": domain.id, "name": name})
+        return _attend(start, as_json=args.json)
+
+
+def _attend(start: Callable[[], Domain], *, as_json: bool) -> Outcome:
+    """Stand for the program until it has ended."""
+    from shoal.cli.errand import Errand
+    from shoal.cli.signals import Signals
+
+    with Signals() as signals, Errand(start) as errand:
+        domain, end = errand.follow(signals)
+    if end.reason in ("killed", "oom", "lost"):
+        told = {"killed": "was killed", "oom": "used up its memory and was killed", "lost": "is lost: how it ended is not known"}
+        complain(f"domain {domain.id} {told[end.reason]}")
+    return Outcome(data=as_data(domain.status()) if as_json else None, code=exit_code(end), stream="stderr")
+
+
+def _environ(assignments: list[str]) -> dict[str, str]:
+    environ = dict(os.environ)
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        if not name:
+            raise CommandError(f"--env {text}: write NAME=VALUE")
+        if equals:
+            environ[name] = value
+        elif name not in environ:
+            raise CommandError(f"--env {text}: you have no variable of that name; write NAME=VALUE")
+    return environ
+
+
+def _core(manager: Manager, given: str | None) -> int | str:
+    """The core that was asked for; else the one we are on, where the system has just found room."""
+    if given is not None:
+        return int(given) if given.isdecimal() and len(given) < 10 else given
+    cores = manager.cores()
+    here = own_core()
+    return here if here in cores else cores[0]
