@@ -12,19 +12,19 @@ import json
 import os
 import re
 import select
-import signal
 import stat
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from types import FrameType
-from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from shoal.cli.contact import reached_with
 from shoal.cli.output import CommandError, Outcome
 from shoal.cli.wording import moment
 
 if TYPE_CHECKING:
+    from shoal.manager import Manager
     from shoal.manager.logs import Entry
 
 _NOTES = """\
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> Outcome:
         shape = AsIs()
     if not args.raw and not args.json and sys.stdout is not None and sys.stdout.isatty():
         shape = Harmless(shape)
-    with reached_with([args.id]) as (_, [domain]), _ReaderWatched(args.follow):
+    with reached_with([args.id]) as (manager, [domain]), _ReaderWatched(manager, is_needed=args.follow):
         for data in _shaped(domain.log_entries(stream=stream, follow=args.follow, last=last), shape):
             _write(data)
     return Outcome()
@@ -96,31 +96,28 @@ def _write(data: bytes) -> None:
 class _ReaderWatched:
     """While entered, the end of whoever reads our stdout ends us, as writing would: a quiet domain must not keep `logs -f | head` alive.
 
-    Main thread only.
+    The manager is left for that, which wakes whoever waits for its answer; a signal could come a moment before somebody waits.
     """
 
-    def __init__(self, is_needed: bool) -> None:
+    def __init__(self, manager: Manager, *, is_needed: bool) -> None:
+        self._manager = manager
         self._is_needed = is_needed and _is_pipe(1)
+        self._is_gone = False
 
     def __enter__(self) -> None:
         if self._is_needed:
-            signal.signal(signal.SIGPIPE, _reader_gone)
             threading.Thread(target=self._watch, name="shoal-reader", daemon=True).start()
 
-    def __exit__(self, *_: object) -> None:
-        if self._is_needed:
-            signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as Python has it
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._is_gone and isinstance(error, Exception):
+            raise BrokenPipeError from None
 
-    @staticmethod
-    def _watch() -> None:
+    def _watch(self) -> None:
         poll = select.poll()
         poll.register(1, 0)  # what tells of an error is always told
         poll.poll()
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGPIPE)
-
-
-def _reader_gone(number: int, frame: FrameType | None) -> NoReturn:
-    raise BrokenPipeError
+        self._is_gone = True
+        self._manager.close()
 
 
 def _is_pipe(fd: int) -> bool:
