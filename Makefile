@@ -29,6 +29,7 @@ lint: $(VENV)/lint.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict src
+	$(BIN)/mypy --strict tests/typing
 	PYTHONPATH=src $(BIN)/lint-imports
 
 format: $(VENV)/lint.stamp
