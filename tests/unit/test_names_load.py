@@ -60,6 +60,7 @@ def compared(monkeypatch):
         ("r'^job1'", 1111, 1111),
         ("r'^other'", 0, 0),
         ("r'^job77' { owner: user70 }", 1, 11),
+        ("r'^job' { iref: 77 }", 1, 1),
     ],
 )
 def test_a_look_up_compares_what_may_match(full, compared, query, found, most):
