@@ -105,12 +105,12 @@ def test_the_memory_of_a_record_is_counted_on_the_safe_side(shape):
     make = SHAPES[shape]
     registry = Registry()
     session = registry.open_session()
-    for number in range(50):
+    for number in range(20):
         registry.set(session, parse("w" + make(number)))
     gc.collect()
     tracemalloc.start()
     try:
-        for number in range(300):
+        for number in range(100):
             registry.set(session, parse(make(number)))
         gc.collect()
         taken, _ = tracemalloc.get_traced_memory()
