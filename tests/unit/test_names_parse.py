@@ -121,6 +121,14 @@ def test_an_error_does_not_show_all_of_what_was_sent():
         assert len(str(caught.value)) < 500
 
 
+def test_commas_in_strings_are_no_attributes():
+    text = "a { " + ", ".join(f"b{at}: '" + "," * 60 + "'" for at in range(ATTRIBUTES)) + " }"
+    assert len(parse(text).constraints) == ATTRIBUTES
+    with pytest.raises(ManagerError, match=f"may have {ATTRIBUTES} attributes") as caught:
+        parse(text[:-2] + ", c: 1 }")
+    assert caught.value.code == "OCT_ERR_QUERY_SIZE"
+
+
 def test_a_text_just_within_the_bounds_is_taken():
     text = "a { b: '" + "x" * (QUERY_BYTES - 11) + "' }"
     assert len(text) == QUERY_BYTES

@@ -41,7 +41,7 @@ class Limits:
         pattern_weight_per_session: the same for one session.
         values: descriptors held as values of records and in the capability store.
         values_per_session: the same for one session, and for what a principal keeps beyond its sessions.
-        look_up_steps: comparisons of one look-up, a pattern counted as what it may cost: under half a second, and enough for any pattern
+        look_up_steps: comparisons of one look-up, a pattern counted as what it may cost: about half a second, and enough for any pattern
             among 100,000 names. Passing it is OCT_ERR_ENGINE_FAIL.
         queued_events: events waiting for one watch; what comes then is one `overflow` event.
         queued_events_per_session: events waiting for all watches of a session together.

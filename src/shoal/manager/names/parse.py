@@ -8,12 +8,13 @@ manager should not load, or as a module of 3,500 lines.
 from __future__ import annotations
 
 import functools
+import re
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
 from shoal.manager.errors import ManagerError
-from shoal.manager.names.limits import QUERY_BYTES
+from shoal.manager.names.limits import ATTRIBUTES, QUERY_BYTES
 from shoal.manager.names.pattern import Pattern
 from shoal.manager.names.query import Constraint, Query
 from shoal.manager.names.record import Atom, Value, check_name, check_size, check_unicode, is_identifier, shown, unquoted
@@ -37,6 +38,7 @@ _EXPECTED: Final = {
     "SCAN": "%s, %d or %f",
     "STRING": "a string '...'",
 }
+_STRING: Final = re.compile("'[^']*'")
 _LITERAL: Final = frozenset({"BOOLEAN", "FLOAT", "IDENTIFIER", "INTEGER", "STRING"})
 _HINTS: Final = {
     "'": "the string that begins here does not end",
@@ -104,6 +106,8 @@ def _check(text: str) -> None:
         raise TypeError(f"a query is text, not {type(text).__name__}")
     if len(text) > QUERY_BYTES or check_unicode(text) > QUERY_BYTES:
         raise ManagerError("OCT_ERR_QUERY_SIZE", f"a record or query may have {QUERY_BYTES} bytes: {shown(text)}")
+    if text.count(",") >= ATTRIBUTES and _STRING.sub("", text).count(",") >= ATTRIBUTES:  # before the parser spends its time on them
+        raise ManagerError("OCT_ERR_QUERY_SIZE", f"a record or query may have {ATTRIBUTES} attributes: {shown(text)}")
 
 
 def _value(token: Token) -> Value | Pattern | None:
