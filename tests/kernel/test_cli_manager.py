@@ -551,7 +551,7 @@ def test_the_unit_says_how_to_start_it_and_leaves_the_domains_alone(desk: Desk, 
 def test_without_its_library_the_extra_is_named(desk: Desk, tmp_path: Path) -> None:
     (tmp_path / "msgspec.py").write_text("raise ModuleNotFoundError(\"No module named 'msgspec'\", name='msgspec')")
     env = desk.env | {"PYTHONPATH": f"{tmp_path}:{desk.env['PYTHONPATH']}"}
-    for words in (["spawn", "true"], ["ps"], ["kill", "3"], ["manager", "status"]):
+    for words in (["spawn", "true"], ["manager", "start"]):  # others have nothing to ask, as long as no manager runs
         done = desk.shoal(*words, env=env)
         assert (done.returncode, done.stdout) == (125, "")
         assert done.stderr.endswith("pip install 'shoal[manager]'\n")
