@@ -49,16 +49,16 @@ def reached(*, starts: bool = True) -> Iterator[Manager]:
 @contextmanager
 def refusals() -> Iterator[None]:
     """What a manager refuses inside becomes a CommandError."""
-    try:
-        from shoal.manager import ManagerError
-    except ModuleNotFoundError as error:
-        if error.name is not None and error.name.startswith("shoal"):
-            raise
-        raise CommandError(MISSING) from None
+    from shoal.manager.errors import ManagerError
+
     try:
         yield
     except ManagerError as error:
         raise as_command_error(error) from None
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("shoal"):
+            raise
+        raise CommandError(MISSING) from None
 
 
 def as_command_error(error: ManagerError) -> CommandError:

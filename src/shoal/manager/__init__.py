@@ -70,7 +70,8 @@ def __getattr__(name: str) -> Any:
         module = importlib.import_module(f"{__name__}.{_WHERE[name]}")
     except ModuleNotFoundError as error:
         if error.name in ("msgspec", "biscuit_auth", "lark", "re2", "sortedcontainers"):
-            raise ModuleNotFoundError(f"{error}; the process manager takes more than shoal itself: pip install 'shoal[manager]'") from error
+            what = f"{error}; the process manager takes more than shoal itself: pip install 'shoal[manager]'"
+            raise ModuleNotFoundError(what, name=error.name) from error
         raise
     value = globals()[name] = getattr(module, name)
     return value
