@@ -34,7 +34,7 @@ from shoal.sandbox.box import Sandbox
 from shoal.status import SpawnError
 from shoal.units import parse_size
 
-MOST: Final = (1000, 10_000)
+MOST: Final = (500, 5_000)
 """Processes and descriptors of one domain that are told of: what fits into one answer."""
 _JOB: Final = "the domain's own"
 _LOG: Final = "the domain's log"
@@ -96,7 +96,7 @@ def capabilities_of(domain: Domain, slot: Slot, remembered: bytes | None) -> Cap
     finally:
         if job is not None:
             job.close()
-    if not observed.processes:
+    if all(process.keeper for process in observed.processes):
         raise ManagerError("PROC_MGMT_ERR_DOMAIN_NOT_RUNNING", f"domain {domain.id} has ended")
     pids = {process.pid for process in observed.processes}
     found = Capabilities.of(_granted(domain, remembered, pids), observed, name=domain.name, domain_id=domain.id)

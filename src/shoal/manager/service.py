@@ -361,7 +361,7 @@ class Service:
             if request.own:
                 domain.descriptors += described_later(self._own_handles(request)[1])
             self._store.add(seat.id, seat.key, request.key, seat.slot, self._boot, name, str(request.core), argv, domain.about(), granted)
-        except ManagerError:
+        except BaseException:
             self._spawnd.ledger.give_back(seat.slot)
             if bounds is not None:
                 bounds.finish(_never())

@@ -161,8 +161,9 @@ class Observed:
     hidden: tuple[str, ...] = ()
 
     def for_others(self) -> Observed:
-        """The same without what concerns whoever looked alone."""
-        return replace(self, our_mounts=(), our_descriptors=())
+        """The same without what concerns whoever looked alone, and without shoal's own processes."""
+        processes = tuple(process for process in self.processes if not process.keeper)
+        return replace(self, processes=processes, our_mounts=(), our_descriptors=())
 
 
 class Look:
