@@ -196,8 +196,11 @@ def test_a_signal_that_is_sent_again_arrives_once(state, manager, workload):
 
 def test_a_manager_that_dies_between_writing_an_end_and_clearing_its_slot_loses_nothing(state, manager):
     lasting = sh(manager, "read x <&1; sleep 1000")
-    domain = sh(manager, "exit 6")
+    read, write = os.pipe()
+    domain = sh(manager, "read x; exit 6", stdin=read)
     managed.stop(managed.manager_pid(state))
+    os.close(read)
+    os.close(write)
     ledger = managed.wait_until(lambda: (state / "ledger").read_bytes() if ended(state, domain.id) else None)
     os.kill(managed.manager_pid(state), signal.SIGCONT)
     assert domain.wait().code == 6
@@ -244,6 +247,8 @@ def test_an_init_killed_in_the_middle_of_a_launch_is_said(state, manager):
         managed.wait_until(lambda: has_request(state, key))
         for pid in stopped:
             managed.kill(pid)
+    for pid in stopped:
+        managed.wait_gone(pid)
     assert isinstance(told[0], ManagerError)
     assert told[0].code == "PROC_MGMT_ERR_SPAWND_REQUEST"
     assert "init was killed meanwhile" in told[0].message
