@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 from shoal.confine import Confine
 from shoal.copy_numbers import (
-    COMM,
     CONFIGURATION,
     CONTROL,
     EMPTY,
@@ -55,7 +54,7 @@ from shoal.lowering import (
 from shoal.packing import CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, NO_FD, RESOLVE_NO_MAGICLINKS, Packed, Packer
 from shoal.plan import Mount, Plan
 from shoal.status import Stage, Status, failure
-from shoal.world import World, begins_empty
+from shoal.world import World, begins_empty, comm
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,7 +171,7 @@ def _copy(plan: Plan, cgroup_fd: int, *, empty: bool) -> Packed:
     else:
         enter_network(packer, KEEPER, CONTROL)
     packer.op("CHDIR", ENTERING, text=plan.cwd, b=RESOLVE_NO_MAGICLINKS)
-    packer.op("NAME", "setting the name", text=COMM)
+    packer.op("NAME", "setting the name", text=comm(plan))
     leave_keys(packer, plan)
     confine = Confine(packer, plan.confinement)
     confine.as_process()

@@ -411,7 +411,11 @@ def test_it_tells_about_itself(ex):
     call = ex.submit(add, 1)
     call.result(PATIENCE_S)
     assert repr(call).startswith(f"<Call {call.number} of add(): returned after ")
+    assert call.enforced["namespaces"] is True
+    assert call.enforced["seccomp"] == "default"
+    assert ex.with_limits(timeout=9, open_files=20).submit(add, 1).enforced["tree"] is True
     listing = str(ex.explain())
+    assert "name         shoal-call" in listing
     assert "a cell" in listing
     assert "seccomp: default" in listing
     assert isinstance(call, Call)

@@ -99,6 +99,8 @@ def test_what_cannot_be_enforced_is_refused_and_says_what_would_help(ex):
         call = one.submit_code("while True: pass")
         assert isinstance(call.exception(PATIENCE_S), CallTimeoutError)
         assert call.reason == "cpu_time"
+        assert call.enforced["memory"] is False
+        assert call.enforced["cpu_time"] == "each process"
 
 
 def test_a_protection_that_is_required_and_not_in_force_is_refused():

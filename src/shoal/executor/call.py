@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -43,12 +43,21 @@ class Call(Future[T]):
         reason: why it is over, as in `errors.Reason`; None until then.
         returncode: exit status or negative signal of its process, where that ended before it returned or raised; else None.
         usage: what it used; None until it is over, and where it never ran.
+        enforced: each protection, and whether it is in force; with limits once it is over.
         stdout, stderr: what it wrote, as text, as far as it was kept.
         output_bytes: how much it wrote to each.
         progress: what it last told by `shoal.executor.report()`: done, total, text.
     """
 
-    def __init__(self, owner: Owner, name: str, payload: bytes, limits: Limits, on_progress: Progress | None) -> None:
+    def __init__(
+        self,
+        owner: Owner,
+        name: str,
+        payload: bytes,
+        limits: Limits,
+        on_progress: Progress | None,
+        enforced: Mapping[str, bool | str],
+    ) -> None:
         super().__init__()
         self.number = next(_numbers)
         self.name = name
@@ -56,6 +65,7 @@ class Call(Future[T]):
         self.reason: Reason | None = None
         self.returncode: int | None = None
         self.usage: RunUsage | None = None
+        self.enforced = dict(enforced)
         self.stdout = self.stderr = ""
         self.output_bytes = (0, 0)
         self.progress: tuple[float, float | None, str] | None = None

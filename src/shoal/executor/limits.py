@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from resource import RLIMIT_CORE
 from typing import Any, Final, Literal
 
-from shoal.sandbox.box import Duration, Sandbox, Size, nearest
+from shoal.sandbox.box import EACH_PROCESS, Duration, Sandbox, Size, nearest
 from shoal.sandbox.confinement import confinement_of
 from shoal.units import parse_duration, parse_size
 
@@ -74,6 +74,13 @@ class Limits:
             _rlimits(box) if asked else self.rlimits,
             self.changed or bool(asked.keys() - {"open_files", "file_size"}),
         )
+
+    @property
+    def enforced(self) -> dict[str, bool | str]:
+        """What is in force without a group."""
+        found: dict[str, bool | str] = {} if self.timeout_s is None else {"wall_time": True}
+        asked = [name for name in ("open_files", "file_size") if getattr(self.box, name) is not None]
+        return found | dict.fromkeys(asked, EACH_PROCESS)
 
     @property
     def needs_group(self) -> bool:

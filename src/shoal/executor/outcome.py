@@ -54,6 +54,7 @@ class Outcome:
     stderr: str
     output_bytes: tuple[int, int]
     half_way: bool
+    enforced: dict[str, bool | str]
 
     @classmethod
     def of(cls, copy: CopyProcess, call: Call[Any]) -> Outcome:
@@ -74,11 +75,13 @@ class Outcome:
             copy.stderr.text,
             (copy.stdout.total, copy.stderr.total),
             copy.is_half_way,
+            call.limits.enforced | ({} if copy.budget is None else copy.budget.enforced),
         )
 
     def tell(self, call: Call[Any]) -> None:
         """Let its future have it."""
         call.usage = self.usage
+        call.enforced |= self.enforced
         call.returncode = None if isinstance(self.verdict, tuple) else self.returncode  # who has told all is killed on its way out
         call.stdout, call.stderr, call.output_bytes = self.stdout, self.stderr, self.output_bytes
         if call.cancelled():

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from typing import Any, ParamSpec, Self, TypeVar
 
 from shoal.copies import executable_of, make_copies
+from shoal.copy_numbers import COMM
 from shoal.executor.arguments import Arguments
 from shoal.executor.call import Call, Progress
 from shoal.executor.engine import Engine
@@ -90,7 +91,7 @@ class SandboxExecutor(Executor):
         for name in preload:
             _check_module(name)
         self._limits = Limits.of(box)
-        self._recipe, self._plan = _recipe(box, tuple(preload))
+        self._recipe, self._plan, self._enforced = _recipe(box, tuple(preload))
         self._arguments = Arguments(self._recipe.path_inside, frozenset(name.partition(".")[0] for name in preload))
         self._engine = Engine(
             self._recipe, _budget_maker(self._limits), counted=self._limits.needs_group, max_workers=self._workers, warm=self._warm
@@ -253,7 +254,7 @@ class SandboxExecutor(Executor):
     def _enqueue(self, name: str, payload: bytes, on_progress: Progress | None) -> Call[Any]:
         if self._closed:
             raise RuntimeError("cannot submit a call after shutdown")
-        call: Call[Any] = Call(self._engine, name, payload, self._limits, on_progress)
+        call: Call[Any] = Call(self._engine, name, payload, self._limits, on_progress, self._enforced)
         self._own.add(call)
         self._engine.submit(call)
         return call
@@ -281,7 +282,7 @@ def _results(calls: list[Call[T]], end: float | None, bar: Bar | None, *, return
     return results()
 
 
-def _recipe(box: Sandbox, preload: tuple[str, ...]) -> tuple[Recipe, Plan]:
+def _recipe(box: Sandbox, preload: tuple[str, ...]) -> tuple[Recipe, Plan, dict[str, bool | str]]:
     boxed = Boxed.of(box)
     tier = boxed.tier
     if not tier.is_cell:
@@ -294,7 +295,7 @@ def _recipe(box: Sandbox, preload: tuple[str, ...]) -> tuple[Recipe, Plan]:
     program = find_program(python, "", "/")
     environ = {**ONE_THREAD, **boxed.environ}
     grants = boxed.grants(program, "/", interpreter_grants())
-    plan = boxed.plan(Order(program, (), {}, "/", grants=grants, environ=environ))
+    plan = boxed.plan(Order(program, (), {}, "/", name=COMM, grants=grants, environ=environ))
     kept: tuple[object, ...] = ()
     if plan.netns_fd is not None and isinstance(box.network, NetNs):
         network = box.network.duplicate()  # the caller may close its own
@@ -302,7 +303,7 @@ def _recipe(box: Sandbox, preload: tuple[str, ...]) -> tuple[Recipe, Plan]:
     path = tuple(os.path.abspath(entry) if entry else os.getcwd() for entry in sys.path)
     options = ("-I", "-B", *(["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []))
     copies = make_copies(plan, empty_mounts, executable_of(python))
-    return Recipe(copies, python, options, PLACE, environ, path, visible_path(View(grants), path), preload, kept), plan
+    return Recipe(copies, python, options, PLACE, environ, path, visible_path(View(grants), path), preload, kept), plan, boxed.enforced
 
 
 def _promised(box: Sandbox) -> dict[str, bool | str]:
