@@ -31,10 +31,7 @@ lint: $(VENV)/lint.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict src
 	$(BIN)/mypy --strict tests/typing
-<<<<<<< HEAD
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
-=======
->>>>>>> caps
 	PYTHONPATH=src $(BIN)/lint-imports
 
 format: $(VENV)/lint.stamp
