@@ -2,7 +2,7 @@
 
 Reads source files instead of importing them: the text is then the same with every Python version, and a machine where
 the native part cannot be built can still make it. Public is what shoal/__init__.py re-exports, in its order, and
-the functions of shoal.startup; the modules a reader needs first come first. Standard library only.
+the same for shoal.manager, and the functions of shoal.startup; the modules a reader needs first come first. Standard library only.
 """
 
 from __future__ import annotations
@@ -240,12 +240,34 @@ def reference() -> str:
             modules[home] = Module(home)
             lines += [f"## {home}", "", *prose(modules[home].docstring().split("\n\n")[0])]
         lines += describe(node, name, documentation)
-    startup = Module("shoal.startup")
-    lines += ["## shoal.startup", "", *prose(startup.docstring())]
-    for node, documentation in documented(startup.tree.body):
+    lines += package("shoal.manager")
+    for name in ("shoal.startup", "shoal.startup.domain"):
+        lines += functions(name)
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
+
+
+def package(name: str) -> list[str]:
+    """A package whose names are elsewhere."""
+    home = Module(name)
+    lines = [f"## {name}", "", *prose(home.docstring())]
+    for module, exported in home.reexports():
+        lines += describe(*resolved(module, exported))
+    return lines
+
+
+def resolved(module: str, name: str) -> tuple[Definition, str, str]:
+    node, documentation = resolve(module, name)
+    return node, name, documentation
+
+
+def functions(name: str) -> list[str]:
+    """A module that is used as a whole."""
+    module = Module(name)
+    lines = [f"## {name}", "", *prose(module.docstring())]
+    for node, documentation in documented(module.tree.body):
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
             lines += function(node, documentation)
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
+    return lines
 
 
 def resolve(module: str, name: str) -> tuple[Definition, str]:
