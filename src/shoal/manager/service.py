@@ -702,7 +702,8 @@ class Service:
                 return  # it has been answered, or nobody waits any more
             if domain.ended is None and request.seen == state_of(self._layout.logs, domain.id):
                 self._watcher.once(os.path.join(self._layout.logs, names(domain.id)[1]), look)
-                return
+                if request.seen == state_of(self._layout.logs, domain.id):  # still, now that it is watched
+                    return
             domain.waiters.pop(who, None)
             self._waiting.get(caller, {}).pop(request.rid, None)
             self._answer_log(caller, request.rid, domain)
