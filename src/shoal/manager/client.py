@@ -246,12 +246,17 @@ class Manager(AbstractContextManager["Manager"]):
 
         Source: spawn_get_domain_list() in Barrelfish's spawn_client.c.
         """
-        ids = [status["id"] for status in self._ask(wire.List)[0]]
-        return sorted(ids) if sort else ids
+        return [status["id"] for status in self._listed()]  # which is sorted in any case
 
     def statuses(self) -> list[DomainStatus]:
-        """The status of each of them, by number, in one question."""
-        return sorted((_status(each) for each in self._ask(wire.List)[0]), key=lambda status: status.id)
+        """The status of each of them, by number. Of very long arguments only the beginning is there."""
+        return list(map(_status, self._listed()))
+
+    def _listed(self) -> Iterator[dict[str, Any]]:
+        after: int | None = None
+        while found := self._ask(lambda rid, after=after: wire.List(rid, after))[0]:  # type: ignore[misc]
+            yield from found
+            after = found[-1]["id"]
 
     def history(self) -> Iterator[DomainStatus]:
         """The status of each that has ended and is remembered, newest first; asked for piece by piece. Takes the manager capability."""

@@ -23,6 +23,9 @@ from shoal.manager.wire import WireError
 
 UNSENT_MOST: Final = 16 << 20
 """Bytes that may wait for a client that does not read."""
+UNSENT_FDS_MOST: Final = 256
+"""Descriptors that may."""
+_MESSAGE_MOST: Final = 64 << 10
 _CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred
 _ROUNDS: Final = 16
 """How often one client is read before it is another's turn."""
@@ -50,7 +53,7 @@ class Connection:
         self._on_close = on_close
         self._inbox = wire.Inbox()
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
-        self._unsent_bytes = 0
+        self._unsent_bytes = self._unsent_fds = 0
         self.rights = ManagerRights(0)
         self._mailbox = Mailbox(LIMITS)
         self._greeted = False
@@ -113,7 +116,7 @@ class Connection:
     def _take(self, body: bytes, fds: list[int]) -> None:
         try:
             request = wire.decode_request(body)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             for fd in fds:
                 os.close(fd)
             raise WireError(str(error)) from error
@@ -146,10 +149,16 @@ class Connection:
 
     def answer(self, rid: int, value: Any = None, fds: Sequence[int] = ()) -> None:
         """Send an answer; the descriptors are borrowed."""
-        self.send(wire.encode(wire.Answer(rid, value)), fds)
+        body = wire.encode(wire.Answer(rid, value))
+        if len(body) > wire.FRAME_MOST:
+            what = f"the answer has {len(body)} bytes, and one of more than {wire.FRAME_MOST} cannot be sent"
+            self.refuse(rid, ManagerError("FLOUNDER_ERR_TX_MSG_SIZE", what))
+        else:
+            self.send(body, fds)
 
     def refuse(self, rid: int, error: ManagerError) -> None:
-        self.send(wire.encode(wire.Failure(rid, "ManagerError", error.code, error.message)))
+        message = error.message if len(error.message) <= _MESSAGE_MOST else error.message[:_MESSAGE_MOST] + "..."
+        self.send(wire.encode(wire.Failure(rid, "ManagerError", error.code, message.encode("utf-8", "backslashreplace").decode())))
 
     def send(self, body: bytes, fds: Sequence[int] = ()) -> None:
         if self._socket.fileno() < 0:
@@ -169,10 +178,17 @@ class Connection:
                 data, fds = data[sent:], ()
             self._loop.add_writer(self._socket.fileno(), self._writable)
         self._unsent_bytes += len(data)
-        if self._unsent_bytes > UNSENT_MOST:  # it never reads
+        self._unsent_fds += len(fds)
+        if self._unsent_bytes > UNSENT_MOST or self._unsent_fds > UNSENT_FDS_MOST:  # it never reads
             self._loop.call_soon(self.close)
             return
-        self._unsent.append((data, [os.dup(fd) for fd in fds]))
+        kept: list[int] = []
+        self._unsent.append((data, kept))  # which has what was duplicated before it fails
+        try:
+            for fd in fds:
+                kept.append(os.dup(fd))
+        except OSError:  # no more descriptors
+            self._loop.call_soon(self.close)
 
     def _writable(self) -> None:
         while self._unsent:
@@ -187,6 +203,7 @@ class Connection:
             for fd in fds:
                 os.close(fd)
             self._unsent_bytes -= sent
+            self._unsent_fds -= len(fds)
             if sent < len(data):
                 self._unsent[0] = (data[sent:], [])
                 return

@@ -7,13 +7,15 @@ before its first instruction, so that the same request sent again finds what the
 from __future__ import annotations
 
 import asyncio
+import bisect
 import functools
 import json
 import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any, Final, Protocol
 
@@ -41,7 +43,14 @@ from shoal.manager.watching import Watcher
 HISTORY_MOST: Final = 10_000
 """How many domains that have ended are remembered; the oldest goes first."""
 HISTORY_ROWS: Final = 1000
-HISTORY_BYTES: Final = 1 << 20
+MANY_BYTES: Final = 2 << 20
+"""How much is told of many domains in one answer."""
+STATUS_BYTES: Final = 200
+"""What the status of a domain takes besides its name and its arguments, at most."""
+ARGUMENTS_SHOWN: Final = 4096
+"""How many bytes of its arguments are told of each of many."""
+AUDIT_AT_ONCE: Final = 10_000
+NUMBER_MOST: Final = (1 << 63) - 1
 """How many of them are told in one answer, and how long their arguments may be in all."""
 KILL_S: Final = 10.0
 """How long a kill may take before the one who asked is told that it does not work."""
@@ -185,7 +194,7 @@ class Service:
     def _remembered(self, row: Row | None, number: int, slot: Slot) -> Domain:
         if row is None:  # the database was lost
             argv = _command_line(slot.pid)
-            name = os.path.basename(os.fsdecode(argv[0])) if argv else "?"
+            name = shown_bytes(os.path.basename(argv[0])) if argv else "?"
             return Domain(slot.id, slot.key, number, name, argv, {"?": slot.pid}, slot.started_ns / 1e9)
         about = json.loads(row.about)
         core: int | str = int(row.core) if row.core.isdigit() else row.core
@@ -236,23 +245,24 @@ class Service:
         if isinstance(request, wire.SpawnProgram):
             self._begin(self._spawn(caller, request, fds))
             return
-        if isinstance(request, wire.NameRequest):
-            try:
-                self._naming.handle(caller, request, fds)
-            except ManagerError as error:
-                self._refused(caller, request, error)
-                caller.refuse(request.rid, error)
-            return
-        for fd in fds:
-            os.close(fd)
-        if isinstance(request, wire.Span):
-            self._begin(self._span(caller, request))
-            return
         try:
-            _HANDLERS[type(request)](self, caller, request)
+            if isinstance(request, wire.NameRequest):
+                self._naming.handle(caller, request, fds)
+                return
+            for fd in fds:
+                os.close(fd)
+            if isinstance(request, wire.Span):
+                self._begin(self._span(caller, request))
+                return
+            handler = _HANDLERS.get(type(request))
+            if handler is None:
+                raise ManagerError("PROC_MGMT_ERR_SPAWND_REQUEST", f"this manager does not know {type(request).__name__.lower()} yet")
+            handler(self, caller, request)
         except ManagerError as error:
             self._refused(caller, request, error)
             caller.refuse(request.rid, error)
+        except Exception as error:  # a defect of ours costs this request, not the manager
+            caller.refuse(request.rid, _defect(error))
 
     def rights_of(self, caller: Caller, hello: wire.Hello) -> ManagerRights:
         """What a client may do by the manager capability that it shows.
@@ -286,7 +296,7 @@ class Service:
     def _audit(self, caller: Caller, request: wire.Request, error: ManagerError | None, domain: int | None = None) -> None:
         try:
             self._store.audit(time.time(), caller.who, type(request).__name__.lower(), domain, None if error is None else str(error))
-        except ManagerError:
+        except (ManagerError, UnicodeError):
             pass  # a full disk keeps nobody from what still works
 
     # --- spawning ---------------------------------------------------------------------------------
@@ -296,8 +306,8 @@ class Service:
             domain = await self._spawned(request, fds)
         except ManagerError as error:
             caller.refuse(request.rid, error)
-        except Exception as error:  # a defect of ours costs this request, not the manager
-            caller.refuse(request.rid, ManagerError("PROC_MGMT_ERR_SPAWND_REQUEST", f"{type(error).__name__}: {error}"))
+        except Exception as error:
+            caller.refuse(request.rid, _defect(error))
         else:
             self._audit(caller, request, None, domain.id)
             caller.answer(request.rid, [domain.id, self._token_of(domain.id)])
@@ -336,22 +346,22 @@ class Service:
         request = _checked(request, fds)
         seat = self._spawnd.new_seat(self._next)
         self._next += 1
-        name = request.name if request.name is not None else os.path.basename(os.fsdecode(request.path))
-        domain = Domain(
-            id=seat.id,
-            key=seat.key,
-            slot=seat.slot,
-            name=name,
-            argv=request.argv,
-            pids={},
-            started_s=time.time(),
-            path=os.fsdecode(request.path),
-            cwd=os.fsdecode(request.cwd),
-            sandbox=request.sandbox,
-            descriptors=described(request, fds),
-        )
+        name = request.name if request.name is not None else shown_bytes(os.path.basename(request.path))
         bounds = None
         try:
+            domain = Domain(
+                id=seat.id,
+                key=seat.key,
+                slot=seat.slot,
+                name=name,
+                argv=request.argv,
+                pids={},
+                started_s=time.time(),
+                path=os.fsdecode(request.path),
+                cwd=os.fsdecode(request.cwd),
+                sandbox=request.sandbox,
+                descriptors=described(request, fds),
+            )
             if request.sandbox is not None:
                 bounds = Bounds.of(self._loop, from_text(request.sandbox), lambda cause: self._end(seat.id, cause))
                 domain.bounds = {} if bounds is None else bounds.about()
@@ -379,7 +389,7 @@ class Service:
             if bounds is not None:
                 bounds.finish(_never())
             self._spawnd.ledger.give_back(seat.slot)
-            self._store.drop(seat.id)
+            self._written(self._store.drop, seat.id)
             domain.not_started(ManagerError("PROC_MGMT_ERR_DOMAIN_TABLE_FIND", f"domain {seat.id} was not started: {error}"))
             raise
         self._kept[seat.id] = kept
@@ -427,7 +437,7 @@ class Service:
             self._refused(caller, request, error)
             caller.refuse(request.rid, error)
         except Exception as error:
-            caller.refuse(request.rid, ManagerError("SPAWN_ERR_SPAN", f"{type(error).__name__}: {error}"))
+            caller.refuse(request.rid, _defect(error))
 
     async def _spanned(self, domain: Domain, core: int | str) -> int:
         domain.check_span(core)
@@ -436,8 +446,12 @@ class Service:
         if domain.sandbox is not None:
             raise ManagerError("SPAWN_ERR_SPAN", f"domain {domain.id} is in a sandbox, which has room for one dispatcher")
         kept = self._kept.get(domain.id)
+        if kept is None and (adopting := self._adopting.get(domain.id)) is not None:
+            await asyncio.wait((adopting,))
+            domain.check_span(core)
+            kept = self._kept.get(domain.id)
         if kept is None:
-            raise ManagerError("PROC_MGMT_ERR_SPAWND_REQUEST", f"domain {domain.id} is being found again; try again")
+            raise ManagerError("PROC_MGMT_ERR_SPAWND_REQUEST", f"domain {domain.id} cannot be reached: its init listens to nobody")
         others = list(domain.pids)
         first = domain.pids[others[0]]
         shared = self._shared.setdefault(domain.id, Shared())
@@ -499,7 +513,7 @@ class Service:
         except ManagerError as error:
             caller.refuse(request.rid, error)
         except Exception as error:
-            caller.refuse(request.rid, ManagerError("PROC_MGMT_ERR_SPAWND_REQUEST", f"{type(error).__name__}: {error}"))
+            caller.refuse(request.rid, _defect(error))
 
     def _memory(self, caller: Caller, request: wire.Memory) -> None:
         domain = self._allowed(caller, request.domain, DomainRights.SPAN)
@@ -514,7 +528,8 @@ class Service:
             kept.kill(cause)
 
     def _premint(self, id: int) -> None:
-        self._tokens[id] = self._authority.mint(id)
+        if id in self._domains:
+            self._tokens[id] = self._authority.mint(id)
 
     def _token_of(self, id: int) -> str:
         return self._tokens.pop(id, None) or self._authority.mint(id)
@@ -577,7 +592,7 @@ class Service:
         domain = self._domains.get(id)
         if domain is not None:
             return domain
-        row = self._store.find(id)
+        row = self._store.find(id) if 0 <= id <= NUMBER_MOST else None
         if row is None or row.ended is None:
             raise ManagerError("PROC_MGMT_ERR_DOMAIN_TABLE_FIND", f"there is no domain {id}")
         return _from_history(row)
@@ -653,28 +668,47 @@ class Service:
         domain.check_running()
         kept = self._kept.get(domain.id)
         if kept is None:
-            raise ManagerError("PROC_MGMT_ERR_SPAWND_REQUEST", f"domain {domain.id} is being found again; try again")
+            self._begin(self._when_found(caller, request, domain))
+            return
         kept.send_signal(request.number, key=request.key)
         self._audit(caller, request, None, domain.id)
         caller.answer(request.rid)
+
+    async def _when_found(self, caller: Caller, request: wire.Request, domain: Domain) -> None:
+        """Carry out a request as soon as the domain's init has been found again."""
+        adopting = self._adopting.get(domain.id)
+        if adopting is None:
+            what = f"domain {domain.id} cannot be reached: its init listens to nobody"
+            caller.refuse(request.rid, ManagerError("PROC_MGMT_ERR_SPAWND_REQUEST", what))
+            return
+        await asyncio.wait((adopting,))
+        self.handle(caller, request, [])
 
     def _status(self, caller: Caller, request: wire.Status) -> None:
         caller.answer(request.rid, status_of(self._allowed(caller, request.domain, DomainRights.STATUS, ManagerRights.LIST)))
 
     def _list(self, caller: Caller, request: wire.List) -> None:
         self._need(caller, ManagerRights.LIST, "the list of all domains")
-        caller.answer(request.rid, [status_of(domain) for domain in self._domains.values()])
+        ids = sorted(self._domains)
+        first = 0 if request.after is None else bisect.bisect_right(ids, request.after)
+        self._answer_many(caller, request.rid, (self._domains[id] for id in ids[first:]))
+
+    def _answer_many(self, caller: Caller, rid: int, domains: Iterable[Domain]) -> None:
+        """As many as there is room for, and one at least."""
+        found: list[dict[str, Any]] = []
+        room = MANY_BYTES
+        for domain in domains:
+            told = status_of(domain) | {"argv": _shortened(domain.argv)}
+            room -= STATUS_BYTES + len(domain.name) + sum(map(len, told["argv"]))
+            if found and room < 0:
+                break
+            found.append(told)
+        caller.answer(rid, found)
 
     def _history(self, caller: Caller, request: wire.History) -> None:
         self._need(caller, ManagerRights.LIST, "the list of all domains")
-        found: list[dict[str, Any]] = []
-        room = HISTORY_BYTES
-        for row in self._store.ended(self._next if request.before is None else request.before, HISTORY_ROWS):
-            room -= len(row.argv) + len(row.name)
-            if found and room < 0:
-                break
-            found.append(status_of(_from_history(row)))
-        caller.answer(request.rid, found)
+        before = self._next if request.before is None else min(max(request.before, 0), NUMBER_MOST)
+        self._answer_many(caller, request.rid, map(_from_history, self._store.ended(before, HISTORY_ROWS)))
 
     def _cores(self, caller: Caller, request: wire.Cores) -> None:
         caller.answer(request.rid, list(self._spawnd.cores))
@@ -747,7 +781,7 @@ class Service:
 
     def _audited(self, caller: Caller, request: wire.Audit) -> None:
         self._need(caller, ManagerRights.LIST, "the audit log")
-        caller.answer(request.rid, self._store.audited(request.count))
+        caller.answer(request.rid, self._store.audited(min(max(request.count, 0), AUDIT_AT_ONCE)))
 
 
 _AUDITED: Final = frozenset(("PROC_MGMT_ERR_DOMAIN_CAP_HASH", "PROC_MGMT_ERR_NOT_MONITOR"))
@@ -797,6 +831,29 @@ def _exit(ended: Ended) -> list[Any]:
 
 def _nothing(ended: Ended) -> None:
     return None
+
+
+def _defect(error: Exception) -> ManagerError:
+    traceback.print_exception(error)
+    return ManagerError(
+        "PROC_MGMT_ERR_SPAWND_REQUEST", f"a defect of the manager, of which its log tells more: {type(error).__name__}: {error}"
+    )
+
+
+def shown_bytes(name: bytes) -> str:
+    """For people, and for what takes nothing but characters."""
+    return name.decode("utf-8", "backslashreplace")
+
+
+def _shortened(argv: list[bytes]) -> list[bytes]:
+    """As much as people look at."""
+    room, shown = ARGUMENTS_SHOWN, list[bytes]()
+    for word in argv:
+        if len(word) > room:
+            return [*shown, word[:room] + b"..."]
+        shown.append(word)
+        room -= len(word) + 1
+    return shown
 
 
 def status_of(domain: Domain) -> dict[str, Any]:

@@ -136,7 +136,9 @@ class Logs(Request):
 
 
 class List(Request):
-    pass
+    """Those that have not been cleaned up, by number: as many as fit into an answer, of those with a number above `after`."""
+
+    after: int | None = None
 
 
 class History(Request):
