@@ -138,8 +138,8 @@ def left_over(before: dict[int, str]) -> list[str]:
 
 
 def _is_strange(what: str) -> bool:
-    """Not the socket of an init made ahead, and not the memory of a domain."""
-    return not what.startswith(("socket:", "/memfd:sleep"))
+    """Not the socket of an init made ahead, not the memory of a domain, and not what all logs are followed by."""
+    return not what.startswith(("socket:", "/memfd:sleep", "anon_inode:inotify"))
 
 
 def storm(besieged: Besieged, pick: random.Random, messages: int) -> None:

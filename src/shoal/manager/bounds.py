@@ -30,13 +30,14 @@ class Bounds:
     """Those of one domain. For the loop's thread.
 
     Args:
+        until_s: when its time is up, in seconds since boot.
         end: ends the domain, for the cause it is given.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, budget: Budget, wall_until_s: float | None, end: Callable[[int], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, budget: Budget, until_s: float | None, end: Callable[[int], None]) -> None:
         self._loop = loop
         self._budget = budget
-        self._wall_until_s = wall_until_s
+        self._until_s = until_s
         self._end = end
         self._timers: dict[int, asyncio.TimerHandle] = {}
 
@@ -51,7 +52,7 @@ class Bounds:
             budget = Budget.of(box, besides=_SHOAL_PROCESSES, dies_whole=False)
         except SpawnError as error:
             raise ManagerError("SPAWN_ERR_SETUP_CSPACE", error.detail) from error
-        wall = None if box.wall_time is None else time.time() + parse_duration(box.wall_time)
+        wall = None if box.wall_time is None else _uptime_s() + parse_duration(box.wall_time)
         return None if budget.job is None and wall is None else cls(loop, budget, wall, end)
 
     @classmethod
@@ -61,15 +62,15 @@ class Bounds:
         if about.get("job"):
             with suppress(OSError, SpawnError):
                 job = Job._from_fd(os.open(about["job"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        if job is None and about.get("wall_until_s") is None:
+        if job is None and about.get("until_s") is None:
             return None
-        return cls(loop, Budget(job, {}, about.get("cpu_s")), about.get("wall_until_s"), end)
+        return cls(loop, Budget(job, {}, about.get("cpu_s")), about.get("until_s"), end)
 
     def about(self) -> dict[str, Any]:
         """What is to be remembered."""
         job = self._budget.job
         path = None if job is None else os.readlink(f"/proc/self/fd/{job.fileno()}")
-        return {"job": path, "cpu_s": self._budget.cpu_s, "wall_until_s": self._wall_until_s}
+        return {"job": path, "cpu_s": self._budget.cpu_s, "until_s": self._until_s}
 
     def take(self, init: int) -> None:
         """What this init starts, is bound.
@@ -91,8 +92,8 @@ class Bounds:
 
     def start(self) -> None:
         """Look to it from now on that time is kept."""
-        if self._wall_until_s is not None:
-            self._later(CAUSE_WALL_TIME, max(0.0, self._wall_until_s - time.time()), self._wall_time_is_up)
+        if self._until_s is not None:
+            self._later(CAUSE_WALL_TIME, max(0.0, self._until_s - _uptime_s()), self._wall_time_is_up)
         self._look_at_processor_time()
 
     def close(self) -> None:
@@ -121,9 +122,9 @@ class Bounds:
         self._timers[what] = self._loop.call_later(seconds, do)
 
     def _wall_time_is_up(self) -> None:
-        assert self._wall_until_s is not None
-        left = self._wall_until_s - time.time()
-        if left > 0:  # the clock was set back
+        assert self._until_s is not None
+        left = self._until_s - _uptime_s()
+        if left > 0:  # the loop's clock stands still while the machine sleeps, or differs a little
             self._later(CAUSE_WALL_TIME, left, self._wall_time_is_up)
         else:
             self._end(CAUSE_WALL_TIME)
@@ -137,3 +138,8 @@ class Bounds:
             self._end(CAUSE_CPU_TIME)
         elif look is not None:
             self._later(CAUSE_CPU_TIME, look, self._look_at_processor_time)
+
+
+def _uptime_s() -> float:
+    """Seconds since boot, which nobody can set."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

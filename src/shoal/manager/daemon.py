@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from shoal.manager.errors import ManagerError
 from shoal.manager.layout import Layout, unusable
+from shoal.manager.nursery import allow_many_files
 from shoal.manager.running import Running
 
 START_S = 30.0
@@ -207,6 +208,7 @@ def main() -> int:
         os._exit(0)  # so that the daemon is nobody's child who may never wait for it
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.umask(0o022)
+    allow_many_files()
     return asyncio.run(run(Layout(state, run_directory), int(ready)))
 
 

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from dataclasses import dataclass
+from typing import Final
 
 from shoal.manager.errors import ManagerError
 
@@ -31,11 +32,29 @@ def boot_identity() -> str:
         return file.read().strip()
 
 
+_ADVICE: Final = {
+    errno.ENOSPC: "; make room",
+    errno.EDQUOT: "; make room",
+    errno.EMFILE: "; the manager's limit of open files is reached (RLIMIT_NOFILE): start it anew where `ulimit -Hn` is higher",
+    errno.ENFILE: "; the machine's limit of open files is reached (fs.file-max)",
+    errno.EAGAIN: "; a limit of processes is reached (ulimit -u, kernel.pid_max, or pids.max of a cgroup)",
+    errno.ETOOMANYREFS: "; this user has as many descriptors on their way as it may have open (RLIMIT_NOFILE)",
+}
+
+
 def unusable(path: str, error: OSError) -> ManagerError:
     """What is raised where a file of the manager's cannot be used."""
-    advice = {errno.ENOSPC: "; make room", errno.EDQUOT: "; make room", errno.EMFILE: "; raise the limit of open files: ulimit -n"}
-    what = f"{path}: {os.strerror(error.errno or 0)}{advice.get(error.errno or 0, '')}"
+    what = f"{path}: {os.strerror(error.errno or 0)}{_ADVICE.get(error.errno or 0, '')}"
     return ManagerError("PROC_MGMT_ERR_CREATE_DOMAIN_TABLE", what)
+
+
+def out_of(error: OSError, what: str, code: str = "PROC_MGMT_ERR_SPAWND_REQUEST") -> ManagerError:
+    """What is raised where the machine has no more of something; names the limit.
+
+    Args:
+        what: was not done.
+    """
+    return ManagerError(code, f"{what}: {os.strerror(error.errno or 0)}{_ADVICE.get(error.errno or 0, '')}")
 
 
 @dataclass(frozen=True, slots=True)

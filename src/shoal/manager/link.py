@@ -14,6 +14,7 @@ from shoal import _native
 from shoal.handles.keeper import Strings, launch_error
 from shoal.manager import orders
 from shoal.manager.errors import ManagerError
+from shoal.manager.layout import out_of
 from shoal.manager.orders import Told
 
 _REQUEST: Final = struct.Struct("=IIIIII")  # struct request of src/native/request.h
@@ -29,25 +30,40 @@ class Link:
     Ownership: has the socket. `on_end` is called once, when the init has ended or somebody has killed it.
     """
 
-    __slots__ = ("_awaited", "_loop", "_on_end", "_socket")
+    __slots__ = ("_awaited", "_last", "_loop", "_on_end", "_socket")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, on_end: Callable[[], None]) -> None:
         self._loop = loop
         self._socket: socket.socket | None = sock
         self._on_end = on_end
         self._awaited: deque[asyncio.Future[Told]] = deque()
+        self._last = (0, 0)
         loop.add_reader(sock.fileno(), self._readable)
 
     def order(self, kind: int, a: int = 0, b: int = 0, *, c: int = 0, d: int = 0, e: int = 0, fds: Sequence[int] = ()) -> None:
-        """Tell it something. What it is told after its end is lost, and `on_end` is on its way."""
+        """Tell it something. What it is told after its end is lost, and `on_end` is on its way.
+
+        Raises:
+            ManagerError: it does not listen at the moment; but that it is to end, it will be told.
+        """
         if self._socket is None:
             return
         try:
             orders.order(self._socket, kind, a, b, c=c, d=d, e=e, fds=fds)
-        except BlockingIOError:
-            raise ManagerError("PROC_MGMT_ERR_SPAWND_REQUEST", "the domain's init does not take orders any more") from None
-        except OSError:
+        except ConnectionError:
             pass
+        except BlockingIOError:
+            if kind != orders.END:
+                raise ManagerError("PROC_MGMT_ERR_SPAWND_REQUEST", "the domain's init does not take orders at the moment") from None
+            self._last = (a, b)
+            self._loop.add_writer(self._socket.fileno(), self._writable)
+        except OSError as error:
+            raise out_of(error, "the domain's init cannot be told") from error
+
+    def _writable(self) -> None:
+        assert self._socket is not None
+        self._loop.remove_writer(self._socket.fileno())
+        self.order(orders.END, *self._last)
 
     def answer(self) -> asyncio.Future[Told]:
         """What it tells next about an order to start something."""
@@ -63,6 +79,7 @@ class Link:
         """Leave it alone: it lives on, and listens for the next."""
         if self._socket is not None:
             self._loop.remove_reader(self._socket.fileno())
+            self._loop.remove_writer(self._socket.fileno())
             self._socket.close()
             self._socket = None
         for future in self._awaited:

@@ -39,6 +39,39 @@ def state_of(directory: str, id: int) -> tuple[int, int]:
     return found.st_ino, found.st_size
 
 
+def open_log(directory: str, id: int) -> tuple[tuple[int, int], list[int]]:
+    """Its state and descriptors of its files, the older one first. They belong together: what its init begins anew meanwhile is seen.
+
+    Raises:
+        OSError: no more descriptors.
+    """
+    older, newer = (os.path.join(directory, name) for name in names(id))
+    while True:
+        state = state_of(directory, id)
+        fds = _opened(newer)
+        try:
+            inode = os.fstat(fds[0]).st_ino if fds else NOTHING_SEEN[0]
+            fds[:0] = _opened(older)
+            if inode == state[0] == state_of(directory, id)[0]:
+                return state, fds
+        except BaseException:
+            _close(fds)
+            raise
+        _close(fds)
+
+
+def _opened(path: str) -> list[int]:
+    try:
+        return [os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)]
+    except FileNotFoundError:
+        return []
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
 def remove_log(directory: str, id: int) -> None:
     """What a domain has written is not to be kept any longer."""
     for name in names(id):
@@ -76,11 +109,11 @@ class LogReader:
                     return
                 (ended, state), more = self._ask(tuple(state))
                 before, fds = fds, more  # kept until now, so that no new file has an old one's number
-                for fd in before:
-                    os.close(fd)
+                _close(before)
+                inodes = {os.fstat(fd).st_ino for fd in fds}
+                self._seen = {inode: at for inode, at in self._seen.items() if inode in inodes}  # the others' numbers come again
         finally:
-            for fd in fds:
-                os.close(fd)
+            _close(fds)
 
     def _from(self, fd: int) -> Iterator[Entry]:
         inode = os.fstat(fd).st_ino

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import array
+import errno
+import os
+import resource
 import socket
 import struct
 from collections import deque
+from contextlib import suppress
 from typing import Final
 
 from shoal.handles import reaper
@@ -21,6 +25,17 @@ _CONTROL, _LEDGER, _RUN, _LOGS = 3, 6, 7, 8
 _ANSWER: Final = struct.Struct("=i")
 AHEAD: Final = 16
 """How many inits wait for their domain."""
+
+
+_files_before: tuple[int, int] | None = None
+
+
+def allow_many_files() -> None:
+    """Let this process have as many files open as it may, since each domain needs one. Its domains may have as many as it could before."""
+    global _files_before
+    _files_before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_files_before[1], _files_before[1]))
 
 
 class Init:
@@ -57,6 +72,7 @@ class Nursery:
         """
         self._waiting: deque[Init] = deque()
         self._asked = 0
+        self._refused = 0
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with far:
             self._socket = near
@@ -76,11 +92,18 @@ class Nursery:
         return self._socket.fileno()
 
     def take(self) -> Init | None:
-        """An init, if one waits."""
+        """An init, if one waits.
+
+        Raises:
+            OSError: none does, since none could be made.
+        """
         while True:
             if not self._waiting:
                 self.receive()
             init = self._waiting.popleft() if self._waiting else None
+            refused, self._refused = self._refused, 0
+            if init is None and refused:
+                raise OSError(refused, os.strerror(refused))
             self._ask()
             if init is None or init.lives():
                 return init
@@ -103,6 +126,8 @@ class Nursery:
                 fds.frombytes(content[: len(content) // 4 * 4])
             for fd in fds:
                 self._waiting.append(Init(_ANSWER.unpack(data)[0], socket.socket(fileno=fd)))
+            if not fds:  # it could not be made; or we have no descriptor left for it, and it has ended
+                self._refused = max(-_ANSWER.unpack(data)[0], 0) or errno.EMFILE
 
     def _ask(self) -> None:
         if self._asked == 0 and len(self._waiting) <= AHEAD // 2:
@@ -132,6 +157,9 @@ def _plan(*, in_user_namespace: bool) -> Packed:
         packer.op("KEEP_CAPS", "keeping what it takes to enter a cell", a=1 << CAP_SYS_ADMIN)
     null = open_null(packer)
     packer.op("SETSID", "making a session")
+    if _files_before is not None:
+        soft, hard = _files_before
+        packer.op("RLIMIT", "setting the limit of open files", flags=resource.RLIMIT_NOFILE, a=soft, b=hard)
     packer.fd_map([(control, _CONTROL), (ledger, _LEDGER), (run, _RUN), (logs, _LOGS)], null)
     packer.op("SIGNALS", "resetting signals")
     return packer.packed(clone_flags=clone_flags, exec_fd=image)

@@ -25,6 +25,8 @@ UNSENT_MOST: Final = 16 << 20
 """Bytes that may wait for a client that does not read."""
 UNSENT_FDS_MOST: Final = 256
 """Descriptors that may."""
+PATIENCE_S: Final = 30.0
+"""How long the rest of a request with descriptors may take to come."""
 _MESSAGE_MOST: Final = 64 << 10
 _CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred
 _ROUNDS: Final = 16
@@ -56,6 +58,7 @@ class Connection:
         self._unsent_bytes = self._unsent_fds = 0
         self.rights = ManagerRights(0)
         self._mailbox = Mailbox(LIMITS)
+        self._patience: asyncio.TimerHandle | None = None
         self._greeted = False
         pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         self.uid = uid
@@ -90,6 +93,7 @@ class Connection:
         self._loop.remove_writer(self._socket.fileno())
         self._socket.close()
         self._inbox.close()
+        self._limit_patience()
         for _, fds in self._unsent:
             for fd in fds:
                 os.close(fd)
@@ -105,6 +109,7 @@ class Connection:
                     self.close()
                     return
                 while (found := self._inbox.next()) is not None:
+                    self._be_patient()
                     self._take(*found)
                     if self._socket.fileno() < 0:
                         return
@@ -112,6 +117,19 @@ class Connection:
             pass
         except (OSError, WireError):
             self.close()
+        self._limit_patience()
+
+    def _limit_patience(self) -> None:
+        """Among descriptors may be the client's own end: as long as we have that, nothing tells us that the client has gone."""
+        if not self._inbox.holds_descriptors:
+            self._be_patient()
+        elif self._patience is None and self._socket.fileno() >= 0:
+            self._patience = self._loop.call_later(PATIENCE_S, self.close)
+
+    def _be_patient(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
 
     def _take(self, body: bytes, fds: list[int]) -> None:
         try:

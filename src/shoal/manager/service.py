@@ -31,9 +31,9 @@ from shoal.manager.domains import LOST_STATUS, Domain, Ended, ExitStatus, State,
 from shoal.manager.errors import ManagerError
 from shoal.manager.handing import capability, channel, lowest_free, manager, memory
 from shoal.manager.inspecting import capabilities_of, described, described_later, granted_in_cell
-from shoal.manager.layout import Layout, boot_identity
+from shoal.manager.layout import Layout, boot_identity, out_of
 from shoal.manager.ledger import ENDED, ENDING, RUNNING, Slot
-from shoal.manager.logs import names, remove_log, state_of
+from shoal.manager.logs import names, open_log, remove_log, state_of
 from shoal.manager.naming import Client, Naming
 from shoal.manager.rights import DomainRights, ManagerRights, shown
 from shoal.manager.spawnd import Kept, LocalSpawnd
@@ -261,6 +261,8 @@ class Service:
         except ManagerError as error:
             self._refused(caller, request, error)
             caller.refuse(request.rid, error)
+        except OSError as error:
+            caller.refuse(request.rid, out_of(error, f"the manager cannot carry out {type(request).__name__.lower()}"))
         except Exception as error:  # a defect of ours costs this request, not the manager
             caller.refuse(request.rid, _defect(error))
 
@@ -282,6 +284,7 @@ class Service:
         self._naming.left(caller)
         for rid, domain in self._waiting.pop(caller, {}).items():
             domain.forget((caller, rid))
+            self._watcher.forget((caller, rid))
 
     def _begin(self, work: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = self._loop.create_task(work)
@@ -306,6 +309,8 @@ class Service:
             domain = await self._spawned(request, fds)
         except ManagerError as error:
             caller.refuse(request.rid, error)
+        except OSError as error:
+            caller.refuse(request.rid, out_of(error, "the domain could not be started", "SPAWN_ERR_RUN"))
         except Exception as error:
             caller.refuse(request.rid, _defect(error))
         else:
@@ -735,9 +740,10 @@ class Service:
             if who not in domain.waiters and outcome is None:
                 return  # it has been answered, or nobody waits any more
             if domain.ended is None and request.seen == state_of(self._layout.logs, domain.id):
-                self._watcher.once(os.path.join(self._layout.logs, names(domain.id)[1]), look)
+                self._watcher.once(os.path.join(self._layout.logs, names(domain.id)[1]), who, look)
                 if request.seen == state_of(self._layout.logs, domain.id):  # still, now that it is watched
                     return
+            self._watcher.forget(who)
             domain.waiters.pop(who, None)
             self._waiting.get(caller, {}).pop(request.rid, None)
             self._answer_log(caller, request.rid, domain)
@@ -749,18 +755,16 @@ class Service:
         domain.waiters[who] = look
         try:
             look()
-        except ManagerError:
+        except BaseException:
             domain.forget(who)
             raise
 
     def _answer_log(self, caller: Caller, rid: int, domain: Domain) -> None:
-        fds = []
-        state = state_of(self._layout.logs, domain.id)
-        for name in names(domain.id):
-            try:
-                fds.append(os.open(os.path.join(self._layout.logs, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
-            except FileNotFoundError:
-                continue
+        try:
+            state, fds = open_log(self._layout.logs, domain.id)
+        except OSError as error:
+            caller.refuse(rid, out_of(error, "the log cannot be opened"))
+            return
         try:
             caller.answer(rid, [domain.ended is not None, state], fds)
         finally:
@@ -771,6 +775,7 @@ class Service:
         domain = self._waiting.get(caller, {}).pop(request.other, None)
         if domain is not None:
             domain.forget((caller, request.other))
+            self._watcher.forget((caller, request.other))
         caller.answer(request.rid)
 
     def _stop(self, caller: Caller, request: wire.Stop) -> None:

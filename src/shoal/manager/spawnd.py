@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -25,7 +26,7 @@ from shoal.manager.bounds import Bounds
 from shoal.manager.boxes import cook, known_box, on_core, order_for
 from shoal.manager.errors import ManagerError
 from shoal.manager.handing import startup_variable
-from shoal.manager.layout import Layout
+from shoal.manager.layout import Layout, out_of
 from shoal.manager.ledger import CAUSE_KILLED, CAUSE_UNBEGUN, Ledger, Slot
 from shoal.manager.link import Link, Outcome, send_plan
 from shoal.manager.nursery import Init, Nursery
@@ -36,6 +37,8 @@ from shoal.probe import is_privileged
 from shoal.sandbox.launch import Cooked
 from shoal.status import SpawnError
 
+FILES_SPARE: Final = 64
+"""Descriptors that are left for connections, logs, and what a launch needs for a moment."""
 LOG_BYTES: Final = 16 << 20
 """How much of a domain's output is kept in each of its two files."""
 
@@ -86,6 +89,7 @@ class LocalSpawnd:
         self._logs = os.open(layout.logs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._nurseries: dict[bool, Nursery] = {}
         self._wanted: list[asyncio.Future[None]] = []
+        self._highest = 0
 
     def close(self) -> None:
         """Leave every domain alone."""
@@ -101,9 +105,18 @@ class LocalSpawnd:
         """A place for a domain.
 
         Raises:
-            ManagerError: the disk is full.
+            ManagerError: the disk is full, or so many files are open that it would hinder those that are there.
         """
+        self._check_room()
         return Seat(id, self.ledger.take(), secrets.randbits(63))
+
+    def _check_room(self) -> None:
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        # Numbers are given from the lowest, with few gaps: they are counted only where the last one that stayed was high.
+        if self._highest >= most - 4 * FILES_SPARE and len(os.listdir("/proc/self/fd")) >= most - FILES_SPARE:
+            what = f"no room for another domain: the manager may have {most} files open (RLIMIT_NOFILE), one for each domain"
+            advice = "end some, or start it anew where `ulimit -Hn` is higher"
+            raise ManagerError("SPAWN_ERR_DOMAIN_ALLOCATE", f"{what}; {advice}")
 
     async def start(self, seat: Seat, request: SpawnProgram, fds: Sequence[int], bounds: Bounds | None) -> Kept:
         """Start a domain; on failure nothing of it is left but its seat.
@@ -164,7 +177,7 @@ class LocalSpawnd:
             if told.kind != orders.STARTED:
                 if which & orders.TENTATIVE and told.error == errno.EINVAL:
                     raise ManagerError("PROC_MGMT_ERR_DOMAIN_NOT_RUNNING", f"domain {seat.id} is ending")
-                raise ManagerError("SPAWN_ERR_RUN", f"no process could be made: {os.strerror(told.error)}")
+                raise out_of(OSError(told.error, ""), "no process could be made", "SPAWN_ERR_RUN")
             try:
                 await outcome.executed(plan.labels, os.fsdecode(request.path))
             except BaseException:
@@ -255,8 +268,12 @@ class LocalSpawnd:
                 except SpawnError as error:
                     raise ManagerError("SPAWN_ERR_RUN", f"no init for a domain could be made: {error.detail}") from error
                 self._loop.add_reader(nursery.fileno(), self._nursery_readable, apart)
-            init = nursery.take()
+            try:
+                init = nursery.take()
+            except OSError as error:
+                raise out_of(error, "no init for a domain could be made", "SPAWN_ERR_RUN") from error
             if init is not None:
+                self._highest = init.socket.fileno()
                 return init
             wanted: asyncio.Future[None] = self._loop.create_future()
             self._wanted.append(wanted)
@@ -335,7 +352,7 @@ def as_manager_error(error: BaseException, request: SpawnProgram) -> BaseExcepti
         return ManagerError("SPAWN_ERR_LOAD", error.detail)
     if isinstance(error, SpawnError) and flat.ENTERING in error.detail:
         return ManagerError("SPAWN_ERR_SETUP_ENV", f"{os.fsdecode(request.cwd)}: the working directory cannot be entered: {error.detail}")
-    return ManagerError("SPAWN_ERR_RUN", error.detail if isinstance(error, SpawnError) else str(error))
+    return ManagerError("SPAWN_ERR_RUN", error.detail) if isinstance(error, SpawnError) else out_of(error, "no process", "SPAWN_ERR_RUN")
 
 
 def _told_of_handles(request: SpawnProgram, fds: Sequence[int]) -> SpawnProgram:

@@ -23,14 +23,18 @@ class Watcher:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._fd = -1
-        self._told: dict[int, list[Callable[[], None]]] = {}
+        self._told: dict[int, dict[object, Callable[[], None]]] = {}
+        self._watched: dict[object, int] = {}
 
-    def once(self, path: str, tell: Callable[[], None]) -> None:
+    def once(self, path: str, who: object, tell: Callable[[], None]) -> None:
         """Call `tell` when the file at `path` is written or renamed, or, where there is none, one appears in its directory.
 
+        Args:
+            who: by whom it is forgotten. One who watches already watches this instead.
         Raises:
             ManagerError: the system has no more of what it takes.
         """
+        self.forget(who)
         if self._fd < 0:
             self._fd = _libc.inotify_init1(_CLOEXEC | _NONBLOCK)
             if self._fd < 0:
@@ -41,7 +45,18 @@ class Watcher:
             number = _libc.inotify_add_watch(self._fd, os.fsencode(os.path.dirname(path)), _CREATE | _MOVED_TO)
         if number < 0:
             raise _refused("inotify_add_watch")
-        self._told.setdefault(number, []).append(tell)
+        self._told.setdefault(number, {})[who] = tell
+        self._watched[who] = number
+
+    def forget(self, who: object) -> None:
+        """They are not to be told any more."""
+        number = self._watched.pop(who, None)
+        if number is not None:
+            told = self._told[number]
+            del told[who]
+            if not told:
+                del self._told[number]
+                _libc.inotify_rm_watch(self._fd, number)
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -49,6 +64,7 @@ class Watcher:
             os.close(self._fd)
             self._fd = -1
         self._told.clear()
+        self._watched.clear()
 
     def _readable(self) -> None:
         try:
@@ -63,9 +79,9 @@ class Watcher:
         if -1 in numbers:  # too many to tell of each
             numbers |= self._told.keys()
         for number in numbers & self._told.keys():
-            _libc.inotify_rm_watch(self._fd, number)
-            for tell in self._told.pop(number):
-                tell()
+            for who, tell in list(self._told[number].items()):
+                self.forget(who)
+                self._loop.call_soon(tell)  # one that fails keeps no other from being told
 
 
 def _refused(call: str) -> ManagerError:

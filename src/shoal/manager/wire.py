@@ -380,20 +380,29 @@ class Inbox:
         """A whole frame, whose descriptors are the caller's, or None.
 
         Raises:
-            WireError: it is too large, or lacks descriptors.
+            WireError: it is too large, lacks descriptors, or came with some that it does not speak of.
         """
         if len(self._data) < _HEAD.size:
+            if self._fds and not self._data:
+                raise WireError("descriptors that no message speaks of")
             return None
         size, count = _HEAD.unpack_from(self._data)
         if size > FRAME_MOST or count > FDS_MOST:
             raise WireError(f"a frame of {size} bytes with {count} descriptors; at most {FRAME_MOST} and {FDS_MOST} are taken")
         if len(self._data) < _HEAD.size + size:
+            if len(self._fds) > count:
+                raise WireError(f"a frame speaks of {count} descriptors, and {len(self._fds)} came")
             return None
         if len(self._fds) < count:
             raise WireError(f"a frame speaks of {count} descriptors, and {len(self._fds)} came")
         body = bytes(self._data[_HEAD.size : _HEAD.size + size])
         del self._data[: _HEAD.size + size]
         return body, [self._fds.popleft() for _ in range(count)]
+
+    @property
+    def holds_descriptors(self) -> bool:
+        """Of a frame that is not whole yet."""
+        return bool(self._fds)
 
     def close(self) -> None:
         for fd in self._fds:
