@@ -55,7 +55,7 @@ def running(path: str) -> list[int]:
 def slots(state: Path) -> dict[int, Slot]:
     """What is in the ledger, without what nobody has."""
     data = (state / "ledger").read_bytes()
-    whole = data[: len(data) // ledger._SIZE * ledger._SIZE]
+    whole = data[: len(data) // ledger.SIZE * ledger.SIZE]
     found = (Slot(*fields) for fields in ledger._SLOT.iter_unpack(whole))
     return {number: slot for number, slot in enumerate(found) if slot.state != ledger.FREE}
 

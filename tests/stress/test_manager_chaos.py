@@ -5,7 +5,6 @@ SHOAL_CHAOS_SECONDS says for how long (20); SHOAL_CHAOS_SEED repeats the choices
 
 import os
 import random
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,8 @@ SECONDS = float(os.environ.get("SHOAL_CHAOS_SECONDS", "20"))
 
 @pytest.fixture
 def state(monkeypatch):
-    with tempfile.TemporaryDirectory(prefix="shoal-chaos-") as directory:
-        monkeypatch.setenv("SHOAL_STATE_DIR", directory)
-        yield Path(directory).resolve()
+    with managed.state_directory(monkeypatch.setenv) as directory:
+        yield directory
 
 
 @pytest.fixture

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from shoal.manager.ledger import ASSIGNED, CAUSE_UNBEGUN, ENDED, FREE, Slot
+from shoal.manager.biscuits import LAST_DOMAIN
+from shoal.manager.ledger import ASSIGNED, CAUSE_ITSELF, CAUSE_UNBEGUN, ENDED, ENDING, FREE, RUNNING, Slot
 from shoal.manager.store import Row
 
 SIGCHLD: Final = 17
+_NOTHING: Final = Slot(FREE, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 _EXIT_SIGNAL: Final = 35  # in /proc/PID/stat, counted after the name: proc_pid_stat(5)
 
 
@@ -66,7 +68,10 @@ def sort_out(
     for row in rows:
         by_slot.setdefault(row.slot, []).append(row)
     for number, slot in enumerate(slots):
-        here = sorted(by_slot.get(number, ()), key=lambda row: row.id)
+        damaged = not _is_plausible(slot)
+        if damaged:
+            slot = _NOTHING  # noqa: PLW2901
+        here = sorted(by_slot.pop(number, ()), key=lambda row: row.id)
         if slot.state == FREE:
             mine = here.pop() if here else None
             if mine is not None:
@@ -76,14 +81,22 @@ def sort_out(
             here = [row for row in here if row is not mine]
         left.unbegun += here
         if slot.state == FREE:
-            left.free.append(number)
+            (left.done if damaged else left.free).append(number)
         elif mine is None and slot.state == ENDED and has_end(slot.id, slot.key):
             left.done.append(number)
         else:
             this_boot = ledger_boot == boot and (mine is None or mine.boot == boot)
-            was_lost = number >= whole or (slots[number].state == FREE and not this_boot)
+            was_lost = number >= whole or damaged or (slots[number].state == FREE and not this_boot)
             left.found.append(Found(number, slot, mine, was_lost, this_boot))
+    left.unbegun += (row for rest in by_slot.values() for row in rest)  # with numbers no slot has
     return left
+
+
+def _is_plausible(slot: Slot) -> bool:
+    """Whether an init can have written it."""
+    return slot.state == FREE or (
+        slot.state <= ENDED and slot.id <= LAST_DOMAIN and slot.key >> 63 == 0 and CAUSE_ITSELF <= slot.cause <= CAUSE_UNBEGUN
+    )
 
 
 def _as_remembered(row: Row) -> Slot:
@@ -92,7 +105,14 @@ def _as_remembered(row: Row) -> Slot:
 
 def never_began(slot: Slot) -> bool:
     """Whether it ended, or its init did, before it had executed its program."""
-    return slot.state in (FREE, ASSIGNED) or (slot.state == ENDED and slot.cause == CAUSE_UNBEGUN)
+    return slot.state in (FREE, ASSIGNED) or (slot.state in (ENDING, ENDED) and slot.cause == CAUSE_UNBEGUN)
+
+
+def is_settled(slot: Slot) -> bool:
+    """Whether what its living init has written tells if it began."""
+    if slot.state == RUNNING:
+        return has_executed(slot.pid)
+    return slot.state == ENDED or not never_began(slot)
 
 
 def has_executed(pid: int) -> bool:

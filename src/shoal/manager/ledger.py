@@ -18,10 +18,13 @@ from shoal.manager.errors import ManagerError
 FREE, ASSIGNED, RUNNING, ENDING, ENDED = range(5)
 CAUSE_ITSELF, CAUSE_KILLED, CAUSE_WALL_TIME, CAUSE_CPU_TIME, CAUSE_UNBEGUN = range(5)
 
+SLOTS_MOST: Final = 1 << 20
+"""More domains no machine has: a number beyond is damage."""
 _SLOT: Final = struct.Struct("=IiQQQiiiiqqqqqQQ24x")
-_SIZE: Final = 128
+SIZE: Final = 128
+"""Bytes of a slot."""
 _STEP: Final = 1024
-assert _SLOT.size == _SIZE
+assert _SLOT.size == SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ class Ledger:
             OSError: it cannot be opened or made.
         """
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        self.count = os.fstat(self._fd).st_size // _SIZE
+        self.count = os.fstat(self._fd).st_size // SIZE
         """How many slots there are."""
         self._unused: list[int] = []
 
@@ -77,9 +80,9 @@ class Ledger:
     def all(self) -> list[Slot]:
         """Every slot, by its number."""
         data = b""
-        while len(data) < self.count * _SIZE and (more := os.pread(self._fd, self.count * _SIZE - len(data), len(data))):
+        while len(data) < self.count * SIZE and (more := os.pread(self._fd, self.count * SIZE - len(data), len(data))):
             data += more
-        return [Slot(*fields) for fields in _SLOT.iter_unpack(data[: len(data) // _SIZE * _SIZE])]
+        return [Slot(*fields) for fields in _SLOT.iter_unpack(data[: len(data) // SIZE * SIZE])]
 
     def is_settled(self) -> bool:
         """Whether no init that an earlier manager may have told of a slot is still about to write there: DOMAIN_PENDING in domain.h."""
@@ -101,7 +104,7 @@ class Ledger:
 
     def _grow(self, by: int) -> None:
         try:
-            os.posix_fallocate(self._fd, self.count * _SIZE, by * _SIZE)
+            os.posix_fallocate(self._fd, self.count * SIZE, by * SIZE)
         except OSError as error:
             raise ManagerError("PROC_MGMT_ERR_CREATE_DOMAIN_TABLE", f"the ledger cannot grow: {error.strerror}") from error
         self.count += by
@@ -112,8 +115,8 @@ class Ledger:
 
     def read(self, number: int) -> Slot:
         """What is in one slot."""
-        data = os.pread(self._fd, _SIZE, number * _SIZE)
-        return Slot(*_SLOT.unpack(data.ljust(_SIZE, b"\0")))
+        data = os.pread(self._fd, SIZE, number * SIZE)
+        return Slot(*_SLOT.unpack(data.ljust(SIZE, b"\0")))
 
     def take(self) -> int:
         """A slot that nobody has.
@@ -128,5 +131,5 @@ class Ledger:
 
     def give_back(self, number: int) -> None:
         """Clear a slot, whose init has ended, and let it be taken again."""
-        os.pwrite(self._fd, bytes(_SIZE), number * _SIZE)
+        os.pwrite(self._fd, bytes(SIZE), number * SIZE)
         self.offer(number)

@@ -40,6 +40,11 @@ class Link:
         self._last = (0, 0)
         loop.add_reader(sock.fileno(), self._readable)
 
+    @property
+    def lives(self) -> bool:
+        """Whether its init does, as far as is known."""
+        return self._socket is not None
+
     def order(self, kind: int, a: int = 0, b: int = 0, *, c: int = 0, d: int = 0, e: int = 0, fds: Sequence[int] = ()) -> None:
         """Tell it something. What it is told after its end is lost, and `on_end` is on its way.
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Final, Literal, NamedTuple
 
+from shoal.manager.biscuits import LAST_DOMAIN
+
 _HEAD: Final = struct.Struct("=QII")
 STREAMS: Final = {"stdout": (1,), "stderr": (2,), "both": (1, 2)}
 NOTHING_SEEN: Final = (0, 0)
@@ -28,6 +30,12 @@ class Entry(NamedTuple):
 def names(id: int) -> tuple[str, str]:
     """The files of a domain's log, the older one first."""
     return f"{id}.log.1", f"{id}.log"
+
+
+def numbers(directory: str) -> set[int]:
+    """The domains of which there are logs."""
+    found = (name.partition(".log")[0] for name in os.listdir(directory))
+    return {int(number) for number in found if number.isdecimal() and int(number) <= LAST_DOMAIN}
 
 
 def state_of(directory: str, id: int) -> tuple[int, int]:

@@ -48,7 +48,7 @@ class Running:
             store = Store(self._layout.database)
             self._stack.callback(store.close)
             authority = Authority(self._layout, store)
-            self._publish(authority.own())
+            self._publish(authority.own(), or_else=not store.is_new)
             service = self.service = Service(loop, self._layout, store, authority)
             self._stack.callback(service.close)
             await service.adopt()
@@ -97,15 +97,20 @@ class Running:
         os.pwrite(self._locked, data, 0)
         os.truncate(self._locked, len(data))
 
-    def _publish(self, capability: str) -> None:
-        """For whoever may read the user's files."""
-        draft = f"{self._layout.capability}.{os.getpid()}"
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    def _publish(self, capability: str, *, or_else: bool) -> None:
+        """For whoever may read the user's files. or_else: the one that is there will do, where the disk is full."""
+        draft = f"{self._layout.capability}.new"
         try:
-            os.write(fd, capability.encode())
-        finally:
-            os.close(fd)
-        os.rename(draft, self._layout.capability)
+            fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                os.write(fd, capability.encode())
+            finally:
+                os.close(fd)
+            os.rename(draft, self._layout.capability)
+        except OSError:
+            _unlink(draft)
+            if not or_else or not os.path.exists(self._layout.capability):
+                raise
 
     def _listen(self) -> socket.socket:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -22,7 +22,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from shoal.manager import wire
-from shoal.manager.adoption import Found, has_executed, never_began, sort_out
+from shoal.manager.adoption import Found, is_settled, never_began, sort_out
 from shoal.manager.authority import Authority
 from shoal.manager.bounds import Bounds
 from shoal.manager.boxes import from_text
@@ -32,8 +32,8 @@ from shoal.manager.errors import ManagerError
 from shoal.manager.handing import capability, channel, lowest_free, manager, memory
 from shoal.manager.inspecting import capabilities_of, described, described_later, granted_in_cell
 from shoal.manager.layout import Layout, boot_identity, out_of
-from shoal.manager.ledger import ENDED, ENDING, RUNNING, Slot
-from shoal.manager.logs import names, open_log, remove_log, state_of
+from shoal.manager.ledger import ENDED, ENDING, RUNNING, SLOTS_MOST, Slot
+from shoal.manager.logs import names, numbers, open_log, remove_log, state_of
 from shoal.manager.naming import Client, Naming
 from shoal.manager.rights import DomainRights, ManagerRights, shown
 from shoal.manager.spawnd import Kept, LocalSpawnd
@@ -59,8 +59,8 @@ SOON_S: Final = 5.0
 that is to end waits for what it has begun."""
 LOST_S: Final = 1.0
 """How long a new manager looks for a domain of which the ledger says nothing any more."""
-AUDIT_MOST: Final = 100_000
-"""Entries kept of the audit log."""
+RETRY_S: Final = 1.0
+"""How long what could not be written is left alone."""
 _FLAGS_KNOWN: Final = 0b11  # NEW_DOMAIN and OMP
 
 
@@ -98,6 +98,7 @@ class Service:
         self._adopting: dict[int, asyncio.Task[None]] = {}
         self._endings: list[int] = []
         self._unwritten: dict[int, Ended] = {}
+        self._again: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._tokens: dict[int, str] = {}
         self._bounds: dict[int, Bounds] = {}
@@ -118,7 +119,7 @@ class Service:
             await asyncio.sleep(0.01)
         rows = self._store.alive()
         whole = ledger.count
-        ledger.reach(max((row.slot + 1 for row in rows), default=0))
+        ledger.reach(max((row.slot + 1 for row in rows if row.slot < SLOTS_MOST), default=0))
         slots = ledger.all()
         left = sort_out(slots, rows, self._store.has_end, self._boot, self._store.fact("boot") or self._boot, whole)
         for row in left.unbegun:
@@ -135,7 +136,11 @@ class Service:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=SOON_S)
         self._announce()
-        self._next = max(self._next, self._store.last_id() + 1, *(slot.id + 1 for slot in slots), 0)
+        logged = numbers(self._layout.logs)
+        if not self._store.is_new:  # else they may be what the user has kept, of domains that nobody knows any more
+            for id in logged - self._store.ids() - self._domains.keys():
+                remove_log(self._layout.logs, id)
+        self._next = 1 + max(self._next - 1, self._store.last_id(), *logged, *(one.slot.id for one in left.found))
 
     def _announce(self) -> None:
         """The well-known names of the spec."""
@@ -164,14 +169,16 @@ class Service:
         if slot.state != ENDED:
             patience_s = LOST_S if one.was_lost and one.this_boot else 0.0
             kept = await self._spawnd.adopt(number, slot, this_boot=one.this_boot, patience_s=patience_s)
-        while (slot := ledger.read(number)).state == RUNNING and kept is not None and not has_executed(slot.pid):
-            await asyncio.sleep(0.01)  # the end of who was about to tell it what to become, ends it
+        while kept is not None and kept.link.lives and not is_settled(ledger.read(number)):
+            await asyncio.sleep(0.01)  # that who was about to tell it what to become has gone, ends it
+        slot = ledger.read(number)
         if never_began(slot) and not one.was_lost:
             self._never_began(known, row)
             return
         if row is None:
             self._written(self._store.add, id, slot.key, None, number, self._boot, known.name, "?", b"\0".join(known.argv), known.about())
         if kept is None or id not in self._domains:
+            self._adopting.pop(id, None)  # there is no more to be found out
             self._ended(id)
             return
         self._kept[id] = kept
@@ -580,7 +587,8 @@ class Service:
             self._store.end((id, ended.to_dict()) for id, ended in self._unwritten.items())
             forgotten = self._store.forget(HISTORY_MOST)
         except ManagerError:
-            self._loop.call_later(1.0, self._write_endings)
+            if self._again is None:
+                self._again = self._loop.call_later(RETRY_S, self._write_endings_again)
             return
         for id in forgotten:
             remove_log(self._layout.logs, id)
@@ -590,6 +598,10 @@ class Service:
             domain.state = State.CLEANED
             self._spawnd.ledger.give_back(domain.slot)
         self._unwritten.clear()
+
+    def _write_endings_again(self) -> None:
+        self._again = None
+        self._write_endings()
 
     # --- finding ----------------------------------------------------------------------------------
 

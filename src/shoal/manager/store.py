@@ -32,6 +32,22 @@ CREATE TABLE IF NOT EXISTS audit (at REAL NOT NULL, who TEXT NOT NULL, did TEXT 
 """
 
 
+_MOVE: Final = "move manager.db and what begins with its name away, and the domains that run are found again by the ledger"
+_DAMAGED: Final = f"it is damaged; {_MOVE}"
+_ADVICE: Final = {
+    "SQLITE_FULL": "the disk is full; make room",
+    "SQLITE_READONLY": "it cannot be written; is the disk mounted read-only?",
+    "SQLITE_IOERR": "the disk cannot be read or written; is it full, or does the kernel's log tell of it?",
+    "SQLITE_CANTOPEN": "it cannot be opened; are it and its directory this user's, and is there room on the disk?",
+    "SQLITE_BUSY": "another program has it open; end that",
+    "SQLITE_CORRUPT": _DAMAGED,
+    "SQLITE_NOTADB": f"it is no database; {_MOVE}",
+}
+AUDIT_MOST: Final = 100_000
+"""Entries kept of the audit log, more or less; the oldest go first."""
+_TRIM_EVERY: Final = 1000
+
+
 class Row:
     """A domain as it is remembered.
 
@@ -58,16 +74,23 @@ class Store:
         """
         self._path = path
         self._history = -1
+        self._audits = 0
         with self._told("opening"):
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=32)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.execute("PRAGMA busy_timeout=0")
-            self._db.executescript(_SCHEMA)
-            self.is_new = self._db.execute("SELECT value FROM facts WHERE name='boot'").fetchone() is None
-            found = self._db.execute("PRAGMA quick_check(1)").fetchone()
-            if found[0] != "ok":
-                raise sqlite3.DatabaseError(found[0])
+            try:
+                # Nobody else's, so that there is no file of shared memory, for which a full disk would have no room.
+                self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=NORMAL")
+                self._db.execute("PRAGMA busy_timeout=0")
+                self._db.executescript(_SCHEMA)
+                self.is_new = self._db.execute("SELECT value FROM facts WHERE name='boot'").fetchone() is None
+                found = self._db.execute("PRAGMA quick_check(1)").fetchone()
+                if found[0] != "ok":
+                    raise sqlite3.DatabaseError(f"{_DAMAGED} ({found[0]})")
+            except BaseException:
+                self._db.close()
+                raise
 
     def close(self) -> None:
         self._db.close()
@@ -78,13 +101,8 @@ class Store:
         try:
             yield
         except sqlite3.DatabaseError as error:
-            name = getattr(error, "sqlite_errorname", "")
-            advice = {
-                "SQLITE_FULL": "the disk is full; make room",
-                "SQLITE_READONLY": "it cannot be written; is the disk mounted read-only?",
-                "SQLITE_CORRUPT": "it is damaged; move it away, and the domains that run are found again by the ledger",
-                "SQLITE_NOTADB": "it is no database; move it away, and the domains that run are found again by the ledger",
-            }.get(name.split("_", 2)[0] + "_" + name.split("_", 2)[1] if name.count("_") else name, str(error))
+            kind = "_".join(getattr(error, "sqlite_errorname", "").split("_")[:2])
+            advice = _ADVICE.get(kind, str(error))
             raise ManagerError("PROC_MGMT_ERR_CREATE_DOMAIN_TABLE", f"{doing} {self._path}: {advice}") from error
 
     # --- domains ------------------------------------------------------------------------------------
@@ -171,6 +189,11 @@ class Store:
             found = self._db.execute("SELECT id FROM domains WHERE request=?", (request,)).fetchone()
         return None if found is None else found[0]
 
+    def ids(self) -> set[int]:
+        """Of all that are remembered."""
+        with self._told("reading"):
+            return {id for (id,) in self._db.execute("SELECT id FROM domains")}
+
     def last_id(self) -> int:
         """The highest that was ever given."""
         with self._told("reading"):
@@ -218,16 +241,15 @@ class Store:
     def audit(self, at: float, who: str, did: str, domain: int | None, refused: str | None) -> None:
         with self._told("writing to"):
             self._db.execute("INSERT INTO audit VALUES (?,?,?,?,?)", (at, who, did, domain, refused))
+            self._audits += 1
+            if self._audits % _TRIM_EVERY == 1:
+                self._db.execute("DELETE FROM audit WHERE rowid <= (SELECT max(rowid) FROM audit) - ?", (AUDIT_MOST,))
 
     def audited(self, count: int) -> list[tuple[float, str, str, int | None, str | None]]:
         """The newest entries, oldest first."""
         with self._told("reading"):
             found = self._db.execute("SELECT at, who, did, domain, refused FROM audit ORDER BY rowid DESC LIMIT ?", (count,)).fetchall()
         return found[::-1]
-
-    def trim_audit(self, most: int) -> None:
-        with self._told("writing to"):
-            self._db.execute("DELETE FROM audit WHERE rowid <= (SELECT max(rowid) FROM audit) - ?", (most,))
 
     def names(self) -> list[str]:
         """What of the name service has to survive, as JSON."""
