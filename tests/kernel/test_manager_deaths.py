@@ -254,3 +254,48 @@ def test_an_init_killed_in_the_middle_of_a_launch_is_said(state, manager):
     assert "init was killed meanwhile" in told[0].message
     assert manager.domain(spawn_with_key(manager, key, "exit 5")).wait().code == 5
     assert Path(state / "manager.log").read_text() == ""
+
+
+# --- dispatchers ----------------------------------------------------------------------------------------
+
+
+def spanned(state, manager):
+    """A domain on the first core that is about to be spanned to the second: what is started there says nothing yet."""
+    domain = sh(manager, "sleep 1000")
+    return domain, managed.init_of(state, domain.id)
+
+
+def children(pid):
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors")
+def test_a_span_that_the_end_of_the_manager_interrupts_is_done_once(state, manager):
+    domain, init = spanned(state, manager)
+    second = manager.cores()[1]
+    managed.stop(init)
+    with in_thread(domain.span, second) as told:
+        managed.wait_until(lambda: manager.status(domain.id).cores == (manager.cores()[0], second))  # it is being started
+        kill_manager(state)
+        resume([init])
+    assert told == [None]
+    status = manager.status(domain.id)
+    assert status.cores == (manager.cores()[0], second)
+    assert sorted(children(init)) == sorted(status.pids)
+    assert manager._ask(lambda rid: wire.Span(rid, domain.id, second, again=True))[0] == status.pids[1]
+    with pytest.raises(ManagerError) as error:
+        domain.span(second)
+    assert error.value.code == "PROC_MGMT_ERR_ALREADY_SPANNED"
+    os.kill(status.pids[1], signal.SIGTERM)  # and the end of any is the domain's
+    assert domain.wait() == ExitStatus(128 + signal.SIGTERM, "signaled", signal.SIGTERM)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors")
+def test_a_dispatcher_that_was_written_down_is_one_also_for_the_next_manager(state, manager):
+    domain, _ = spanned(state, manager)
+    domain.span(manager.cores()[1])
+    pids = manager.status(domain.id).pids
+    kill_manager(state)
+    assert manager.status(domain.id).pids == pids
+    os.kill(pids[1], signal.SIGTERM)
+    assert domain.wait().reason == "signaled"

@@ -197,7 +197,7 @@ class Model:
         self.domains: dict[str, int] = {}
         self.by_op: dict[str, list[Request]] = defaultdict(list)
         for request in self.requests.values():
-            about = request.about[0] if request.kind == "signal" else request.about
+            about = request.about[0] if request.kind in ("signal", "span") else request.about
             if isinstance(about, str):
                 self.by_op[about].append(request)
 
@@ -235,6 +235,10 @@ class Model:
             return False
         if request.kind in ("kill", "signal"):
             return code == "PROC_MGMT_ERR_DOMAIN_NOT_RUNNING" or "is being found again" in message
+        if request.kind == "span":
+            if code in ("PROC_MGMT_ERR_DOMAIN_NOT_RUNNING", "PROC_MGMT_ERR_ALREADY_SPANNED", "SPAWN_ERR_SPAN"):
+                return True
+            return bool(self.chaos.killed["init"]) and "init was killed meanwhile" in message
         if request.kind in ("spawn", "again"):
             return "init was killed meanwhile" in message and bool(self.chaos.killed["init"] + self.chaos.killed["waiting init"])
         return False
@@ -296,7 +300,24 @@ class Model:
         for each in self.by_op[op]:
             if each.kind == "wait" and each.value is not None and tuple(each.value) != found:
                 self.say(f"domain {id} of {op} ended as {found}, and {each.op} was told {each.value}")
+        if found is None:
+            self._check_dispatchers(op, id)
         self._check_log(op, id, found)
+
+    def _check_dispatchers(self, op: str, id: int) -> None:
+        """Those that it is said to have are there, and no others."""
+        status = self.manager.status(id)
+        first = self.requests[op].about["core"]
+        spans = [each for each in self.by_op[op] if each.kind == "span"]
+        surely = {first, *(each.about[1] for each in spans if each.outcome == "ok")}
+        maybe = surely | {each.about[1] for each in spans if each.may_be_done}
+        if not surely <= set(status.cores) <= maybe:
+            self.say(f"domain {id} of {op} has dispatchers on {status.cores}, not on {surely} to {maybe}; {self._history(op)}")
+        init = managed.init_of(self.chaos.state, id)
+        of_program = [pid for pid in managed.running(self.chaos.workload) if managed.parent_of(pid) == init and told(pid)[:1] == [op]]
+        alive = sorted(pid for pid in of_program if "daemon" not in told(pid) or pid in status.pids)
+        if alive != sorted(status.pids):
+            self.say(f"domain {id} of {op} has dispatchers {status.pids}, and its processes are {alive}; {self._history(op)}")
 
     def _expected(self, op: str, id: int) -> set[tuple[Any, ...] | None]:
         """How it may have ended."""
@@ -338,6 +359,8 @@ class Model:
             time.sleep(0.05)  # the program was signalled just now
         if heeds and (heeded > sum(each.may_be_done for each in signals) or (found is None and heeded < surely)):
             self.say(f"domain {id} of {op} was signalled {surely} times for sure and took {heeded}; {self._history(op)}")
+        if any(each.kind == "span" and each.may_be_done for each in self.by_op[op]):
+            return  # another one may have written the same
         count = int(verbs[verbs.index("lines") + 1])
         whole = found is not None and found[1] in ("exited",)
         for stream, offset in (("stdout", 0), ("stderr", 1)):

@@ -67,13 +67,13 @@ class Known:
     def __init__(self, path: Path) -> None:
         self._journal = Journal(path)
         self._file = open(path, encoding="utf-8")  # noqa: SIM115  as long as this lives
-        self.domains: list[tuple[str, str]] = []  # the request that made it, and the token
+        self.domains: list[tuple[str, str, str]] = []  # the request that made it, the token, and what it does in the end
         self._lock = threading.Lock()
 
-    def add(self, op: str, token: str) -> None:
-        self._journal.write(op, token)
+    def add(self, op: str, token: str, ends: str) -> None:
+        self._journal.write(op, token, ends)
 
-    def pick(self, pick: random.Random) -> tuple[str, str] | None:
+    def pick(self, pick: random.Random) -> tuple[str, str, str] | None:
         with self._lock:
             for line in self._file:
                 self.domains.append(tuple(json.loads(line)))
@@ -100,6 +100,7 @@ class Client:
             (14, self.kill),
             (10, self.signal),
             (8, self.logs),
+            (3, self.span),
             (3, self.statuses),
             (3, self.narrowed),
             (2, self.revoke),
@@ -155,7 +156,7 @@ class Client:
     def send(self, op: str, request: dict[str, Any]) -> None:
         def act() -> int:
             domain, token = spawn(self.manager[0], self.workload, op, request, self.fds)
-            self.known.add(op, token)
+            self.known.add(op, token, request["verbs"][-1])
             return domain
 
         self.do("spawn", request, act)
@@ -171,7 +172,7 @@ class Client:
         found = self.known.pick(self.pick)
         if found is None:
             return None
-        op, token = found
+        op, token, _ = found
         return self.do(kind, op, lambda: act(self.manager[0].domain(token)))
 
     def wait(self) -> None:
@@ -187,8 +188,15 @@ class Client:
         number = self.pick.choice((COUNTED, COUNTED, int(AWAITED)))
         found = self.known.pick(self.pick)
         if found is not None:
-            op, token = found
+            op, token, _ = found
             self.do("signal", [op, number], lambda: self.manager[0].domain(token).send_signal(number))
+
+    def span(self) -> None:
+        """Of a program that does nothing, since it is the same program that begins there."""
+        found = self.known.pick(self.pick)
+        if found is not None and found[2] == "pause":
+            core = self.pick.choice(CORES)
+            self.do("span", [found[0], core], lambda: self.manager[0].domain(found[1]).span(core))
 
     def logs(self) -> None:
         self.about("logs", lambda domain: b"".join(domain.logs()).decode())

@@ -328,15 +328,18 @@ static int place(long pid, int tentative)
 /* A tentative one is a dispatcher from now on, or never was one. */
 static void keep(const struct order *order)
 {
-    struct dispatcher *found = order->b > 0 ? find_dispatcher(order->b) : 0;
-    if (!found || !found->tentative)
-        return;
-    const struct dispatcher was = *found;
-    found->tentative = 0;
-    if (was.code || !order->a)
-        *found = (struct dispatcher){ 0 };
-    if (was.code && order->a)
-        ended_by(was.code, was.status, 0);
+    for (int i = 0; i < DISPATCHERS; i++) {
+        const struct dispatcher was = dispatchers[i];
+        if (!was.pid || !was.tentative || (order->b && was.pid != order->b))
+            continue;
+        dispatchers[i].tentative = 0;
+        if (!order->a && !was.code)
+            sys2(__NR_kill, was.pid, SIGKILL_);
+        if (!order->a || was.code)
+            dispatchers[i] = (struct dispatcher){ 0 };
+        if (order->a && was.code)
+            ended_by(was.code, was.status, 0);
+    }
 }
 
 _Noreturn static void become(int plans)

@@ -301,7 +301,8 @@ class Manager(AbstractContextManager["Manager"]):
 
     def _span(self, token: str, core: int | str, here: int | str) -> tuple[int, int]:
         """The shared memory, and the end here of the channel to the new dispatcher."""
-        _, (memory, end) = self._ask(lambda rid: wire.Span(rid, token, core, here))
+        sent = itertools.count()
+        _, (memory, end) = self._ask(lambda rid: wire.Span(rid, token, core, here, next(sent) > 0))
         return memory, end
 
     def _channel(self, token: str, here: int | str, there: int | str) -> int:
@@ -428,7 +429,8 @@ class Domain:
                 SPAWN_ERR_SPAN: it is in a sandbox.
         Source: spawn_span() in Barrelfish's spawn_client.c.
         """
-        self._manager._ask(lambda rid: wire.Span(rid, self._token, core))
+        sent = itertools.count()
+        self._manager._ask(lambda rid: wire.Span(rid, self._token, core, again=next(sent) > 0))
 
     def status(self) -> DomainStatus:
         """What is known of it."""

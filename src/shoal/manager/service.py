@@ -183,6 +183,9 @@ class Service:
             return
         self._kept[id] = kept
         known.is_found(slot.pid)
+        for pid in list(known.pids.values())[1:]:
+            kept.keep(pid)
+        kept.drop()  # the rest of what an earlier manager was about to start, and did not write down
         if bounds is not None:
             bounds.start()
         if known.state is State.STOP_PENDING:  # somebody asked for it meanwhile
@@ -437,7 +440,7 @@ class Service:
     async def _span(self, caller: Caller, request: wire.Span) -> None:
         try:
             domain = self._allowed(caller, request.domain, DomainRights.SPAN)
-            pid = await self._spanned(domain, request.core)
+            pid = await self._spanned(domain, request.core, again=request.again)
             self._audit(caller, request, None, domain.id)
             if request.here is None:
                 caller.answer(request.rid, pid)
@@ -451,7 +454,9 @@ class Service:
         except Exception as error:
             caller.refuse(request.rid, _defect(error))
 
-    async def _spanned(self, domain: Domain, core: int | str) -> int:
+    async def _spanned(self, domain: Domain, core: int | str, *, again: bool) -> int:
+        if again and domain.pids.get(core) and domain.state is State.RUNNING:
+            return domain.pids[core]
         domain.check_span(core)
         if core not in self._spawnd.cores:
             raise ManagerError("PROC_MGMT_ERR_INVALID_SPAWND", f"core {core} has no spawn daemon")
@@ -492,10 +497,15 @@ class Service:
                 )
                 request, fds = self._with_own(request, fds, domain.id, stack)
                 described_now = described(request, fds)
-                domain.pids[core] = await self._spawnd.add_dispatcher(kept, request, fds)
-            domain.check_running()
-            domain.descriptors += [item for item in described_now if item["ino"]]
-            self._store.change(domain.id, domain.about())
+                pid = domain.pids[core] = await self._spawnd.add_dispatcher(kept, request, fds)
+            try:
+                domain.check_running()
+                domain.descriptors += [item for item in described_now if item["ino"]]
+                self._store.change(domain.id, domain.about())
+            except BaseException:
+                kept.drop(pid)
+                raise
+            kept.keep(pid)  # which the next manager does, where this one is killed before
         except BaseException:
             domain.pids.pop(core, None)
             shared.drop(core)

@@ -68,6 +68,14 @@ class Kept:
         """End everything in it."""
         self.link.order(orders.END, cause, int(signal.SIGKILL))
 
+    def keep(self, pid: int) -> None:
+        """What was started by `add_dispatcher()` is one from now on: it is written down."""
+        self.link.order(orders.KEEP, 1, pid)
+
+    def drop(self, pid: int = 0) -> None:
+        """End what was started, and is no dispatcher after all; 0: all that nobody has kept."""
+        self.link.order(orders.KEEP, 0, pid)
+
     def send_signal(self, number: int, pid: int = 0, *, key: int = 0) -> None:
         """Signal a dispatcher, or all of them; what has been done with the same key is not done again."""
         self.link.order(orders.SIGNAL, number, pid, c=key)
@@ -183,8 +191,6 @@ class LocalSpawnd:
             except BaseException:
                 link.order(orders.KEEP, 0, told.pid)
                 raise
-            if which & orders.TENTATIVE:
-                link.order(orders.KEEP, 1, told.pid)
         finally:
             outcome.close()
         return told.pid
@@ -229,7 +235,8 @@ class LocalSpawnd:
         return told.pid
 
     async def add_dispatcher(self, kept: Kept, request: SpawnProgram, fds: Sequence[int]) -> int:
-        """Start another process of a domain. Its pid; on failure nothing of it is left, and the domain goes on.
+        """Start another process of a domain, which is no dispatcher before it is kept. Its pid; on failure nothing of it is left, and the
+        domain goes on.
 
         Raises:
             ManagerError: it was not started.

@@ -99,11 +99,12 @@ class Signal(Request):
 
 class Span(Request):
     """Answered with the number of the new process, and to a dispatcher, which says on which core it is, with descriptors of the memory
-    they share and of its end of the channel."""
+    they share and of its end of the channel. `again`: as with Kill; where there is a dispatcher on that core, that was done."""
 
     domain: str | int
     core: int | str
     here: int | str | None = None
+    again: bool = False
 
 
 class Channel(Request):
