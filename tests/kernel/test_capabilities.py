@@ -206,7 +206,9 @@ def test_what_a_program_does_with_what_it_has_is_no_difference(begin, box, tmp_p
 def test_every_kind_of_cell_is_as_its_plan_says(begin, network, devices, tmp, tmp_path):
     (tmp_path / "file").write_text("x")
     tmp_path.chmod(0o755)
-    box = Sandbox(read={"/usr": "/usr", "/a file": tmp_path / "file"}, network=network, devices=devices, tmp=tmp, nice=5, core_set=[0])
+    box = Sandbox(
+        read={"/usr": "/usr", "/a file": tmp_path / "file"}, network=network, devices=devices, tmp=tmp, nice=os.nice(0), core_set=[0]
+    )
     assert [str(item) for item in begin(box, ":").look().differences] == []
 
 
@@ -498,7 +500,6 @@ def test_something_else_in_the_place_of_a_directory_is_told_and_its_new_name_is_
         ({"network": "host"}, {}, "net namespace of PID"),
         ({"open_files": 200}, {"open_files": 100}, "limit open_files of PID"),
         ({}, {"file_size": "1M"}, "limit file_size of PID"),
-        ({"nice": 3}, {"nice": 7}, "nice of PID"),
         pytest.param(
             {}, {"core_set": [0]}, "processors of PID", marks=pytest.mark.skipif(os.cpu_count() == 1, reason="needs two processors")
         ),
@@ -510,6 +511,12 @@ def test_a_protection_that_is_not_there_is_told(begin, started, compared, told):
     wanted = dataclasses.replace(other.granted, descriptors=running.granted.descriptors, mounts=running.granted.mounts)
     assert running.found(wanted) == [("lost", told)]
     assert [str(item) for item in running.look().differences] == []
+
+
+@needs_cell
+def test_a_nice_value_that_is_too_low_is_told(begin):
+    running = begin(Sandbox(read=["/usr"]), ":")
+    assert running.found(dataclasses.replace(running.granted, nice=os.nice(0) + 1)) == [("lost", "nice of PID")]
 
 
 @needs_cell
