@@ -178,7 +178,7 @@ def test_ctrl_c_reaches_what_the_program_has_started(desk: Desk) -> None:
     script = f"trap '' INT; echo ready; (trap - INT; exec sleep {MARKER}); echo over; exit 7"
     with desk.user("spawn", "sh", "-c", script) as user:
         user.expect("ready")
-        wait_running(MARKER, "S")
+        wait_running(f"sleep\0{MARKER}", "S")
         user.type(CTRL_C)
         code, seen = user.until_end()
     assert code == 7

@@ -77,7 +77,8 @@ def as_command_error(error: ManagerError) -> CommandError:
 def _hints(error: ManagerError) -> tuple[str, ...]:
     """What a login that lacks something would need to find the manager that runs."""
     expected = f"/run/user/{os.geteuid()}"
-    if "is in use by the manager" in error.message and "XDG_RUNTIME_DIR" not in os.environ and os.path.isdir(expected):
+    unset = not os.environ.keys() & {"XDG_RUNTIME_DIR", "SHOAL_STATE_DIR"}
+    if unset and "is in use by the manager" in error.message and os.path.isdir(expected):
         return (f"XDG_RUNTIME_DIR is not set here, so its socket was not found; export XDG_RUNTIME_DIR={expected}",)
     return ()
 
