@@ -81,7 +81,7 @@ def test_what_does_not_match_and_what_is_no_query_are_told_apart(desk: Desk) -> 
 def test_a_record_can_be_waited_for_also_while_managers_come_and_go(desk: Desk) -> None:
     answered(desk, "set", "other")
     with desk.begin("names", "wait", "web { state: up }") as process:
-        with desk.begin("names", "watch", "web") as watching:
+        with desk.begin("names", "watch", "--existing", "web") as watching:
             answered(desk, "set", "web { state: down }")
             assert watching.stdout is not None
             assert watching.stdout.readline() == "set\tweb { state: down }\n"
