@@ -189,6 +189,15 @@ class Boxed:
         object.__setattr__(box, "_boxed", made)
         return made
 
+    @property
+    def search(self) -> str:
+        """Where programs are looked for: the caller's PATH, which is not the program's."""
+        return os.environ.get("PATH", os.defpath)
+
+    def kill(self, process: Process) -> None:
+        """Kill it and all that it has started. Returns at once."""
+        process.kill_cell()
+
     @functools.cached_property
     def enforced(self) -> dict[str, bool | str]:
         """Each protection, and whether it is in force."""
