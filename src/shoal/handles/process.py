@@ -104,18 +104,18 @@ class _State:
     def collect(self, pidfd: int) -> bool:
         """Take note of the end if it has come, and reap. True once it has come and is noted. Never blocks."""
         if self.ending is None:
-            if not is_ready(pidfd, select.POLLIN):
-                return False
             try:
                 found = _native.wait(pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 # Not our child, or reaped: perhaps by another thread right now, which has then stored what it saw.
+                if not is_ready(pidfd, select.POLLIN):
+                    return False
                 if self.ending is None:
                     told = None if self.keeper is None else self.keeper.program_end()
                     self.ending = _foreign_ending(pidfd) if told is None else _ending(told)
                 self.reaped = True
             else:
-                if found is None:  # ended, but a tracer is looking at it and comes first
+                if found is None:  # it runs; or it has ended, but a tracer is looking at it and comes first
                     return False
                 self.ending = _ending(found)
         if not self.reaped:
