@@ -237,15 +237,15 @@ class Pump:
             if policy == "spill":
                 self._spill_to = _open_directory(spill_directory)
             if data is not None:
-                self._ends[0], self._writer = _open_pipe()
+                self._ends[0], self._writer = open_pipe()
                 self._poller.register(self._writer, select.POLLOUT)
                 if len(self._data) > _PIPE_BYTES:
-                    _grow(self._writer)
+                    grow(self._writer)
                 os.set_blocking(self._writer, False)
                 self._feed()
             for target, name, wanted in ((1, "stdout", stdout), (2, "stderr", stderr)):
                 if wanted:
-                    fd, self._ends[target] = _open_pipe()
+                    fd, self._ends[target] = open_pipe()
                     self._streams.append(_Stream(name, fd, limit_bytes, self._spill_to, spill_limit_bytes))
                     self._poller.register(fd, select.POLLIN)
                     os.set_blocking(fd, False)  # our end only: the two ends of a pipe are different open files
@@ -407,7 +407,7 @@ class Pump:
         stream.add(self._buffer[:count])
         if stream.total_bytes >= _GROW_AFTER_BYTES and not stream.grown:
             stream.grown = True
-            _grow(stream.fd)
+            grow(stream.fd)
             self._buffer = memoryview(bytearray(_GROWN_PIPE_BYTES))
         return count
 
@@ -465,7 +465,7 @@ class _Set:
         self._epoll.close()
 
 
-def _open_pipe() -> tuple[int, int]:
+def open_pipe() -> tuple[int, int]:
     """A reading and a writing end, which a program of another user can open as /dev/stdin and /dev/stdout.
 
     The mode of a pipe matters only to who opens it anew by its link in /proc, which takes the right to look into a process that has
@@ -486,7 +486,7 @@ def _close(fd: int) -> None:
         os.close(fd)
 
 
-def _grow(fd: int) -> None:
+def grow(fd: int) -> None:
     """More room in a pipe, as far as the kernel and the user's share of it allow."""
     with suppress(OSError):
         if fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) < _GROWN_PIPE_BYTES:

@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from shoal.descriptors import is_open
 from shoal.handles.job import Job
 from shoal.handles.process import Process
+from shoal.handles.reaper import OwnedFd
 from shoal.sandbox.box import Duration, Sandbox, Size, StrOrBytesPath
 from shoal.sandbox.launch import Order
 from shoal.sandbox.output import Policy
@@ -21,6 +23,7 @@ from shoal.units import parse_duration, parse_size
 PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
 OUTPUT_LIMIT = "64M"
 """What is kept in memory of each stream, unless the caller says otherwise."""
+_LIMIT_BYTES = parse_size(OUTPUT_LIMIT)
 STREAMS = ("stdin", "stdout", "stderr")
 
 
@@ -41,8 +44,8 @@ class Starter(Protocol):
     def launch(self, order: Order, job: Job | None) -> Process:
         """Start a program."""
 
-    def kill(self, process: Process) -> None:
-        """Kill it and all that it has started, as far as that can be reached."""
+    def kill(self, process: Process) -> Sequence[OwnedFd]:
+        """Kill it and all that it has started, as far as that can be reached. The pidfds of what is to be waited for besides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +127,15 @@ class Request:
             encoding,
             errors,
             None if timeout is None else parse_duration(timeout),
-            None if output_limit is None else parse_size(output_limit),
+            _LIMIT_BYTES if output_limit is OUTPUT_LIMIT else None if output_limit is None else parse_size(output_limit),
             on_output_limit,
             spill_directory,
         )
+
+    @property
+    def has_pipes(self) -> bool:
+        """Whether something is to be moved: what it reads or what it writes."""
+        return self.data is not None or PIPE in (self.stdout, self.stderr) or self.on_output_limit != "drain"
 
     def descriptors(self, ends: Mapping[int, int]) -> dict[int, int]:
         """By the number in the child. What is missing is /dev/null there.
@@ -142,11 +150,8 @@ class Request:
             if target in ends:
                 fds[target] = ends[target]
             elif given is None:
-                try:
-                    os.fstat(target)
-                except OSError:
-                    continue
-                fds[target] = target
+                if is_open(target):
+                    fds[target] = target
             elif given == STDOUT and target == 2:
                 if 1 in fds:
                     fds[2] = fds[1]
@@ -181,8 +186,6 @@ def encoded(data: bytes | str, as_text: bool, encoding: str | None, errors: str 
 
 def _open_number(given: Any, name: str) -> int:
     number: int = given if isinstance(given, int) else given.fileno()
-    try:
-        os.fstat(number)
-    except (OSError, OverflowError):
-        raise failure(Status.BAD_HANDLE, Stage.DESCRIPTORS, f"{name}: descriptor {number} is not open", errno.EBADF) from None
+    if not is_open(number):
+        raise failure(Status.BAD_HANDLE, Stage.DESCRIPTORS, f"{name}: descriptor {number} is not open", errno.EBADF)
     return number

@@ -11,10 +11,7 @@ from shoal.handles.deadline import Wait
 from shoal.sandbox.box import Duration, Sandbox, Size, StrOrBytesPath
 from shoal.sandbox.launch import Boxed
 from shoal.sandbox.output import Pump
-from shoal.sandbox.request import DEVNULL as DEVNULL
 from shoal.sandbox.request import OUTPUT_LIMIT, Request
-from shoal.sandbox.request import PIPE as PIPE
-from shoal.sandbox.request import STDOUT as STDOUT
 from shoal.sandbox.result import Result
 from shoal.sandbox.running import Running, Steps
 

@@ -12,7 +12,7 @@ import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
 
@@ -20,11 +20,12 @@ from shoal.cells import fetch, refill
 from shoal.handles import reaper
 from shoal.handles.deadline import Deadline, Wait
 from shoal.handles.process import Process, Usage
+from shoal.handles.reaper import OwnedFd
 from shoal.launcher import END_S
 from shoal.sandbox.errors import NOT_EXECUTABLE, NOT_FOUND, RequestError
 from shoal.sandbox.landlocked import has_own_user
 from shoal.sandbox.launch import Boxed, Order
-from shoal.sandbox.limits import Budget, sum_up
+from shoal.sandbox.limits import NO_BUDGET, Budget, sum_up
 from shoal.sandbox.output import Captured, Pump, Why
 from shoal.sandbox.program import Program, current_directory, find_program
 from shoal.sandbox.request import PIPE, STDOUT, Request
@@ -61,6 +62,27 @@ class Running:
         in_loop: the pipes can be waited for in an event loop.
     """
 
+    __slots__ = (
+        "_budget",
+        "_captured",
+        "_doomed",
+        "_end",
+        "_in_loop",
+        "_order",
+        "_started",
+        "_wall_s",
+        "enforced",
+        "is_over",
+        "left",
+        "process",
+        "pump",
+        "reason",
+        "request",
+        "returncode",
+        "usage",
+        "was_killed",
+    )
+
     def __init__(self, request: Request, *, in_loop: bool = False) -> None:
         self.request = request
         self.process: Process | None = None
@@ -74,10 +96,11 @@ class Running:
         self.left: tuple[Unkilled, ...] = ()
         self._in_loop = in_loop
         self._end: End = None
-        self._budget = Budget(None, {}, None)
+        self._budget = NO_BUDGET
         self._order: Order | None = None
         self._started = 0.0
         self._wall_s = 0.0
+        self._doomed: list[OwnedFd] = []
         self._captured: Mapping[str, Captured] = {}
 
     # --- from the start to the end -------------------------------------------------------------------
@@ -92,34 +115,39 @@ class Running:
         request, starter = self.request, self.request.starter
         host_cwd = current_directory() if request.host_cwd is None else request.host_cwd
         program = _program(request.words[0], starter.search, host_cwd)
-        self.pump = Pump(
-            data=request.data,
-            stdout=request.stdout == PIPE,
-            stderr=request.stderr == PIPE,
-            limit_bytes=request.output_limit_bytes,
-            policy=request.on_output_limit,
-            spill_directory=request.spill_directory,
-            in_loop=self._in_loop,
-        )
-        self._order = Order(program, request.words[1:], request.descriptors(self.pump.ends), host_cwd)
+        ends: Mapping[int, int] = {}
+        if request.has_pipes:
+            self.pump = Pump(
+                data=request.data,
+                stdout=request.stdout == PIPE,
+                stderr=request.stderr == PIPE,
+                limit_bytes=request.output_limit_bytes,
+                policy=request.on_output_limit,
+                spill_directory=request.spill_directory,
+                in_loop=self._in_loop,
+            )
+            ends = self.pump.ends
+        self._order = Order(program, request.words[1:], request.descriptors(ends), host_cwd)
         self._started = time.monotonic()
-        self._budget = Budget.of(starter.box)
-        enforced = starter.enforced_with(self._budget.enforced)
-        self.process = starter.launch(self._order, self._budget.job)
-        if not enforced["namespaces"]:
-            enforced["user"] = has_own_user(self.process)
+        budget = self._budget = Budget.of(starter.box)
+        enforced = starter.enforced_with(budget.enforced)
+        process = self.process = starter.launch(self._order, budget.job)
+        if enforced["user"] and not enforced["namespaces"]:
+            enforced["user"] = has_own_user(process)
         self.enforced = enforced
         # What is to be done once for each run is done while the program starts.
-        self.process.look_ahead()
+        process.look_ahead()
         reaper.sweep()
         fetch()
 
     def following(self) -> Steps[None]:
         """Wait for the end, and bring it about where it has to be. Afterwards all that `result()` tells is known."""
-        process, pump = self._begun()
+        process = self.process
+        assert process is not None
         self._end, gone = yield from self._until_end(process)
         self._wall_s = time.monotonic() - self._started
-        self._captured = pump.finish()
+        if self.pump is not None:
+            self._captured = self.pump.finish()
         if gone:
             returncode = yield from process.waiting()
             own = process.usage or Usage(0.0, 0.0, 0)
@@ -131,20 +159,17 @@ class Running:
         self._sum_up(returncode, own, self._budget.spent())
 
     def kill(self) -> None:
-        """Kill all of it. The end is then to be waited for as ever; the reason is "killed"."""
+        """Kill all of it. The end is then to be waited for as ever: whoever waits for a `Move` answers it now. The reason is "killed"."""
         if self.process is not None and not self.is_over:
             self.was_killed = True
-            self.request.starter.kill(self.process)
+            self._doomed += self.request.starter.kill(self.process)
 
     def ending(self) -> Steps[None]:
         """End all of it, whatever it was doing, and wait until it is gone or cannot be killed."""
         process = self.process
         if process is not None and not self.is_over:
             self.kill()
-            if not (yield from process.ending(END_S)):
-                from shoal.sandbox.unkilled import unkilled
-
-                self.left = unkilled(process)
+            yield from self._ending(process)
 
     def close(self) -> None:
         """Give up all that the run has. What it has started and nobody has ended is killed. Closing twice is fine."""
@@ -154,22 +179,23 @@ class Running:
             process.close()
         if self.pump is not None:
             self.pump.close()
-        budget, self._budget = self._budget, Budget(None, {}, None)
+        budget, self._budget = self._budget, NO_BUDGET
         budget.close()
+        self._doomed.clear()
         if self._started:
             self._started = 0.0
             refill()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close()` has been called."""
+        return self.process is None or self.process.closed
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
-
-    def _begun(self) -> tuple[Process, Pump]:
-        assert self.process is not None
-        assert self.pump is not None
-        return self.process, self.pump
 
     def _until_end(self, process: Process) -> Steps[tuple[End, bool]]:
         """Why it ended (None: by itself), and whether all has ended."""
@@ -185,14 +211,23 @@ class Running:
                 reaper.sweep()  # what its program made our child, the cell waits for us to reap
         if why is Why.ENDED:
             return None, (yield from process.ending(END_S)) if box.linger == "kill" and process.left_something() else True
-        self.request.starter.kill(process)
-        gone = yield from process.ending(END_S)
-        if why == "cpu_time":
-            return "cpu_time", gone
+        if why != "killed":
+            self._doomed += self.request.starter.kill(process)
+        gone = yield from self._ending(process)
+        if isinstance(why, str):
+            return why, gone
         return "output_limit" if why is Why.LIMIT else "wall_time" if by_wall else "timeout", gone
 
-    def _move(self, until: int, last: float | None) -> Steps[Why | Literal["cpu_time"]]:
-        """Move bytes until `until` is readable, `last` has come, or the processor time is used up."""
+    def _ending(self, process: Process) -> Steps[bool]:
+        """Wait until all that has been killed is gone. Whether it is."""
+        gone = yield from process.ending(END_S)
+        deadline = Deadline(END_S)
+        for pidfd in self._doomed:
+            gone = (yield Wait(pidfd.fd, deadline)) and gone
+        return gone
+
+    def _move(self, until: int, last: float | None) -> Steps[Why | Literal["cpu_time", "killed"]]:
+        """Move bytes until `until` is readable, `last` has come, the processor time is used up, or somebody has killed it."""
         while True:
             left = None if last is None else last - time.monotonic()
             look = self._budget.next_look_s()
@@ -200,6 +235,8 @@ class Running:
                 return "cpu_time"
             soonest = look if left is None else left if look is None else min(look, left)
             why: Why = yield Move(until, Deadline(soonest))
+            if self.was_killed:
+                return "killed"
             if why is not Why.DEADLINE or (last is not None and time.monotonic() >= last):
                 return why
 
@@ -207,8 +244,8 @@ class Running:
 
     def _sum_up(self, returncode: int, own: Usage, spent: tuple[Usage, Counters] | None) -> None:
         self.usage, self._end = sum_up(self._wall_s, own, spent, returncode, self._end, self.request.starter.box)
-        if self._end is None and self.was_killed and returncode < 0:
-            self._end = "killed"
+        if self._end == "killed" and returncode >= 0:
+            self._end = None  # it was quicker
         self.returncode = returncode
         by_itself: Reason = "exited" if returncode >= 0 else "signaled"
         self.reason = by_itself if self._end is None else "killed" if self._end == "timeout" else self._end
@@ -228,6 +265,11 @@ class Running:
         """Whether `result()` takes no time: nothing has to be found out."""
         return self._end is not None or not self.returncode
 
+    @property
+    def is_late(self) -> bool:
+        """Whether it took longer than the request allows."""
+        return self._end == "timeout"
+
     def result(self) -> Result:
         """How it ended. Once it is over.
 
@@ -235,11 +277,17 @@ class Running:
             TimeoutExpired: it took longer than the request allows.
             UnicodeError, LookupError: its output is not in the encoding it was said to be in, or there is no such encoding.
         """
+        result = self.outcome()
+        if self.is_late:
+            raise too_late(self.request.words, self.request.timeout_s, [result])
+        return result
+
+    def outcome(self) -> Result:
+        """The same, also of what took too long: it was killed."""
         request, captured = self.request, self._captured
         assert self.usage is not None
         assert self.reason is not None
         assert self.returncode is not None
-        spilled = [item.facts.spill_path for item in captured.values() if item.facts.spill_path is not None]
         try:
             output: dict[str, Any] = {
                 name: decoded(item.data, truncated=item.facts.truncated, encoding=request.encoding, errors=request.errors)
@@ -248,17 +296,8 @@ class Running:
                 for name, item in captured.items()
             }
         except (UnicodeError, LookupError):
-            for path in spilled:  # nobody would ever learn of them
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
+            self.remove_spilled()
             raise
-        if self._end == "timeout":
-            late = subprocess.TimeoutExpired(request.words, request.timeout_s or 0.0, output.get("stdout"), output.get("stderr"))
-            for path in spilled:
-                late.add_note(f"what it wrote is in {path}")
-            if self.left:
-                late.add_note(self.message)
-            raise late
         return Result(
             request.words,
             self.returncode,
@@ -273,6 +312,13 @@ class Running:
             message=self.message,
         )
 
+    def remove_spilled(self) -> None:
+        """Remove the files that nobody will ever learn of."""
+        for item in self._captured.values():
+            if item.facts.spill_path is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(item.facts.spill_path)
+
     def _denied(self, captured: Mapping[str, Captured]) -> tuple[Denied, ...]:
         starter, order, process = self.request.starter, self._order, self.process
         if not isinstance(starter, Boxed) or order is None or process is None or self.returncode is None:
@@ -282,6 +328,18 @@ class Running:
         heard = captured.get("stdout" if self.request.stderr == STDOUT else "stderr")
         since = time.time() - self._wall_s
         return denied_in(starter, order, process, since, self.returncode, None if heard is None else heard.data)
+
+
+def too_late(words: Sequence[str] | str, timeout_s: float | None, results: Sequence[Result]) -> subprocess.TimeoutExpired:
+    """What is raised for what has taken too long: with the output of the last, and what is to be known of each."""
+    late = subprocess.TimeoutExpired(words, timeout_s or 0.0, results[-1].stdout, results[-1].stderr)
+    for result in results:
+        for facts in result.output.values():
+            if facts.spill_path is not None:
+                late.add_note(f"what it wrote is in {facts.spill_path}")
+        if result.message:
+            late.add_note(result.message)
+    return late
 
 
 def _sooner(last: float | None) -> float:
