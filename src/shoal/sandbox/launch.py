@@ -195,6 +195,10 @@ class Boxed:
         """Where programs are looked for: the caller's PATH, which is not the program's."""
         return os.environ.get("PATH", os.defpath)
 
+    def looks_around(self, name: str) -> bool:
+        """Always: where it begins depends on it."""
+        return True
+
     def kill(self, process: Process) -> Sequence[OwnedFd]:
         """Kill it and all that it has started. Returns at once. There is nothing else to be waited for: the cell ends as a whole."""
         process.kill_cell()

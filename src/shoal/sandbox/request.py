@@ -20,7 +20,12 @@ from shoal.sandbox.output import Policy
 from shoal.status import Stage, Status, failure
 from shoal.units import parse_duration, parse_size
 
-PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
+PIPE = subprocess.PIPE
+"""A pipe to this program. subprocess's own number."""
+STDOUT = subprocess.STDOUT
+"""For stderr: where stdout goes. subprocess's own number."""
+DEVNULL = subprocess.DEVNULL
+"""/dev/null. subprocess's own number."""
 OUTPUT_LIMIT = "64M"
 """What is kept in memory of each stream, unless the caller says otherwise."""
 _LIMIT_BYTES = parse_size(OUTPUT_LIMIT)
@@ -37,6 +42,9 @@ class Starter(Protocol):
     @property
     def search(self) -> str:
         """Where the program is looked for: directories, as in PATH."""
+
+    def looks_around(self, name: str) -> bool:
+        """Whether the caller's working directory makes a difference for a program of that name."""
 
     def enforced_with(self, others: dict[str, bool | str]) -> dict[str, bool | str]:
         """Each protection, and whether it is in force."""

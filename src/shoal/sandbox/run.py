@@ -10,10 +10,10 @@ from typing import Any, Literal
 from shoal.handles.deadline import Wait
 from shoal.sandbox.box import Duration, Sandbox, Size, StrOrBytesPath
 from shoal.sandbox.launch import Boxed
-from shoal.sandbox.output import Pump
+from shoal.sandbox.output import Pump, Why
 from shoal.sandbox.request import OUTPUT_LIMIT, Request
 from shoal.sandbox.result import Result
-from shoal.sandbox.running import Running, Steps
+from shoal.sandbox.running import Move, Running, Steps
 
 _default = Sandbox()
 
@@ -103,9 +103,10 @@ def _drive(steps: Steps[None], pump: Pump | None) -> None:
     try:
         while True:
             step = steps.send(answer)
-            if isinstance(step, Wait) or pump is None:
-                answer = step.deadline.wait_ready(step.fd, select.POLLIN)
-            else:
+            if isinstance(step, Move) and pump is not None:
                 answer = pump.run(step.fd, step.deadline)
+            else:
+                is_ready = step.deadline.wait_ready(step.fd, select.POLLIN)
+                answer = is_ready if isinstance(step, Wait) else Why.ENDED if is_ready else Why.DEADLINE
     except StopIteration:
         return

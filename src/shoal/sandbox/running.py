@@ -113,7 +113,9 @@ class Running:
             SpawnError, RequestError: it could not be started; ValueError: what was asked for cannot be meant.
         """
         request, starter = self.request, self.request.starter
-        host_cwd = current_directory() if request.host_cwd is None else request.host_cwd
+        host_cwd = request.host_cwd
+        if host_cwd is None:
+            host_cwd = current_directory() if starter.looks_around(request.words[0]) else "/"
         program = _program(request.words[0], starter.search, host_cwd)
         ends: Mapping[int, int] = {}
         if request.has_pipes:
@@ -160,7 +162,7 @@ class Running:
 
     def kill(self) -> None:
         """Kill all of it. The end is then to be waited for as ever: whoever waits for a `Move` answers it now. The reason is "killed"."""
-        if self.process is not None and not self.is_over:
+        if self.process is not None and not self.process.closed and not self.is_over:
             self.was_killed = True
             self._doomed += self.request.starter.kill(self.process)
 
@@ -228,17 +230,16 @@ class Running:
 
     def _move(self, until: int, last: float | None) -> Steps[Why | Literal["cpu_time", "killed"]]:
         """Move bytes until `until` is readable, `last` has come, the processor time is used up, or somebody has killed it."""
-        while True:
+        while not self.was_killed:
             left = None if last is None else last - time.monotonic()
             look = self._budget.next_look_s()
             if look == 0:
                 return "cpu_time"
             soonest = look if left is None else left if look is None else min(look, left)
             why: Why = yield Move(until, Deadline(soonest))
-            if self.was_killed:
-                return "killed"
-            if why is not Why.DEADLINE or (last is not None and time.monotonic() >= last):
+            if not self.was_killed and (why is not Why.DEADLINE or (last is not None and time.monotonic() >= last)):
                 return why
+        return "killed"
 
     # --- what is told of it --------------------------------------------------------------------------
 

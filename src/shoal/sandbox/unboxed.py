@@ -109,6 +109,10 @@ class Unboxed:
         """Where what has no absolute path is looked for; None: in the caller's working directory."""
         return os.fsdecode(self.cwd) if self.cwd else None
 
+    def looks_around(self, name: str) -> bool:
+        """It begins where the caller is, so only what has to be looked for is looked for from there."""
+        return not name.startswith("/")
+
     def enforced_with(self, others: dict[str, bool | str]) -> dict[str, bool | str]:
         """Each protection that a sandbox has. None is in force."""
         return {**_NOTHING, **others}
