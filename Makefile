@@ -26,6 +26,7 @@ bench: $(VENV)/test.stamp
 	$(BIN)/python bench/sandbox.py $(BENCH_ARGS)
 	$(BIN)/python bench/executor.py $(BENCH_ARGS)
 	$(BIN)/python bench/one_import.py $(BENCH_ARGS)
+	$(BIN)/python bench/aio.py $(BENCH_ARGS)
 
 lint: $(VENV)/lint.stamp
 	$(BIN)/ruff check .
