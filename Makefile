@@ -21,10 +21,12 @@ test: $(VENV)/test.stamp
 vm-test: $(VENV)/test.stamp
 	VM_PYTHON=$(CURDIR)/$(BIN)/python tests/vm/run.sh $(PYTEST_ARGS)
 
-bench: $(VENV)/demo.stamp
+bench: $(VENV)/test.stamp
 	$(BIN)/python bench/spawn.py $(BENCH_ARGS)
 	$(BIN)/python bench/sandbox.py $(BENCH_ARGS)
+	$(BIN)/python bench/executor.py $(BENCH_ARGS)
 	$(BIN)/python bench/one_import.py $(BENCH_ARGS)
+	$(BIN)/python bench/aio.py $(BENCH_ARGS)
 
 lint: $(VENV)/lint.stamp
 	$(BIN)/ruff check .

@@ -109,7 +109,7 @@ def main() -> None:
         for line in requests:
             try:
                 reply: dict[str, Any] = {"values": answer(json.loads(line), made)}
-            except CaseFailed as error:
+            except (CaseFailed, ImportError) as error:
                 reply = {"failed": str(error)}
             print(json.dumps(reply), file=answers, flush=True)
     for caller in made.values():

@@ -92,6 +92,10 @@ class Worker(_Conversation):
         """One value: launches per second."""
         return lambda: self._values({"peer": peer, "program": program, "threads": threads, "seconds": seconds})
 
+    def concurrent(self, peer: str, program: str, seconds: float, *, captured: bool) -> Take:
+        """One value: programs per second, with many at any time."""
+        return lambda: self._values({"peer": peer, "program": program, "concurrent": True, "captured": captured, "seconds": seconds})
+
     def idle_kib(self, peer: str, program: str) -> Take:
         """One value: the memory of a cell that waits, in KiB."""
         return lambda: self._values({"peer": peer, "program": program, "idle": True})

@@ -114,6 +114,13 @@ def idle_kib(launch: Callable[[], None]) -> float:
 
 
 def answer(request: dict[str, Any], made: dict[tuple[str, str], Callable[[], None]], directory: Path) -> list[float]:
+    if "concurrent" in request:
+        import concurrent_peers
+
+        try:
+            return [concurrent_peers.per_second(request["peer"], request["program"], request["seconds"], captured=request["captured"])]
+        finally:
+            launchers.settle()
     key = (request["peer"], request["program"])
     if key not in made:
         made[key] = launchers.make(*key, directory)

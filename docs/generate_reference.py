@@ -2,7 +2,8 @@
 
 Reads source files instead of importing them: the text is then the same with every Python version, and a machine where
 the native part cannot be built can still make it. Public is what shoal/__init__.py re-exports, in its order, and
-the same for shoal.manager, and the functions of shoal.startup; the modules a reader needs first come first. Standard library only.
+the same for shoal.aio and shoal.manager, and the functions of shoal.startup; the modules a reader needs first come first. Standard
+library only.
 """
 
 from __future__ import annotations
@@ -38,7 +39,11 @@ FIRST = (
     "shoal.loader",
 )
 
-Definition = ast.ClassDef | ast.FunctionDef | ast.Assign | ast.AnnAssign
+FACADES = ("shoal.aio", "shoal.manager")
+"""Modules with names of their own."""
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+Definition = ast.ClassDef | Function | ast.Assign | ast.AnnAssign
 _SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Fails with|Ownership|Source|Open question):(.*)")
 _ITEM = re.compile(r"([*\w][\w, *.`()]*):\s+(.*)")
 
@@ -63,7 +68,8 @@ class Module:
 
     def reexports(self) -> Iterator[tuple[str, str]]:
         """(module, name) of each `from shoal.x import Name as Name`."""
-        lazy = [node for branch in self.tree.body if isinstance(branch, ast.If) for node in branch.body]  # `if TYPE_CHECKING:`
+        # `if TYPE_CHECKING:`, and what takes an extra
+        lazy = [node for branch in self.tree.body if isinstance(branch, ast.If | ast.Try) for node in branch.body]
         for node in [*self.tree.body, *lazy]:
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("shoal"):
                 for alias in node.names:
@@ -73,7 +79,7 @@ class Module:
 
 def documented(body: list[ast.stmt]) -> Iterator[tuple[Definition, str]]:
     for index, node in enumerate(body):
-        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+        if isinstance(node, ast.ClassDef | Function):
             yield node, ast.get_docstring(node) or ""
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             after = body[index + 1] if index + 1 < len(body) else None
@@ -82,17 +88,17 @@ def documented(body: list[ast.stmt]) -> Iterator[tuple[Definition, str]]:
 
 
 def names_of(node: Definition) -> list[str]:
-    if isinstance(node, ast.ClassDef | ast.FunctionDef):
+    if isinstance(node, ast.ClassDef | Function):
         return [node.name]
     targets = node.targets if isinstance(node, ast.Assign) else [node.target]
     return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
-def decorators(node: ast.ClassDef | ast.FunctionDef) -> set[str]:
+def decorators(node: ast.ClassDef | Function) -> set[str]:
     return {ast.unparse(item.func if isinstance(item, ast.Call) else item) for item in node.decorator_list}
 
 
-def signature(node: ast.FunctionDef, owner: str = "") -> str:
+def signature(node: Function, owner: str = "") -> str:
     """The call as a reader would write it: one line, or one parameter a line where that gets long."""
     arguments = node.args
     if owner and "staticmethod" not in decorators(node):
@@ -102,6 +108,7 @@ def signature(node: ast.FunctionDef, owner: str = "") -> str:
         else:
             arguments.args = arguments.args[1:]
     prefix = f"{owner}.{node.name}" if owner else node.name
+    prefix = f"await {prefix}" if isinstance(node, ast.AsyncFunctionDef) else prefix
     returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
     line = f"{prefix}({ast.unparse(arguments)}){returns}"
     if len(line) <= 100:
@@ -168,7 +175,7 @@ def prose(documentation: str) -> list[str]:
     return [*lines, ""]
 
 
-def function(node: ast.FunctionDef, documentation: str, owner: str = "") -> list[str]:
+def function(node: Function, documentation: str, owner: str = "") -> list[str]:
     title = f"{owner}.{node.name}" if owner else node.name
     return [f"{'####' if owner else '###'} {title}", "", "```text", signature(node, owner), "```", "", *prose(documentation)]
 
@@ -180,7 +187,7 @@ def class_(node: ast.ClassDef, documentation: str) -> list[str]:
     members = list(documented(node.body))
     lines += values(node, members, is_enum=any("enum." in base for base in bases))
     for member, text in members:
-        if not isinstance(member, ast.FunctionDef) or member.name.startswith("_") or not text:
+        if not isinstance(member, Function) or member.name.startswith("_") or not text:
             continue
         if decorators(member) & {"property", "functools.cached_property"}:
             kind = f" -> {ast.unparse(member.returns)}" if member.returns else ""
@@ -195,7 +202,7 @@ def values(node: ast.ClassDef, members: list[tuple[Definition, str]], *, is_enum
     rows: list[str] = []
     is_record = "dataclass" in decorators(node) or any(ast.unparse(base) == "NamedTuple" for base in node.bases)
     for member, text in members:
-        if isinstance(member, ast.ClassDef | ast.FunctionDef) or names_of(member)[:1] in ([], ["__slots__"]):
+        if isinstance(member, ast.ClassDef | Function) or names_of(member)[:1] in ([], ["__slots__"]):
             continue
         name = names_of(member)[0]
         if name.startswith("_"):
@@ -223,7 +230,7 @@ def constant(node: ast.Assign | ast.AnnAssign, name: str, documentation: str) ->
 def describe(node: Definition, name: str, documentation: str) -> list[str]:
     if isinstance(node, ast.ClassDef):
         return class_(node, documentation)
-    if isinstance(node, ast.FunctionDef):
+    if isinstance(node, Function):
         return function(node, documentation)
     return constant(node, name, documentation)
 
@@ -240,7 +247,8 @@ def reference() -> str:
             modules[home] = Module(home)
             lines += [f"## {home}", "", *prose(modules[home].docstring().split("\n\n")[0])]
         lines += describe(node, name, documentation)
-    lines += package("shoal.manager")
+    for facade in FACADES:
+        lines += package(facade)
     for name in ("shoal.startup", "shoal.startup.domain"):
         lines += functions(name)
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
@@ -265,7 +273,7 @@ def functions(name: str) -> list[str]:
     module = Module(name)
     lines = [f"## {name}", "", *prose(module.docstring())]
     for node, documentation in documented(module.tree.body):
-        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+        if isinstance(node, Function) and not node.name.startswith("_"):
             lines += function(node, documentation)
     return lines
 

@@ -38,6 +38,15 @@ static void put_root(struct sink *to)
     put_number(to, (long)found.stx_dev_major << 32 | found.stx_dev_minor);
 }
 
+static void put_network(struct sink *to)
+{
+    char name[64]; /* "net:[4026531840]"; to look at the file itself takes longer */
+    long size = sys4(__NR_readlinkat, AT_FDCWD, "/proc/thread-self/ns/net", name, sizeof name);
+    put(to, name, size > 0 ? (size_t)size : 0);
+}
+
+static long filtered(void) { return sys5(__NR_prctl, PR_GET_SECCOMP, 0, 0, 0, 0); }
+
 static void put_file(struct sink *to, const char *path)
 {
     char text[2048];
@@ -71,13 +80,44 @@ static void put_cgroup(struct sink *to)
         put_file(to, "/proc/thread-self/cgroup");
 }
 
-size_t inherited(char *buffer, size_t size)
+/* What one thread of a process may have otherwise than another. */
+static void put_thread(struct sink *to)
 {
-    struct sink to = { buffer, size };
     unsigned ids[6];
     sys3(__NR_getresuid, &ids[0], &ids[1], &ids[2]);
     sys3(__NR_getresgid, &ids[3], &ids[4], &ids[5]);
-    put(&to, ids, sizeof ids);
+    put(to, ids, sizeof ids);
+    struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
+    struct __user_cap_data_struct caps[2] = { { 0 }, { 0 } };
+    sys2(__NR_capget, &head, caps);
+    put(to, caps, sizeof caps);
+    unsigned long cpus[16] = { 0 };
+    sys3(__NR_sched_getaffinity, 0, sizeof cpus, cpus);
+    put(to, cpus, sizeof cpus);
+    uint32_t scheduling[16] = { 0 }; /* struct sched_attr: policy, nice value, priority in real time... */
+    sys4(__NR_sched_getattr, 0, scheduling, sizeof scheduling, 0);
+    put(to, scheduling, sizeof scheduling);
+    put_number(to, sys2(__NR_ioprio_get, 1 /* IOPRIO_WHO_PROCESS */, 0));
+    put_number(to, sys1(__NR_personality, 0xffffffff));
+    put_number(to, sys5(__NR_prctl, PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0));
+    put_number(to, sys5(__NR_prctl, PR_GET_SECUREBITS, 0, 0, 0, 0));
+    put_number(to, sys5(__NR_prctl, PR_GET_TIMERSLACK, 0, 0, 0, 0));
+    put_number(to, filtered());
+    put_root(to);
+}
+
+size_t inherited_by_thread(char *buffer, size_t size)
+{
+    struct sink to = { buffer, size };
+    put_thread(&to);
+    put_network(&to);
+    return size - to.left;
+}
+
+size_t inherited(char *buffer, size_t size)
+{
+    struct sink to = { buffer, size };
+    put_thread(&to);
     unsigned groups[256];
     long count = sys2(__NR_getgroups, 256, groups);
     put_number(&to, count);
@@ -88,26 +128,8 @@ size_t inherited(char *buffer, size_t size)
         sys4(__NR_prlimit64, 0, i, 0, limit);
         put(&to, limit, sizeof limit);
     }
-    struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
-    struct __user_cap_data_struct caps[2] = { { 0 }, { 0 } };
-    sys2(__NR_capget, &head, caps);
-    put(&to, caps, sizeof caps);
-    unsigned long cpus[16] = { 0 };
-    sys3(__NR_sched_getaffinity, 0, sizeof cpus, cpus);
-    put(&to, cpus, sizeof cpus);
-    uint32_t scheduling[16] = { 0 }; /* struct sched_attr: policy, nice value, priority in real time... */
-    sys4(__NR_sched_getattr, 0, scheduling, sizeof scheduling, 0);
-    put(&to, scheduling, sizeof scheduling);
-    put_number(&to, sys2(__NR_ioprio_get, 1 /* IOPRIO_WHO_PROCESS */, 0));
-    put_number(&to, sys1(__NR_personality, 0xffffffff));
-    put_number(&to, sys5(__NR_prctl, PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0));
-    put_number(&to, sys5(__NR_prctl, PR_GET_SECUREBITS, 0, 0, 0, 0));
-    put_number(&to, sys5(__NR_prctl, PR_GET_TIMERSLACK, 0, 0, 0, 0));
-    long filtered = sys5(__NR_prctl, PR_GET_SECCOMP, 0, 0, 0, 0);
-    put_number(&to, filtered);
-    if (filtered)
+    if (filtered())
         put_file(&to, "/proc/thread-self/status"); /* how many filters; some of the rest changes, which costs time and no more */
-    put_root(&to);
     put_cgroup(&to);
     return size - to.left;
 }

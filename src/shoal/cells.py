@@ -107,6 +107,11 @@ class _Pool:
         self._mounts: select.poll | None = None
         self._mounts_fd: reaper.OwnedFd | None = None
 
+    @property
+    def is_used(self) -> bool:
+        """Whether any launch is known for which there could be cells."""
+        return bool(self._shelves)
+
     def take(self, recipe: Recipe) -> WaitingProcess | None:
         """A cell for `recipe`, or None where making one takes less time than waiting. Asks for more to be made."""
         with self._lock:
@@ -405,12 +410,14 @@ def launch_warm(recipe: Recipe, fds: Sequence[int], argv: Strings, environ: Stri
 
 def refill() -> None:
     """Make the cells that are wanted by now."""
-    _pool.refill(None, None)
+    if _pool.is_used:
+        _pool.refill(None, None)
 
 
 def fetch() -> None:
     """Get ready for the next launch, while there is nothing better to do."""
-    _pool.fetch()
+    if _pool.is_used:
+        _pool.fetch()
 
 
 def limit(cells: int) -> None:

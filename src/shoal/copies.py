@@ -43,13 +43,13 @@ from shoal.lowering import (
     CAP_SYS_ADMIN,
     ENTERING,
     FIRST_USER,
-    UMASK,
     NoMounts,
     enter_cell,
     enter_network,
     keeper_ops,
     leave_keys,
     maps_ids,
+    set_umask,
 )
 from shoal.packing import CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, NO_FD, RESOLVE_NO_MAGICLINKS, Packed, Packer
 from shoal.plan import Mount, Plan
@@ -134,7 +134,7 @@ def _maker(plan: Plan, executable: Bind, more: tuple[int, ...]) -> Packed:
     if not plan.privileged:
         packer.op("KEEP_CAPS", "keeping what it takes to enter a cell", a=1 << CAP_SYS_ADMIN)
     packer.op("CHDIR", ENTERING, text="/")
-    packer.op("UMASK", "setting the file mode mask", a=UMASK)
+    set_umask(packer, plan)
     packer.op("SETSID", "making a session")
     own = [(requests, REQUESTS), (image, INIT), (configuration, CONFIGURATION), (life, LIFE), (errors, 1), (errors, 2)]
     packer.fd_map([*own, *handed], null)
@@ -163,7 +163,7 @@ def _copy(plan: Plan, cgroup_fd: int, *, empty: bool) -> Packed:
     if not plan.privileged:
         packer.op("SETNS", "entering the cell", fd=KEEPER, a=CLONE_NEWUSER)
     enter_cell(packer, KEEPER)
-    packer.op("UMASK", "setting the file mode mask", a=UMASK)
+    set_umask(packer, plan)
     world.make()
     packer.op("DROP_BOUNDING", "emptying the capability bounding set")
     if plan.network == "host":

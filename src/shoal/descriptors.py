@@ -198,7 +198,7 @@ def described(fd: Fd) -> str:
 def is_open(fd: int) -> bool:
     """Whether `fd` is open in this process."""
     try:
-        fcntl.fcntl(fd, fcntl.F_GETFD)
+        os.get_inheritable(fd)  # the cheapest question: other threads are not let in meanwhile
     except (OSError, OverflowError, ValueError):
         return False
     return True

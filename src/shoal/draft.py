@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable
+from typing import TypeVar
 
 from shoal import loader
 from shoal.actions import Action, AddHandle, AddNsEntry, CloneDir, CloneFd, SetName, TransferFd
@@ -33,6 +34,7 @@ from shoal.processargs import Startup, listed_entries, listen_variables, numberi
 from shoal.startup_table import VARIABLE, StartupTable
 from shoal.status import SpawnError, Stage, Status, failure, failure_from_errno
 
+H = TypeVar("H", bound=Handle)
 NAME_BYTES = 31
 VMO_RIGHTS = Rights.READ | Rights.MAP | Rights.GET_PROPERTY | Rights.TRANSFER | Rights.DUPLICATE
 _NS_GET_USERNS = 0xB701  # ioctl_ns(2)
@@ -476,26 +478,34 @@ def _is_home(cgroup_fd: int) -> bool:
     return home is not None and not home.closed and os.path.samestat(os.fstat(cgroup_fd), os.fstat(home.fileno())) and given_job() is None
 
 
-_home: Job | None = None
-_clock: UtcClock | None = None
+_home: list[Job] = []
+_clock: list[UtcClock] = []
 
 
 def _default_job() -> Job | None:
     """The job handed to this process, or a handle to the one it lives in that is opened once and kept. None: there is no job."""
-    global _home
     given = given_job()
     if given is not None:
         return given
-    if _home is None or _home.closed:
-        try:
-            _home = Job.default()
-        except SpawnError:
-            return None
-    return _home
+    try:
+        return _opened_once(_home, Job.default)
+    except SpawnError:
+        return None
 
 
 def _system_clock() -> UtcClock:
-    global _clock
-    if _clock is None or _clock.closed:
-        _clock = UtcClock.system()
-    return _clock
+    return _opened_once(_clock, UtcClock.system)
+
+
+def _opened_once(kept: list[H], make: Callable[[], H]) -> H:
+    """What is opened on first use and kept. Threads that come first together all get the same one: a launch borrows its descriptor,
+    so none may be closed because another was opened after it."""
+    for found in kept:
+        if not found.closed:
+            return found
+    made = make()
+    kept.append(made)
+    found = next(handle for handle in kept if not handle.closed)
+    if found is not made:
+        kept.remove(made)
+    return found

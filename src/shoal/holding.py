@@ -19,7 +19,7 @@ from shoal.handles.keeper import CONTROL_FD, launch_error, open_null
 from shoal.handles.policy import deny_new_process_filter
 from shoal.handles.process import Process
 from shoal.launcher import user_of
-from shoal.lowering import ENTERING, UMASK, placement
+from shoal.lowering import ENTERING, placement, set_umask
 from shoal.packing import CWD_FD, RESOLVE_NO_MAGICLINKS, Packed, Packer, count_strings
 from shoal.plan import Plan
 from shoal.status import Stage, Status, failure
@@ -77,7 +77,7 @@ def _lower_program(plan: Plan) -> tuple[Packed, tuple[int, ...]]:
     handed = [(item.source, item.target) for item in plan.descriptors if isinstance(item.source, int)]
     pairs = [(packer.received(), target) for _, target in handed]
     sources = [source for source, _ in handed]
-    packer.op("UMASK", "setting the file mode mask", a=UMASK)
+    set_umask(packer, plan)
     packer.op("CHDIR", ENTERING, text=plan.cwd, b=RESOLVE_NO_MAGICLINKS)
     packer.op("NAME", "setting the name", text=comm(plan))
     packer.op("SETSID", "making a session")

@@ -36,7 +36,6 @@ from shoal.world import COMM_BYTES, World, begins_empty, comm, needs_id_map
 
 CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
 HOSTNAME = "shoal"
-UMASK = 0o022
 FIRST_USER = 0x70000000
 """Above what people, distributions and containers use: login.defs(5), subuid(5). The pid of the cell is added to it."""
 ENTERING = "entering the working directory"
@@ -186,7 +185,7 @@ def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, em
     ]
     exec_fd: int
     exec_path: str | bytes
-    packer.op("UMASK", "setting the file mode mask", a=UMASK)
+    set_umask(packer, plan)
     if in_cell:
         exec_fd, exec_path = world.make()
         # Now, since it takes as long as the rest together, and what comes next is waited for anyway.
@@ -202,7 +201,8 @@ def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, em
         if reopening and wants_reopening(exec_fd):
             exec_fd = _reopened(packer, exec_fd, os.O_PATH)
     # Not through /proc/self/fd: the caller's descriptors are still open, and a directory among them is a way out.
-    packer.op("CHDIR", ENTERING, fd=nowhere_fd, text=plan.cwd, b=RESOLVE_NO_MAGICLINKS if in_cell else 0)
+    if plan.cwd:
+        packer.op("CHDIR", ENTERING, fd=nowhere_fd, text=plan.cwd, b=RESOLVE_NO_MAGICLINKS if in_cell else 0)
     packer.op("NAME", "setting the name", text=comm(plan))
     if plan.session:
         packer.op("SETSID", "making a session")
@@ -246,6 +246,12 @@ def enter_cell(packer: Packer, keeper: int) -> None:
 def enter_network(packer: Packer, keeper: int, control: int) -> None:
     packer.op("WAIT_READY", "waiting for the cell's network namespace", fd=control, fd2=keeper)
     packer.op("SETNS", "entering the cell's network", fd=keeper, a=CLONE_NEWNET)
+
+
+def set_umask(packer: Packer, plan: Plan) -> None:
+    """The op that replaces the caller's mask, where the plan says so."""
+    if plan.umask is not None:
+        packer.op("UMASK", "setting the file mode mask", a=plan.umask)
 
 
 def leave_keys(packer: Packer, plan: Plan) -> None:

@@ -214,7 +214,9 @@ class Plan:
         network: what network it has; netns_fd: the one handed over; userns_fd: the user namespace it belongs to, if not ours.
         descriptors: every open descriptor.
         table: what the child is told about its startup handles.
-        cwd: the working directory, looked up in the child's world; the child has none that works when it is not there.
+        cwd: the working directory, looked up in the child's world; the child has none that works when it is not there. Empty: the
+            caller's.
+        umask: the mask of file modes; None: the caller's.
         job: where it is accounted.
         privileged: made by root, so without a user namespace.
         session: starts a session of its own; terminal: descriptor of its controlling terminal, or None.
@@ -246,6 +248,7 @@ class Plan:
     own_keyring: bool
     confinement: Confinement = NOTHING_MORE
     held: bool = False
+    umask: int | None = 0o022
 
     @property
     def protections(self) -> tuple[str, ...]:
@@ -297,7 +300,7 @@ class Plan:
                 {"id": handle.id, "fd": handle.fd, "kind": handle.kind, "rights": handle.rights, "name": handle.name}
                 for handle in self.table.handles
             ],
-            "cwd": _text(self.cwd),
+            "cwd": _text(self.cwd) if self.cwd else None,
             "job": self.job.label,
             "protections": list(self.protections),
         }
@@ -331,16 +334,17 @@ class Plan:
             "none",
         )
         lines += _listing("environment", [_text(item) for item in self.environ], "empty")
-        lines.append(f"directory    {_text(self.cwd)}")
+        lines.append(f"directory    {_text(self.cwd) if self.cwd else _CALLERS}")
         lines.append(f"job          {self.job.label}")
         lines += _listing("confinement", list(self.protections), "none: it may do what the caller may")
         return "\n".join(lines)
 
 
+_CALLERS = "the caller's"
 _WORLDS = {
     "cell": "a cell: nothing of the caller's but what is listed",
     "held": "the caller's, in which nothing can be opened but what is listed",
-    "caller": "the caller's",
+    "caller": _CALLERS,
 }
 
 

@@ -18,13 +18,13 @@ from shoal.lowering import (
     CAP_SYS_ADMIN,
     ENTERING,
     FIRST_USER,
-    UMASK,
     NoMounts,
     enter_cell,
     enter_network,
     keeper_ops,
     leave_keys,
     maps_ids,
+    set_umask,
 )
 from shoal.packing import CLONE_NEWUSER, NO_FD, RESOLVE_NO_MAGICLINKS, Packed, Packer
 from shoal.plan import JobPlace, Plan
@@ -150,7 +150,7 @@ def _prepare(plan: Plan, *, empty: bool) -> tuple[bytes, str, bool]:
     if not plan.privileged:
         packer.op("SETNS", "entering the cell", fd=init, a=CLONE_NEWUSER)
     enter_cell(packer, init)
-    packer.op("UMASK", "setting the file mode mask", a=UMASK)
+    set_umask(packer, plan)
     base, exec_path = world.make()
     packer.op("DROP_BOUNDING", "emptying the capability bounding set")
     if plan.network == "host":

@@ -81,7 +81,7 @@ def repeat(path: str | bytes, argv: tuple[bytes, ...], flags: int, environ: Envi
         identity = _identity(path)
     except (OSError, ValueError):
         return None
-    envp, envc, cwd = _packed_environment(flags, environ)
+    envp, envc, cwd = packed_environment(flags, environ)
     if identity != known.identity or cwd != known.cwd:
         return None
     args, argc = count_strings(argv)
@@ -183,7 +183,8 @@ def _identity(path: str | bytes) -> Identity:
     return *FileIdentity.of(os.stat(path)), os.geteuid(), os.getegid()
 
 
-def _packed_environment(flags: int, environ: Environ) -> tuple[bytes, int, bytes]:
+def packed_environment(flags: int, environ: Environ) -> tuple[bytes, int, bytes]:
+    """The strings in one piece, how many, and where they say that the child begins. Of the caller's it is kept while that is the same."""
     global _environment
     if environ is not None:
         return _pack(encode_environ(environ))

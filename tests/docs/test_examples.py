@@ -1,5 +1,6 @@
 """Every example runs as its first lines say, and does what it says."""
 
+import json
 import os
 import re
 import shutil
@@ -191,3 +192,46 @@ def test_a_plugin_host_takes_a_folder(tmp_path):
     result = run("plugin_host.py", tmp_path, input="abc")
     assert result.stdout == "cba\n"
     assert "left out: odd: TypeError: odd returned a int" in result.stderr
+
+
+SOURCE = "import os; print(sum(range(10)), 'USER' in os.environ, flush=True); open('/work/new', 'w')"
+CALLS = [
+    {"name": "count", "tool": "shell", "input": "wc -l < calls.json; sed -n '/:/p' /proc/net/dev | wc -l"},
+    {"name": "sum", "tool": "python", "input": SOURCE},
+    {"name": "hangs", "tool": "shell", "input": "echo begun; (setsid sleep 77.25 &); sleep 77.25"},
+    {"name": "floods", "tool": "shell", "input": "yes"},
+]
+
+
+@pytest.mark.parametrize("loop", [[], ["--trio"]], ids=["asyncio", "trio"])
+@pytest.mark.timeout(120)
+def test_the_tool_calls_of_an_agent_are_run_apart_and_at_the_same_time(tmp_path, loop):
+    (tmp_path / "calls.json").write_text(json.dumps(CALLS, indent=0))
+    result = run("agent_tool_runner.py", *loop, tmp_path / "calls.json", env=os.environ | {"TIME_LIMIT_S": "1"})
+    assert result.returncode == 0, result.stderr
+    lines, _, summary = result.stdout.partition("\n[\n")
+    told = {outcome["name"]: outcome for outcome in json.loads("[" + summary)}
+    assert "hangs: begun" in lines.splitlines()
+    assert (told["count"]["status"], told["count"]["output"]) == ("exited", ["21", "1"])  # a loopback device and nothing else
+    assert told["sum"]["output"][0] == "45 False"
+    assert "Read-only file system" in told["sum"]["output"][-1]
+    assert (told["hangs"]["status"], told["hangs"]["output"], told["hangs"]["returncode"]) == ("wall_time", ["begun"], -9)
+    assert told["floods"]["status"] == "too much output"
+    assert subprocess.run(["pgrep", "-f", "sleep 77.25"], capture_output=True, check=False).stdout == b""
+
+
+@pytest.mark.timeout(120)
+def test_an_answer_ends_the_calls_that_are_not_needed_any_more(tmp_path):
+    calls = [
+        {"name": "slow", "tool": "shell", "input": "echo begun; sleep 78.25"},
+        {"name": "missing", "tool": "shell", "input": "cat /etc/shadow"},
+        {"name": "answer", "tool": "answer", "input": "sleep 0.3; echo 42"},
+    ]
+    (tmp_path / "calls.json").write_text(json.dumps(calls))
+    result = run("agent_tool_runner.py", tmp_path / "calls.json", env=os.environ | {"TIME_LIMIT_S": "60"})
+    assert result.returncode == 0, result.stderr
+    told = {outcome["name"]: outcome for outcome in json.loads("[" + result.stdout.partition("\n[\n")[2])}
+    assert told["slow"]["status"] == "cancelled"
+    assert "No such file" in told["missing"]["output"][0]
+    assert (told["answer"]["status"], told["answer"]["output"]) == ("exited", ["42"])
+    assert subprocess.run(["pgrep", "-f", "sleep 78.25"], capture_output=True, check=False).stdout == b""

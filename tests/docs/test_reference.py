@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import shoal
+import shoal.aio
 
 ROOT = Path(__file__).resolve().parents[2]
 GENERATOR = ROOT / "docs" / "generate_reference.py"
@@ -34,6 +35,9 @@ def test_every_public_name_is_in_the_reference():
     assert "spawn" in public
     assert [name for name in public if f"\n### {name}\n" not in text] == []
     assert "\n### take_handle\n" in text
+    names = [name for name, value in vars(shoal.aio).items() if not name.startswith("_") and not isinstance(value, ModuleType)]
+    assert "open_process" in names
+    assert [name for name in names if f"\n### {name}\n" not in text and name != "annotations"] == []
 
 
 def test_a_long_signature_is_one_parameter_a_line():

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from rig.desk import Desk
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -47,14 +48,16 @@ def same(expected: str, got: str) -> bool:
 
 def environment(directory: Path) -> dict[str, str]:
     """What a reader's shell has in `directory` after `. .venv/bin/activate`."""
-    return os.environ | {"PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]), "PWD": str(directory)}
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+    return os.environ | {"PATH": path, "PWD": str(directory), "SHOAL_STATE_DIR": str(directory / "state")}
 
 
 @pytest.fixture
 def desk(tmp_path):
-    """A directory with a README to work on, so that snippets may write files."""
+    """A directory with a README to work on, so that snippets may write files; and a process manager of its own, ended afterwards."""
     shutil.copy(ROOT / "README.md", tmp_path)
-    return tmp_path
+    yield tmp_path
+    Desk(tmp_path / "state").end()
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if snippets(page, "python")], ids=lambda page: page.name)

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of cells made ahead, and of calls."""
+"""Fixtures of the tests of cells made ahead, of calls, and of event loops."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from rig.cells import PRELUDE, Watched
 from rig.domains import manager, state  # noqa: F401
+from rig.loops import BACKENDS, Backend, InLoop
 
-from shoal import SandboxExecutor, cells
+from shoal import Sandbox, SandboxExecutor, aio, cells
 
 
 @pytest.fixture
@@ -32,3 +33,26 @@ def ex() -> Iterator[SandboxExecutor]:
     """An executor with numpy loaded."""
     with SandboxExecutor(preload=["numpy"], max_workers=3, warm=2) as executor:
         yield executor
+
+
+@pytest.fixture(params=BACKENDS)
+def anyio_backend(request: pytest.FixtureRequest) -> Backend:
+    """Every loop there is; anyio's own tests run on this one, too."""
+    backend: Backend = request.param
+    return backend
+
+
+@pytest.fixture(scope="session")
+def loops_that_have_run() -> None:
+    """What is opened once and kept is open: the libraries' own descriptors, and shoal's."""
+    limited = Sandbox(cpu_time=60, limits="best-effort")
+    for parameter in BACKENDS:
+        if not any(mark.name == "skipif" and mark.args[0] for mark in parameter.marks):
+            for box in (None, limited, False, False):
+                InLoop(*parameter.values)(lambda box=box: aio.run(["/usr/bin/true"], sandbox=box))  # type: ignore[misc]
+
+
+@pytest.fixture
+def in_loop(anyio_backend: Backend) -> InLoop:
+    """Run a coroutine function in a loop of each kind."""
+    return InLoop(anyio_backend)

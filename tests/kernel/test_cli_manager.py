@@ -178,7 +178,7 @@ def test_ctrl_c_reaches_what_the_program_has_started(desk: Desk) -> None:
     script = f"trap '' INT; echo ready; (trap - INT; exec sleep {MARKER}); echo over; exit 7"
     with desk.user("spawn", "sh", "-c", script) as user:
         user.expect("ready")
-        wait_running(MARKER, "S")
+        wait_running(f"sleep\0{MARKER}", "S")
         user.type(CTRL_C)
         code, seen = user.until_end()
     assert code == 7
@@ -189,7 +189,7 @@ def test_ctrl_c_reaches_what_the_program_has_started(desk: Desk) -> None:
 def test_ctrl_z_stops_it_and_fg_continues_it(desk: Desk) -> None:
     with User("bash", "--norc", "--noprofile", "--noediting", "-i", env=desk.env) as user:
         user.expect("$ ")
-        user.type(f"{' '.join(COMMAND)} spawn sleep {MARKER}\n")
+        user.type(f"{' '.join(COMMAND)} spawn sh -c 'exec sleep {MARKER}'\n")
         wait_running(f"sleep\0{MARKER}", "S")
         user.type(CTRL_Z)
         user.expect("Stopped")
@@ -380,15 +380,15 @@ def test_a_mistaken_number_is_told_before_anything_is_waited_for(desk: Desk) -> 
 
 
 def test_wait_outlives_a_manager_that_is_killed(desk: Desk) -> None:
-    number = desk.spawn("sleep", "1000")
-    with desk.begin("wait", "0", number) as process:
-        wait_running(f"wait\0{0}\0{number}", "S")
+    ended, number = desk.sh("exit 0"), desk.spawn("sleep", "1000")
+    with desk.begin("wait", ended, number) as process:
+        ready(process, "0\t0\texited 0\n")
         before = desk.manager_pid()
         os.kill(before, signal.SIGKILL)
         assert desk.shoal("kill", number).returncode == 0
         out, err = process.communicate(timeout=PATIENCE_S)
     assert desk.manager_pid() != before
-    assert (process.returncode, out, err) == (137, "0\t137\tkilled\n", "")
+    assert (process.returncode, out, err) == (137, "1\t137\tkilled\n", "")
 
 
 # --- kill -----------------------------------------------------------------------------------------------

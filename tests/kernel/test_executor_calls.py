@@ -94,7 +94,7 @@ PLAIN = [
 
 def test_values_come_back_as_they_were(ex):
     for value, found in zip(PLAIN, ex.submit(echo, PLAIN).result(PATIENCE_S), strict=True):
-        assert repr(found) == repr(value)
+        assert found == value or repr(found) == repr(value)  # no NaN is like another, and no set need be in the same order
         assert type(found) is type(value)
 
 

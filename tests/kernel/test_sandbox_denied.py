@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -94,7 +95,7 @@ def test_the_file_that_a_program_says_it_missed_is_named(project: Path, script: 
 
 
 def test_what_stderr_says_is_heard_where_it_goes_to_stdout(project: Path) -> None:
-    done = sh(f"cat {project}/data.txt", capture_output=False, stdout=shoal.sandbox.run.PIPE, stderr=shoal.sandbox.run.STDOUT)
+    done = sh(f"cat {project}/data.txt", capture_output=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert [denied.name for denied in done.denied] == [f"{project}/data.txt"]
 
 
@@ -124,7 +125,7 @@ def test_a_shared_library_that_is_not_there_is_named_by_where_the_host_has_it(pr
 
 
 def test_without_its_stderr_the_words_it_was_given_have_to_do(project: Path) -> None:
-    done = shoal.run(["cat", "data.txt", "/tmp/none"], sandbox=USR, stdout=shoal.sandbox.run.DEVNULL, stderr=shoal.sandbox.run.DEVNULL)
+    done = shoal.run(["cat", "data.txt", "/tmp/none"], sandbox=USR, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     assert done.denied == (Denied("file", f"{project}/data.txt", "arguments"),)
 
 

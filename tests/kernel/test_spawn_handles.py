@@ -323,3 +323,34 @@ def test_the_documented_table_can_be_read_by_a_shell(workload, direct):
     ):
         assert answers.read() == "from the shell"
         assert shell.wait(timeout=30) == 0
+
+
+def test_threads_that_come_first_together_each_get_the_callers_job_and_clock(run_python):
+    """What is opened once and kept was opened by each of them, and the descriptor of the last but one closed under its launch."""
+    script = """
+import threading
+import shoal
+from shoal import SpawnFlags, draft
+
+flags = SpawnFlags.CLONE_NAMESPACE | SpawnFlags.CLONE_JOB | SpawnFlags.CLONE_UTC_CLOCK
+together, statuses, refused = threading.Barrier(4), [], []
+
+def first():
+    together.wait()
+    try:
+        with shoal.spawn(workload, ["workload", "exit", "7"], flags=flags) as process:
+            statuses.append(process.wait())
+    except OSError as error:
+        refused.append(str(error))
+
+for _ in range(args[0]):
+    draft._home.clear()
+    draft._clock.clear()
+    threads = [threading.Thread(target=first) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+answer([len(statuses), sorted(set(statuses)), refused])
+"""
+    assert run_python(script, 50) == [200, [7], []]

@@ -200,6 +200,61 @@ static void *make_nicer(void *ours)
     return nicer() && !same(ours, ask()) ? NULL : ours;
 }
 
+static int another_network(void) { return unshare(CLONE_NEWNET) == 0; }
+
+static const struct change of_threads[] = {
+    { "the nice value", nicer },
+    { "the processors", fewer_processors },
+    { "the scheduling policy", in_batches },
+    { "the slack of timers", slack_timers },
+    { "priority of reads and writes", idle_disk },
+    { "the personality", fixed_addresses },
+    { "the network", another_network },
+    { "the mount namespace", own_mounts },
+    { "the secure bits", secure_bits },
+    { "capabilities", fewer_capabilities },
+    { "no_new_privs", no_new_privs },
+    { "a filter", filtered },
+};
+
+static size_t ask_thread(char *bytes)
+{
+    size_t size = inherited_by_thread(bytes, INHERITED_BYTES);
+    CHECK(size > 0 && size < INHERITED_BYTES, "%zu bytes", size);
+    return size;
+}
+
+static void *change_all(void *unused)
+{
+    static char before[INHERITED_BYTES], after[INHERITED_BYTES];
+    for (size_t i = 0; i < sizeof of_threads / sizeof *of_threads; i++) {
+        size_t size = ask_thread(before);
+        if (!of_threads[i].make())
+            dprintf(1, "not shown: %s; ", of_threads[i].what);
+        else
+            CHECK(ask_thread(after) == size && memcmp(before, after, size), "%s changed, and the answer is the same", of_threads[i].what);
+    }
+    return unused;
+}
+
+static void *look(void *answer)
+{
+    ask_thread(answer);
+    return NULL;
+}
+
+static void what_threads_differ_in_is_told(void)
+{
+    static char ours[INHERITED_BYTES], again[INHERITED_BYTES], others[INHERITED_BYTES];
+    size_t size = ask_thread(ours);
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, look, others) == 0 && pthread_join(thread, NULL) == 0, "no thread");
+    CHECK(!memcmp(ours, others, size), "a new thread's answer is another");
+    CHECK(pthread_create(&thread, NULL, change_all, NULL) == 0 && pthread_join(thread, NULL) == 0, "no thread");
+    CHECK(ask_thread(again) == size && !memcmp(ours, again, size), "another thread's changes are seen");
+    CHECK(limit_lower(RLIMIT_NOFILE) && ask_thread(again) == size && !memcmp(ours, again, size), "what all threads share is part of it");
+}
+
 static void a_thread_is_asked_for_itself(void)
 {
     const struct answer *ours = ask();
@@ -221,6 +276,7 @@ int main(int argc, char **argv)
         { "so is each filter", filters_are_seen },
         { "so is another cgroup", the_cgroup_is_seen },
         { "a thread is asked for itself alone", a_thread_is_asked_for_itself },
+        { "what a thread has otherwise than another is told apart", what_threads_differ_in_is_told },
     };
     return run_tests(tests, sizeof tests / sizeof *tests, argc, argv);
 }

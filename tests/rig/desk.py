@@ -64,7 +64,7 @@ class Desk:
 
     def manager_pid(self) -> int:
         """Of the daemon that has the state directory now."""
-        return int((self.state / "lock").read_text())
+        return int((self.state / "lock").read_text().split()[0])
 
     def end(self) -> None:
         """Everything."""

@@ -59,7 +59,7 @@ def parents() -> dict[int, int]:
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError):  # ended meanwhile
-                found[int(name)] = int(Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1])
+                found[int(name)] = int(Path(f"/proc/{name}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
     return found
 
 
@@ -81,7 +81,7 @@ def _processes() -> dict[int, str]:
     found = {}
     for pid in descendants():
         with contextlib.suppress(OSError):
-            head, _, tail = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+            head, _, tail = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")
             found[pid] = f"{head.partition('(')[2]!r} in state {tail.split()[0]}, started at {tail.split()[19]}"
     return found
 

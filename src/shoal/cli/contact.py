@@ -11,23 +11,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from shoal.cli.output import CommandError
+from shoal.cli.output import TIMED_OUT, CommandError
 from shoal.sandbox.errors import NOT_EXECUTABLE, SHOAL_FAILED
 
 if TYPE_CHECKING:
     from shoal.manager import Domain, Manager, ManagerError
     from shoal.manager.layout import Layout
 
-MISSING = "the process manager takes a library that is not installed; get it with: pip install 'shoal[manager]'"
 _LONGEST_NUMBER = 18
 _CODE = re.compile(r" \[[A-Z_]+\]")
 _NUMBER = re.compile(r"domain (\d+)")
 _ADVICE = {
     "PROC_MGMT_ERR_DOMAIN_TABLE_FIND": "`shoal ps -a` lists those that are known",
     "PROC_MGMT_ERR_DOMAIN_NOT_RUNNING": "`shoal status {id}` tells how",
-    "PROC_MGMT_ERR_NOT_MONITOR": "be the user whose manager it is",
     "PROC_MGMT_ERR_SPAWND_REQUEST": "try again; `shoal manager status` tells where its log is",
 }
+NO_MATCH = 1
+"""Exit code of a question that nothing is an answer to, as grep(1) has it."""
+_EXIT_CODES = {"SPAWN_ERR_LOAD": NOT_EXECUTABLE, "OCT_ERR_TIMEOUT": TIMED_OUT, "OCT_ERR_NO_RECORD": NO_MATCH}
 
 
 @contextmanager
@@ -48,7 +49,7 @@ def reached(*, starts: bool = True) -> Iterator[Manager]:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """What a manager refuses inside becomes a CommandError."""
+    """What a manager refuses inside becomes a CommandError, and so does a library that is missing for it."""
     from shoal.manager.errors import ManagerError
 
     try:
@@ -58,7 +59,8 @@ def refusals() -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("shoal"):
             raise
-        raise CommandError(MISSING) from None
+        what = f"the process manager takes {error.name}, which is not installed; get it with: pip install 'shoal[manager]'"
+        raise CommandError(what) from None
 
 
 def as_command_error(error: ManagerError) -> CommandError:
@@ -68,14 +70,15 @@ def as_command_error(error: ManagerError) -> CommandError:
     if advice is not None and "`" not in message:
         found = _NUMBER.search(message)
         message = f"{message}; {advice.format(id=found[1] if found else 'ID')}"
-    code = NOT_EXECUTABLE if error.code == "SPAWN_ERR_LOAD" else SHOAL_FAILED
+    code = _EXIT_CODES.get(error.code, SHOAL_FAILED)
     return CommandError(message, code, _hints(error))
 
 
 def _hints(error: ManagerError) -> tuple[str, ...]:
     """What a login that lacks something would need to find the manager that runs."""
     expected = f"/run/user/{os.geteuid()}"
-    if "is in use by the manager" in error.message and "XDG_RUNTIME_DIR" not in os.environ and os.path.isdir(expected):
+    unset = not os.environ.keys() & {"XDG_RUNTIME_DIR", "SHOAL_STATE_DIR"}
+    if unset and "is in use by the manager" in error.message and os.path.isdir(expected):
         return (f"XDG_RUNTIME_DIR is not set here, so its socket was not found; export XDG_RUNTIME_DIR={expected}",)
     return ()
 
@@ -124,3 +127,8 @@ def reached_with(words: list[str]) -> Iterator[tuple[Manager, list[Domain]]]:
     with reached() as manager:
         found = [domain_of(manager, word) for word in words]
         yield manager, list({domain.id: domain for domain in found}.values())
+
+
+def core_of(word: str) -> int | str:
+    """A core, as the manager calls it: by its number, or with a node before that."""
+    return int(word) if word.isdecimal() and len(word) <= _LONGEST_NUMBER else word

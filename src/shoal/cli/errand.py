@@ -13,7 +13,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from shoal.cli.output import CommandError
+from shoal.cli.contact import as_command_error
+from shoal.cli.output import CommandError, complain
 from shoal.cli.signals import FORWARDED, Signals
 from shoal.manager import Domain, ManagerError
 
@@ -101,7 +102,7 @@ def _send(domain: Domain, number: int, *, to_group: bool) -> None:
             domain.send_signal(number)
     except ManagerError as error:
         if error.code != "PROC_MGMT_ERR_DOMAIN_NOT_RUNNING":
-            raise
+            complain(f"the domain was not sent signal {number}: {as_command_error(error).message}")
 
 
 def _sent_to_groups(domain: Domain, number: int) -> bool:

@@ -13,6 +13,7 @@ Kind = Literal["", "domains", "known", "signals", "cores", "profiles", "file", "
 _BY_NAME: dict[str, Kind] = {
     "ID": "domains",
     "SIG": "signals",
+    "CORE": "cores",
     "DIR": "directory",
     "FILE": "file",
     "SRC[:DEST]": "file",

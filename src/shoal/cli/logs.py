@@ -9,22 +9,17 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-import os
 import re
-import select
-import stat
 import sys
-import threading
 from collections.abc import Iterable, Iterator
-from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from shoal.cli.contact import reached_with
 from shoal.cli.output import CommandError, Outcome
+from shoal.cli.reader import ReaderWatched, write
 from shoal.cli.wording import moment
 
 if TYPE_CHECKING:
-    from shoal.manager import Manager
     from shoal.manager.logs import Entry
 
 _NOTES = """\
@@ -69,9 +64,9 @@ def run(args: argparse.Namespace) -> Outcome:
         shape = AsIs()
     if not args.raw and not args.json and sys.stdout is not None and sys.stdout.isatty():
         shape = Harmless(shape)
-    with reached_with([args.id]) as (manager, [domain]), _ReaderWatched(manager, is_needed=args.follow):
+    with reached_with([args.id]) as (manager, [domain]), ReaderWatched(manager, is_needed=args.follow):
         for data in _shaped(domain.log_entries(stream=stream, follow=args.follow, last=last), shape):
-            _write(data)
+            write(data)
     return Outcome()
 
 
@@ -79,50 +74,6 @@ def _count(text: str) -> int:
     if not text.isdecimal() or len(text) > 18:
         raise CommandError(f"--lines {text}: not a whole number")
     return int(text)
-
-
-def _write(data: bytes) -> None:
-    """All of it to stdout, past Python's buffer: somebody may be watching."""
-    left = memoryview(data)
-    while left:
-        try:
-            left = left[os.write(1, left) :]
-        except BlockingIOError:  # it was made so by somebody who shares it with us
-            poll = select.poll()
-            poll.register(1, select.POLLOUT)
-            poll.poll()
-
-
-class _ReaderWatched:
-    """While entered, the end of whoever reads our stdout ends us, as writing would: a quiet domain must not keep `logs -f | head` alive.
-
-    The manager is left for that, which wakes whoever waits for its answer; a signal could come a moment before somebody waits.
-    """
-
-    def __init__(self, manager: Manager, *, is_needed: bool) -> None:
-        self._manager = manager
-        self._is_needed = is_needed and _is_pipe(1)
-        self._is_gone = False
-
-    def __enter__(self) -> None:
-        if self._is_needed:
-            threading.Thread(target=self._watch, name="shoal-reader", daemon=True).start()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._is_gone and isinstance(error, Exception):
-            raise BrokenPipeError from None
-
-    def _watch(self) -> None:
-        poll = select.poll()
-        poll.register(1, 0)  # what tells of an error is always told
-        poll.poll()
-        self._is_gone = True
-        self._manager.close()
-
-
-def _is_pipe(fd: int) -> bool:
-    mode = os.fstat(fd).st_mode
-    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
 # --- how entries are shown --------------------------------------------------------------------------

@@ -34,6 +34,9 @@ VERBS = {
     "logs": "what a domain has written",
     "wait": "wait until domains have ended, and tell how",
     "kill": "end domains with everything in them, or send them a signal",
+    "span": "start another dispatcher of a domain, on another core",
+    "caps": "everything that a domain can touch",
+    "names": "what is registered with the name service: list, get, wait, watch, set, remove",
     "audit": "who did what with which domain, and what was refused",
     "manager": "start, stop and ask the process manager; a systemd unit for it",
     "completion": "what makes bash, zsh or fish complete the command line",
@@ -104,10 +107,17 @@ def _dispatch(words: list[str]) -> int:
     if verb not in VERBS:
         raise CommandError(f"no verb {verb!r}; there are: {', '.join(VERBS)}")
     module = module_of(verb)
-    args = parser_of(verb, module).parse_args(words[1:])
+    args = _parse(parser_of(verb, module), words[1:])
     outcome = module.run(args)
     present(outcome, as_json=getattr(args, "json", False))
     return outcome.code
+
+
+def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """Options may stand between operands, except where what follows an operand belongs to that."""
+    belongs = (argparse.REMAINDER, argparse.PARSER)
+    parse = parser.parse_args if any(action.nargs in belongs for action in parser._actions) else parser.parse_intermixed_args
+    return parse(words)
 
 
 def module_of(verb: str) -> Verb:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 _NOTES = """\
 On a terminal the table is cut to its width. In a pipe it is whole, has tabs between its columns, and tells times in full.
 
-STATE      starting, running, stopping; exited N, the signal, killed, oom, lost (its init was killed, or the machine started anew)
+STATE      starting, running, stopping; exited N, the signal, killed, oom, wall_time, cpu_time; lost: its init was killed, or the machine
+           was started anew
 CORE, PID  of each of its dispatchers
 AGE        since it was started; in a pipe STARTED
 ENDED      how long ago it ended, with -a

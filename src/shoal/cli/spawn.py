@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from shoal.cli.contact import reached
+from shoal.cli.contact import core_of, reached
 from shoal.cli.output import CommandError, Outcome, complain
 from shoal.cli.processes import own_core
 from shoal.cli.wording import as_data, exit_code
@@ -38,6 +38,14 @@ examples:
   shoal spawn -d --name web -- python3 -m http.server
   shoal spawn make -C src
 """
+_TOLD = {
+    "killed": "was killed",
+    "oom": "used up its memory and was killed",
+    "wall_time": "had used up its time and was killed",
+    "cpu_time": "had used up its processor time and was killed",
+    "lost": "is lost: how it ended is not known",
+}
+"""What is said of ends that a program does not bring about by itself."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,9 +103,8 @@ def _attend(start: Callable[[], Domain], *, as_json: bool) -> Outcome:
 
     with Signals() as signals, Errand(start) as errand:
         domain, end = errand.follow(signals)
-    if end.reason in ("killed", "oom", "lost"):
-        told = {"killed": "was killed", "oom": "used up its memory and was killed", "lost": "is lost: how it ended is not known"}
-        complain(f"domain {domain.id} {told[end.reason]}")
+    if end.reason in _TOLD:
+        complain(f"domain {domain.id} {_TOLD[end.reason]}")
     return Outcome(data=as_data(domain.status()) if as_json else None, code=exit_code(end), stream="stderr")
 
 
@@ -117,7 +124,7 @@ def _environ(assignments: list[str]) -> dict[str, str]:
 def _core(manager: Manager, given: str | None) -> int | str:
     """The core that was asked for; else the one we are on, where the system has just found room."""
     if given is not None:
-        return int(given) if given.isdecimal() and len(given) < 10 else given
+        return core_of(given)
     cores = manager.cores()
     here = own_core()
     return here if here in cores else cores[0]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from shoal.cli.output import printable
+from shoal.cli.output import TIMED_OUT, printable
 from shoal.sandbox.errors import SHOAL_FAILED
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def state_of(status: DomainStatus) -> str:
 
 
 def end_of(end: ExitStatus) -> str:
-    """How a domain ended: "exited 3", "SIGTERM", "killed", "oom", "lost"."""
+    """How a domain ended: "exited 3", "SIGTERM", or the reason, such as "killed"."""
     if end.reason == "exited":
         return f"exited {end.code}"
     if end.reason == "signaled" and end.signal is not None:
@@ -38,10 +38,12 @@ def end_of(end: ExitStatus) -> str:
 def exit_code(end: ExitStatus) -> int:
     """The exit code of a command that stands for a domain, as `shoal run` has it: 128+N for signal N, 137 for a kill.
 
-    125 for one of which nobody knows how it ended.
+    124 for one whose time was up, 125 for one of which nobody knows how it ended.
     """
     if end.reason in ("killed", "oom"):
         return _KILLED
+    if end.reason in ("wall_time", "cpu_time"):
+        return TIMED_OUT
     return SHOAL_FAILED if end.reason == "lost" else end.code
 
 

@@ -1,5 +1,8 @@
 """Deadline: how long a wait may still take, and the wait for a descriptor that ends with it.
 
+What takes several waits is a generator of `Wait`s: what happens between them is written once, and who drives it decides whether a
+thread sleeps meanwhile (`wait_here()`) or an event loop does something else.
+
 Source: poll(2). Its timeout is an int of milliseconds, so a long wait is made of several.
 """
 
@@ -8,9 +11,12 @@ from __future__ import annotations
 import math
 import select
 import time
+from collections.abc import Generator
+from typing import NamedTuple, TypeVar
 
 from shoal.units import parse_duration
 
+T = TypeVar("T")
 _LONGEST_MS = 1 << 30
 
 
@@ -50,7 +56,8 @@ class Deadline:
         A signal runs its Python handler and the wait goes on, unless the handler raises.
         """
         poller = select.poll()
-        poller.register(fd, events)
+        if fd >= 0:
+            poller.register(fd, events)
         while True:
             remaining = self.remaining_ms()
             if poller.poll(remaining):
@@ -64,3 +71,25 @@ def is_ready(fd: int, events: int) -> bool:
     poller = select.poll()
     poller.register(fd, events)
     return bool(poller.poll(0))
+
+
+class Wait(NamedTuple):
+    """One wait: until `fd` is readable, or the deadline has come. -1: nothing but the deadline is waited for."""
+
+    fd: int
+    deadline: Deadline
+
+
+Waits = Generator[Wait, bool, T]
+"""Work with waits in between, each of which is answered with whether the descriptor is readable."""
+
+
+def wait_here(waits: Waits[T]) -> T:
+    """Do the work, and let this thread sleep while there is something to wait for."""
+    try:
+        wait = next(waits)
+        while True:
+            wait = waits.send(wait.deadline.wait_ready(wait.fd, select.POLLIN))
+    except StopIteration as end:
+        result: T = end.value
+        return result

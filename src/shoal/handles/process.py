@@ -27,7 +27,7 @@ from typing import ClassVar, Literal, NamedTuple, Self
 from shoal import _native
 from shoal.handles import reaper
 from shoal.handles.base import Handle, Rights
-from shoal.handles.deadline import Deadline, is_ready
+from shoal.handles.deadline import Deadline, Wait, Waits, is_ready, wait_here
 from shoal.handles.pidfd import is_open, pid_of, read_stat, reaped_status, zombie_status
 from shoal.handles.reaper import Ended, Keeper, OwnedFd
 from shoal.status import Stage, Status, failure, failure_from_errno
@@ -104,18 +104,18 @@ class _State:
     def collect(self, pidfd: int) -> bool:
         """Take note of the end if it has come, and reap. True once it has come and is noted. Never blocks."""
         if self.ending is None:
-            if not is_ready(pidfd, select.POLLIN):
-                return False
             try:
                 found = _native.wait(pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 # Not our child, or reaped: perhaps by another thread right now, which has then stored what it saw.
+                if not is_ready(pidfd, select.POLLIN):
+                    return False
                 if self.ending is None:
                     told = None if self.keeper is None else self.keeper.program_end()
                     self.ending = _foreign_ending(pidfd) if told is None else _ending(told)
                 self.reaped = True
             else:
-                if found is None:  # ended, but a tracer is looking at it and comes first
+                if found is None:  # it runs; or it has ended, but a tracer is looking at it and comes first
                     return False
                 self.ending = _ending(found)
         if not self.reaped:
@@ -294,12 +294,15 @@ class Process(Handle):
                     state.note(_native.wait(pidfd.fd, _LEAVE_IN_PLACE))
                 except ChildProcessError:
                     pass  # another waiter was quicker, and has noted it
-            deadline = Deadline(timeout)
-            while not state.collect(pidfd.fd):
-                if not deadline.wait_ready(pidfd.fd, select.POLLIN):
-                    raise TimeoutError(f"process {state.pid} ({state.name}) still runs after {timeout} s")
-                if not state.collect(pidfd.fd):
-                    reaper.pause_for_tracer()
+            if not wait_here(_collecting(state, pidfd, Deadline(timeout))):
+                raise TimeoutError(f"process {state.pid} ({state.name}) still runs after {timeout} s")
+        reaper.sweep()
+        return self._code()
+
+    def waiting(self) -> Waits[int]:
+        """The waits of `wait()`, for who has other things to do meanwhile. Gives the return code."""
+        pidfd = self._require(Rights.WAIT, "wait()")
+        yield from _collecting(self._state, pidfd, Deadline(None))
         reaper.sweep()
         return self._code()
 
@@ -368,14 +371,18 @@ class Process(Handle):
         Args:
             timeout: seconds, for the program and for the rest of the cell each.
         """
+        return wait_here(self.ending(timeout))
+
+    def ending(self, timeout: float) -> Waits[bool]:
+        """The waits of `end_cell()`. Killed is everything at once, before the first."""
         self.kill_cell()
-        try:
-            self.wait(timeout)  # first: the cell is not gone as long as its program has not been reaped
-            if self._keeper is not None:
-                self._keeper.wait(timeout)
-        except TimeoutError:
+        pidfd = self._require(Rights.WAIT, "wait()")
+        # First: the cell is not gone as long as its program has not been reaped.
+        if not (yield from _collecting(self._state, pidfd, Deadline(timeout))):
             return False
-        return True
+        reaper.sweep()
+        self._code()
+        return self._keeper is None or (yield from self._keeper.ending(timeout))
 
     def info(self) -> ProcessInfo:
         """A picture of the process as it is now. Needs `Rights.INSPECT`. Takes no status away from a waiter."""
@@ -464,6 +471,16 @@ class Process(Handle):
         if self._state.ending is None:
             with suppress(ProcessLookupError):
                 self._send(pidfd, signal)
+
+
+def _collecting(state: _State, pidfd: OwnedFd, deadline: Deadline) -> Waits[bool]:
+    """Whether it has ended and been collected before the deadline."""
+    while not state.collect(pidfd.fd):
+        if not (yield Wait(pidfd.fd, deadline)):
+            return False
+        if not state.collect(pidfd.fd):
+            yield reaper.tracers_turn()
+    return True
 
 
 def _ending(found: Ended) -> _Ending:

@@ -29,7 +29,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from shoal import _native
-from shoal.handles.deadline import Deadline, is_ready
+from shoal.handles.deadline import Deadline, Wait, Waits, is_ready, wait_here
 
 Ended = tuple[int, int, int, float, float, int]
 """How a process ended, as `_native.wait()` tells it."""
@@ -37,6 +37,7 @@ FEW = 4
 """So many are looked at one by one."""
 OVERDUE_S = 0.05
 """A cell whose program was collected so long ago may be waiting for somebody to reap what its program made our child."""
+TRACER_MS = 1
 _WALL = 0x40000000  # also those that end without a signal: waitid(2)
 _NS_GET_PID_FROM_PIDNS = 0x8004B706  # ioctl_nsfs(2), Linux 6.11
 
@@ -171,16 +172,21 @@ class Keeper:
         Raises:
             TimeoutError: it still lives after `timeout`.
         """
+        if not wait_here(self.ending(timeout)):
+            raise TimeoutError(f"the cell kept by process {self.pid} is still alive after {timeout} s")
+
+    def ending(self, timeout: float | str | None = None) -> Waits[bool]:
+        """The waits of `wait()`; whether the cell is gone."""
         deadline = Deadline(timeout)
         if (pidfd := self._pidfd) is not None:
-            while not deadline.at_most(OVERDUE_S).wait_ready(pidfd.fd, select.POLLIN):
+            while not (yield Wait(pidfd.fd, deadline.at_most(OVERDUE_S))):
                 reap_brothers((self,))
-                if deadline.remaining_ms() != 0:
-                    continue
-                raise TimeoutError(f"the cell kept by process {self.pid} is still alive after {timeout} s")
+                if deadline.remaining_ms() == 0:
+                    return False
             while not self.settle():
-                pause_for_tracer()
+                yield tracers_turn()
             sweep()
+        return True
 
     def settle(self) -> bool:
         """Reap it if it has ended. True once there is nothing left to reap. Never blocks."""
@@ -251,9 +257,14 @@ def reap(pidfd: int) -> bool:
         return True
 
 
+def tracers_turn() -> Wait:
+    """A millisecond: a child that has ended but is still its tracer's, and nothing tells when that lets go."""
+    return Wait(-1, Deadline(TRACER_MS / 1000))
+
+
 def pause_for_tracer() -> None:
-    """Wait a millisecond: a child that has ended but is still its tracer's, and nothing tells when that lets go."""
-    select.poll().poll(1)
+    """The same, asleep."""
+    select.poll().poll(TRACER_MS)
 
 
 class _Registry:

@@ -5,6 +5,7 @@ Source: proc_mgmt_bind_client() and the spawn_*() functions of Barrelfish's spaw
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -18,13 +19,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from shoal.actions import Action, AddHandle, CloneFd
 from shoal.handles.base import Handle
 from shoal.manager import wire
 from shoal.manager.boxes import to_text
-from shoal.manager.capabilities import Capabilities
 from shoal.manager.cnode import CNode
 from shoal.manager.connection import Connection, ConnectionLost
 from shoal.manager.domains import ExitStatus
@@ -32,14 +32,15 @@ from shoal.manager.errors import ManagerError
 from shoal.manager.handing import lowest_free
 from shoal.manager.layout import Layout
 from shoal.manager.logs import Entry, LogReader
-from shoal.manager.names import NameService
-from shoal.manager.remote_names import RemoteNames
-from shoal.manager.running import Embedded
 from shoal.manager.tokens import DomainCap
 from shoal.sandbox.box import Sandbox
 from shoal.sandbox.errors import RequestError
 from shoal.sandbox.program import current_directory, find_program
 from shoal.units import parse_duration
+
+if TYPE_CHECKING:
+    from shoal.manager.capabilities import Capabilities
+    from shoal.manager.names import NameService
 
 NEW_DOMAIN, OMP = 0x1, 0x2
 Duration = float | int | str
@@ -77,8 +78,6 @@ class DomainStatus:
 class Manager(AbstractContextManager["Manager"]):
     """A process manager. For any number of threads.
 
-    Attributes:
-        names: its name service, as one session of it, which is this connection.
     Ownership: has the connection. Domains live on when it is closed.
     """
 
@@ -89,13 +88,20 @@ class Manager(AbstractContextManager["Manager"]):
         self._lock = threading.Lock()
         self._connection: Connection | None = None
         self._closed = False
-        self.names = NameService(RemoteNames(lambda: self._connected(None)))
 
     def __repr__(self) -> str:
         return f"<shoal.manager.Manager {'closed' if self._closed else 'connected' if self._connection else 'not connected'}>"
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    @functools.cached_property
+    def names(self) -> NameService:
+        """Its name service, as one session of it, which is this connection."""
+        from shoal.manager.names import NameService
+        from shoal.manager.remote_names import RemoteNames
+
+        return NameService(RemoteNames(lambda: self._connected(None)))
 
     # --- domains ------------------------------------------------------------------------------------
 
@@ -443,6 +449,8 @@ class Domain:
             ManagerError: PROC_MGMT_ERR_DOMAIN_NOT_RUNNING: it has ended.
         Source: spawn_dump_capabilities_compat() in Barrelfish's spawn_client.c.
         """
+        from shoal.manager.capabilities import Capabilities
+
         told, _ = self._manager._ask(lambda rid: wire.Capabilities(rid, self._token))
         return Capabilities.from_dict(json.loads(told))
 
@@ -518,6 +526,8 @@ def embedded(state_dir: str | None = None) -> Manager:
     Raises:
         ManagerError: another manager has the directory, or it cannot be used.
     """
+    from shoal.manager.running import Embedded  # which loads all that a client does without
+
     layout = Layout.of(state_dir)
     running = Embedded(layout)
 

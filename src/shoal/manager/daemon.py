@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import os
 import signal
@@ -15,8 +14,6 @@ from typing import BinaryIO
 
 from shoal.manager.errors import ManagerError
 from shoal.manager.layout import Layout, unusable
-from shoal.manager.nursery import allow_many_files
-from shoal.manager.running import Running
 
 START_S = 30.0
 """How long a new daemon may take until it listens: it may have many domains to find again."""
@@ -138,6 +135,10 @@ async def run(layout: Layout, ready: int | None = None) -> int:
     Args:
         ready: a descriptor to tell of the beginning by: "ready", or what went wrong; closed then.
     """
+    import asyncio  # here, since every client loads this module to dial
+
+    from shoal.manager.running import Running
+
     running = Running(layout)
     try:
         # Of several that are started at the same time one goes on, and by then it listens.
@@ -208,6 +209,10 @@ def main() -> int:
         os._exit(0)  # so that the daemon is nobody's child who may never wait for it
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.umask(0o022)
+    import asyncio
+
+    from shoal.manager.nursery import allow_many_files
+
     allow_many_files()
     return asyncio.run(run(Layout(state, run_directory), int(ready)))
 

@@ -32,6 +32,7 @@ from shoal.handles.made import empty_mounts
 from shoal.handles.mount import Bind
 from shoal.handles.netns import NetNs
 from shoal.handles.process import Process
+from shoal.handles.reaper import OwnedFd
 from shoal.launcher import run
 from shoal.loader import FileIdentity
 from shoal.lowering import Lowered
@@ -188,6 +189,20 @@ class Boxed:
         made = cls(box)
         object.__setattr__(box, "_boxed", made)
         return made
+
+    @property
+    def search(self) -> str:
+        """Where programs are looked for: the caller's PATH, which is not the program's."""
+        return os.environ.get("PATH", os.defpath)
+
+    def looks_around(self, name: str) -> bool:
+        """Always: where it begins depends on it."""
+        return True
+
+    def kill(self, process: Process) -> Sequence[OwnedFd]:
+        """Kill it and all that it has started. Returns at once. There is nothing else to be waited for: the cell ends as a whole."""
+        process.kill_cell()
+        return ()
 
     @functools.cached_property
     def enforced(self) -> dict[str, bool | str]:

@@ -52,10 +52,10 @@ class Budget:
         Raises:
             NotSupportedError, AccessDeniedError: it cannot be enforced here; says what would help. Not with `limits="best-effort"`.
         """
+        if box.memory is None and box.pids is None and box.cpus is None and box.cpu_time is None and not box.io:
+            return NO_BUDGET
         asked = [name for name in ("memory", "pids", "cpus", "cpu_time") if getattr(box, name) is not None] + (["io"] if box.io else [])
         cpu_s = None if box.cpu_time is None else parse_duration(box.cpu_time)
-        if not asked:
-            return cls(None, {}, None)
         try:
             job = _job_somewhere(box, asked, besides, dies_whole)
         except (NotSupportedError, AccessDeniedError) as error:
@@ -86,6 +86,9 @@ class Budget:
                     self.job.kill()
             self.job.close()
 
+
+NO_BUDGET = Budget(None, {}, None)
+"""Of a run that has no limits for all together."""
 
 _CONTROLLERS = {"memory": "memory", "pids": "pids", "cpus": "cpu", "io": "io"}
 

@@ -16,6 +16,8 @@ Choices, with what was measured (2 cores, Linux 6.18, a child that writes 64 KiB
   of the data (100 MB: 55 ms, by pipe 31 ms; 100 bytes: 14 us, by pipe 7 us), and a program that asks whether its stdin is a pipe, or
   puts it into epoll, sees a file: asyncio refuses it. A socket, which could be written without SIGPIPE, cannot be opened
   as /dev/stdin.
+* Who waits in an event loop waits for one descriptor, that of an epoll set with the same pipes in it, and takes a turn when it is
+  readable (`turn()`). A thread that has nothing else to do polls: a set costs four system calls to make.
 * SIGPIPE and EPIPE cannot happen, whatever the host program does with that signal: we keep a reading end of the pipe open as
   long as we write. A program that does not read leaves the pipe full, and the loop goes on without it until the program ends.
 
@@ -32,8 +34,8 @@ import os
 import select
 import sys
 import termios
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Literal, NamedTuple, Self
@@ -195,6 +197,7 @@ class Pump:
         policy: what becomes of output beyond `limit_bytes`.
         spill_directory: where "spill" makes its files, mode 0600; None is $TMPDIR, or /tmp. Nothing is made there unless needed.
         spill_limit_bytes: how long each file may become; None is as long as the disk allows. The rest is read and counted.
+        in_loop: there is a descriptor to wait for, `fileno()`, for who takes turns instead of calling `run()`.
     Raises:
         RequestError: no such policy, or a limit below 0.
         SpawnError: the spill directory is not there (NotFoundError), is no directory (NotDirError), or may not be written to
@@ -214,6 +217,7 @@ class Pump:
         policy: Policy = "drain",
         spill_directory: str | os.PathLike[str] | None = None,
         spill_limit_bytes: int | None = None,
+        in_loop: bool = False,
     ) -> None:
         if policy not in _POLICIES:
             raise RequestError(f"{policy!r} is not something to do with too much output; it is one of {', '.join(_POLICIES)}")
@@ -225,7 +229,7 @@ class Pump:
         self._stops = policy == "kill"
         self._spill_to: _Directory | None = None
         self._writer = -1
-        self._poller = select.poll()
+        self._poller: select.poll | _Set = _Set() if in_loop and (data is not None or stdout or stderr) else select.poll()
         self._streams: list[_Stream] = []
         self._ends: dict[int, int] = {}
         self._captured: dict[str, Captured] | None = None
@@ -233,15 +237,15 @@ class Pump:
             if policy == "spill":
                 self._spill_to = _open_directory(spill_directory)
             if data is not None:
-                self._ends[0], self._writer = _open_pipe()
+                self._ends[0], self._writer = open_pipe()
                 self._poller.register(self._writer, select.POLLOUT)
                 if len(self._data) > _PIPE_BYTES:
-                    _grow(self._writer)
+                    grow(self._writer)
                 os.set_blocking(self._writer, False)
                 self._feed()
             for target, name, wanted in ((1, "stdout", stdout), (2, "stderr", stderr)):
                 if wanted:
-                    fd, self._ends[target] = _open_pipe()
+                    fd, self._ends[target] = open_pipe()
                     self._streams.append(_Stream(name, fd, limit_bytes, self._spill_to, spill_limit_bytes))
                     self._poller.register(fd, select.POLLIN)
                     os.set_blocking(fd, False)  # our end only: the two ends of a pipe are different open files
@@ -273,27 +277,44 @@ class Pump:
         Raises:
             BadHandleError: `until` is not open.
         """
+        with self.watching(until):
+            while (why := self.turn(until, deadline.remaining_ms())) is None:
+                pass
+            return why
+
+    @contextmanager
+    def watching(self, until: int | None) -> Iterator[None]:
+        """`until` is watched beside the pipes; turns are taken in here."""
         self._let_go_of_ends()
         if until is not None:
             self._poller.register(until, select.POLLIN)
         try:
-            while True:
-                ended = until is None and not any(stream.fd >= 0 for stream in self._streams)
-                remaining_ms = 0 if ended else deadline.remaining_ms()
-                if not ended:
-                    ended = self._move(until, remaining_ms)
-                if ended:
-                    # poll(2) looks at one descriptor after another: it may have found a pipe empty just before the last write.
-                    self._read_present()
-                if self._stops and self.is_over:
-                    return Why.LIMIT
-                if ended:
-                    return Why.ENDED
-                if remaining_ms == 0:
-                    return Why.DEADLINE
+            yield
         finally:
             if until is not None:
                 self._poller.unregister(until)
+
+    def turn(self, until: int | None, remaining_ms: int | None = 0) -> Why | None:
+        """Wait until something is ready, and move what is: at most one read and one write for each pipe. None: go on.
+
+        Args:
+            remaining_ms: until the deadline; None: there is none. 0: what is ready now; answers DEADLINE where `run()` would.
+        """
+        ended = until is None and not any(stream.fd >= 0 for stream in self._streams)
+        if not ended:
+            ended = self._move(until, remaining_ms)
+        if ended:
+            # poll(2) looks at one descriptor after another: it may have found a pipe empty just before the last write.
+            self._read_present()
+        if self._stops and self.is_over:
+            return Why.LIMIT
+        if ended:
+            return Why.ENDED
+        return Why.DEADLINE if remaining_ms == 0 else None
+
+    def fileno(self) -> int:
+        """With `in_loop`: readable when a turn can be taken. -1: there is no pipe, so that turns are for nothing."""
+        return self._poller.fileno() if isinstance(self._poller, _Set) else -1
 
     def finish(self) -> Mapping[str, Captured]:
         """Read what is in the pipes now, without waiting, close them, and give what was captured, by "stdout" and "stderr".
@@ -326,6 +347,8 @@ class Pump:
         directory, self._spill_to = self._spill_to, None
         if directory is not None:
             _close(directory.fd)
+        if isinstance(self._poller, _Set):
+            self._poller.close()
 
     def __enter__(self) -> Self:
         return self
@@ -384,7 +407,7 @@ class Pump:
         stream.add(self._buffer[:count])
         if stream.total_bytes >= _GROW_AFTER_BYTES and not stream.grown:
             stream.grown = True
-            _grow(stream.fd)
+            grow(stream.fd)
             self._buffer = memoryview(bytearray(_GROWN_PIPE_BYTES))
         return count
 
@@ -414,7 +437,35 @@ class Pump:
             _close(fd)
 
 
-def _open_pipe() -> tuple[int, int]:
+class _Set:
+    """The same as select.poll(), with a descriptor of its own: epoll(7)."""
+
+    __slots__ = ("_epoll",)
+
+    def __init__(self) -> None:
+        try:
+            self._epoll = select.epoll()
+        except OSError as error:
+            raise failure_from_errno(error.errno or 0, Stage.DESCRIPTORS, "cannot make an epoll set") from error
+
+    def register(self, fd: int, events: int) -> None:
+        self._epoll.register(fd, events)
+
+    def unregister(self, fd: int) -> None:
+        with suppress(OSError):
+            self._epoll.unregister(fd)
+
+    def poll(self, timeout_ms: int | None) -> list[tuple[int, int]]:
+        return self._epoll.poll(None if timeout_ms is None else timeout_ms / 1000)
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
+
+    def close(self) -> None:
+        self._epoll.close()
+
+
+def open_pipe() -> tuple[int, int]:
     """A reading and a writing end, which a program of another user can open as /dev/stdin and /dev/stdout.
 
     The mode of a pipe matters only to who opens it anew by its link in /proc, which takes the right to look into a process that has
@@ -435,7 +486,7 @@ def _close(fd: int) -> None:
         os.close(fd)
 
 
-def _grow(fd: int) -> None:
+def grow(fd: int) -> None:
     """More room in a pipe, as far as the kernel and the user's share of it allow."""
     with suppress(OSError):
         if fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) < _GROWN_PIPE_BYTES:

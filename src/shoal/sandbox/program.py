@@ -64,13 +64,19 @@ def find_program(name: str, search: str, cwd: str) -> Program:
     Raises:
         RequestError: with exit code 127 when there is no such file, 126 when there is one that cannot be executed.
     """
+    known = _found.get(name)
+    if known is not None and _is_same(known):
+        return known.program
     if not name:
         raise RequestError("the program's name is empty", NOT_FOUND)
     if "/" in name:
         path = os.path.join(cwd, name)
         reason = _look(path)
         if isinstance(reason, FileIdentity):
-            return Program(name, _tidy(path), known_directives_of(path, reason), reason)
+            program = Program(name, _tidy(path), known_directives_of(path, reason), reason)
+            if name.startswith("/") and ".." not in name and not program.is_script:  # of a script the interpreters may change
+                _remember(name, _Found(program, os.geteuid()))
+            return program
         code = NOT_FOUND if reason == "not found" else NOT_EXECUTABLE
         raise RequestError(f"{name}: {reason}", code)
     refused: tuple[str, str] | None = None
@@ -86,6 +92,30 @@ def find_program(name: str, search: str, cwd: str) -> Program:
     here = os.path.join(cwd, name)
     nearby = f"; it is in the current directory: write ./{name}" if why_not_executable(here) is None else ""
     raise RequestError(f"{name}: not found in PATH{nearby}", NOT_FOUND)
+
+
+class _Found(NamedTuple):
+    """A program that was named by its whole path, and whom it could be executed by."""
+
+    program: Program
+    euid: int
+
+
+_found: dict[str, _Found] = {}
+
+
+def _is_same(known: _Found) -> bool:
+    """Whether it would be found again. Who may execute a file does not change without its identity doing so."""
+    try:
+        return FileIdentity.of(os.stat(known.program.name)) == known.program.identity and os.geteuid() == known.euid
+    except OSError:
+        return False
+
+
+def _remember(name: str, found: _Found) -> None:
+    if len(_found) >= _KNOWN_MOST:
+        _found.clear()
+    _found[name] = found
 
 
 def why_not_executable(path: str) -> str | None:

@@ -30,7 +30,7 @@ from shoal.sandbox.launch import Boxed, Order
 from shoal.sandbox.limits import Budget, sum_up
 from shoal.sandbox.program import Program, current_directory, find_program
 from shoal.sandbox.result import Reason, Result, RunUsage
-from shoal.sandbox.run import LOOK_S
+from shoal.sandbox.running import LOOK_S
 from shoal.status import BadHandleError, BadStateError, Stage, Status, failure
 from shoal.subprocess import watch
 from shoal.subprocess.inheritance import kept_fds

@@ -25,9 +25,9 @@ def differences(granted: Granted, observed: Observed) -> tuple[Difference, ...]:
     found = [Difference("unseen", "the domain", what) for what in observed.hidden]
     processes = [process for process in observed.processes if not process.keeper]
     found += world_differences(granted, observed)
+    found += open_differences(granted, observed)
     for process in processes:
         found += [Difference("unseen", f"{what} of {process.pid}", "we may not look", process.pid) for what in process.hidden]
-        found += open_differences(granted, observed, process)
         found += _namespaces(granted, observed, process)
         found += _privileges(granted, observed, process)
         found += _limits(granted, process)

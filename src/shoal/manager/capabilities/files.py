@@ -6,7 +6,7 @@ mount of its own world was there to be opened; what was opened by any other has 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from shoal.manager.capabilities.difference import Difference
 from shoal.manager.capabilities.granted import Granted, GrantedDescriptor
@@ -18,15 +18,25 @@ _ALLOWS = {"r": frozenset("r"), "w": frozenset("w"), "rw": frozenset("rw"), "pat
 _FILES = ("file", "directory", "device")
 
 
-def open_differences(granted: Granted, observed: Observed, process: ObservedProcess) -> Iterator[Difference]:
-    """Of one process."""
-    mounts = {point.id: point for world in observed.worlds if world.namespace == process.namespaces.get("mnt") for point in world.mounts}
+def open_differences(granted: Granted, observed: Observed) -> Iterator[Difference]:
+    """Of every process but shoal's own."""
     ours = {point.id: point for point in observed.our_mounts}
-    roots = _handed_directories(granted, observed, {**ours, **mounts})
-    for item in process.descriptors or ():
-        what = _problem(granted, observed, process, item, mounts, ours, roots)
-        if what:
-            yield Difference("beyond", f"descriptor {item.fd} of {process.pid}", f"{described(item)}: {what}", process.pid)
+    known = all_mounts(observed)
+    roots = _handed_directories(granted, observed, known)
+    for process in observed.processes:
+        if process.keeper or not process.descriptors:
+            continue
+        namespace = process.namespaces.get("mnt")
+        mounts = {point.id for world in observed.worlds if world.namespace == namespace for point in world.mounts}
+        for item in process.descriptors:
+            what = _problem(granted, observed, process, item, mounts, ours, known, roots)
+            if what:
+                yield Difference("beyond", f"descriptor {item.fd} of {process.pid}", f"{described(item)}: {what}", process.pid)
+
+
+def all_mounts(observed: Observed) -> dict[int, MountPoint]:
+    """Every mount that is known of, by its number."""
+    return {point.id: point for points in (observed.our_mounts, *(world.mounts for world in observed.worlds)) for point in points}
 
 
 def described(item: OpenDescriptor) -> str:
@@ -35,11 +45,15 @@ def described(item: OpenDescriptor) -> str:
     return f"{item.link}{more}, {item.access}"
 
 
-def granted_as(granted: Granted, item: OpenDescriptor, mounts: Sequence[MountPoint]) -> GrantedDescriptor | None:
+def granted_as(granted: Granted, item: OpenDescriptor, mounts: Mapping[int, MountPoint]) -> GrantedDescriptor | None:
     """What an open descriptor was handed over as, under whatever number it is open now."""
-    by_id = {point.id: point for point in mounts}
-    same = [given for given in granted.descriptors if _is_same(given, item, by_id.get(item.mount))]
-    return max(same, key=lambda given: (_ALLOWS[item.access] <= _ALLOWS[given.access], given.fd == item.fd), default=None)
+    same = [given for given in granted.descriptors if _is_same(given, item, mounts.get(item.mount))]
+    return max(same, key=lambda given: (is_within(item, given), given.fd == item.fd), default=None)
+
+
+def is_within(item: OpenDescriptor, given: GrantedDescriptor) -> bool:
+    """Whether it allows no more than what was handed over did."""
+    return _ALLOWS[item.access] <= _ALLOWS[given.access]
 
 
 def _problem(
@@ -47,12 +61,13 @@ def _problem(
     observed: Observed,
     process: ObservedProcess,
     item: OpenDescriptor,
-    mounts: dict[int, MountPoint],
-    ours: dict[int, MountPoint],
+    mounts: Collection[int],
+    ours: Mapping[int, MountPoint],
+    known: Mapping[int, MountPoint],
     roots: Sequence[tuple[int, str]],
 ) -> str:
-    given = granted_as(granted, item, (*mounts.values(), *ours.values()))
-    if given is not None and _ALLOWS[item.access] <= _ALLOWS[given.access]:
+    given = granted_as(granted, item, known)
+    if given is not None and is_within(item, given):
         return ""
     if (item.kind, item.inode) in observed.our_descriptors and given is None:
         return "we have it open too, and did not hand it over"
@@ -69,9 +84,8 @@ def _problem(
         return ""  # what its user may open
     if granted.world == "held":
         return more if given is not None else _outside_of_rules(granted, process, item)
-    point = mounts.get(item.mount)
-    if point is not None:
-        return "" if point.writable or "w" not in _ALLOWS[item.access] else "it is writable, by a mount that is read-only"
+    if item.mount in mounts:
+        return "" if known[item.mount].writable or "w" not in _ALLOWS[item.access] else "it is writable, by a mount that is read-only"
     if item.link == "/dev/null" or any(mount == item.mount and is_below(item.link, path) for mount, path in roots):
         return ""
     if more:
@@ -91,7 +105,7 @@ def _is_same(given: GrantedDescriptor, item: OpenDescriptor, point: MountPoint |
     return point is None or point.device_number == given.dev or item.link.removesuffix(DELETED) == given.what.removesuffix(DELETED)
 
 
-def _handed_directories(granted: Granted, observed: Observed, mounts: dict[int, MountPoint]) -> list[tuple[int, str]]:
+def _handed_directories(granted: Granted, observed: Observed, mounts: Mapping[int, MountPoint]) -> list[tuple[int, str]]:
     """Where directories that were handed over lead, as mount and path: what is below can be opened by them."""
     given = [item for item in granted.descriptors if item.kind == "directory"]
     if not given:

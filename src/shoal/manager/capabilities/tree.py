@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from shoal.manager.capabilities.difference import WORST_FIRST, Kind
-from shoal.manager.capabilities.files import granted_as
+from shoal.manager.capabilities.files import all_mounts, granted_as, is_within
 from shoal.manager.capabilities.granted import HIDDEN, Granted, GrantedDescriptor, GrantedMount
 from shoal.manager.capabilities.mounts import MountPoint, holder
 from shoal.manager.capabilities.observed import Observed, ObservedJob, ObservedProcess, OpenDescriptor
@@ -109,7 +109,8 @@ def _root(capabilities: Capabilities) -> Node:
         root.below.append(Node("processes: none, it has ended"))
     else:
         processes = [process for process in observed.processes if not process.keeper]
-        below = [_process(process, granted, observed, marks) for process in processes]
+        mounts = all_mounts(observed)
+        below = [_process(process, granted, mounts, marks) for process in processes]
         root.below.append(Node(f"processes: {len(below)}" if below else "processes: none", below=below))
     root.below.append(_differences(capabilities))
     return root
@@ -236,11 +237,10 @@ def _enforced(job: ObservedJob) -> Iterator[str]:
         yield "in use: " + ", ".join(used)
 
 
-def _process(process: ObservedProcess, granted: Granted | None, observed: Observed, marks: _Marks) -> Node:
+def _process(process: ObservedProcess, granted: Granted | None, mounts: Mapping[int, MountPoint], marks: _Marks) -> Node:
     inside = f" ({process.inner_pid} inside)" if process.inner_pid != process.pid else ""
     users = " ".join(map(str, dict.fromkeys(process.users)))
     line = f"{process.pid}{inside} {process.name}: user {users}, {process.exe or 'its program is not to be seen'}"
-    mounts = (*(point for world in observed.worlds for point in world.mounts), *observed.our_mounts)
     below = [Node(_open(item, granted, mounts), marks.of(f"descriptor {item.fd} of {process.pid}")) for item in process.descriptors or ()]
     below += [Node(f"{what} may not be looked at", "unseen") for what in process.hidden]
     if granted is None:
@@ -251,13 +251,13 @@ def _process(process: ObservedProcess, granted: Granted | None, observed: Observ
     return Node(line, marks.of(f"tracer of {process.pid}"), below)
 
 
-def _open(item: OpenDescriptor, granted: Granted | None, mounts: tuple[MountPoint, ...]) -> str:
+def _open(item: OpenDescriptor, granted: Granted | None, mounts: Mapping[int, MountPoint]) -> str:
     more = f"  {item.what}" if item.what else ""
     line = f"{item.fd:<3} {item.access:<4} {item.link}{more}"
     if granted is None:
         return line
     given = granted_as(granted, item, mounts)
-    if given is not None:
+    if given is not None and is_within(item, given):
         return f"{line}  (handed over as {given.fd})"
     place = holder([_point(mount) for mount in granted.mounts], item.link) if item.kind == "file" else None
     return f"{line}  (below {place.where})" if place is not None and place.where != "/" else line
