@@ -160,12 +160,11 @@ class _Pool:
             else:
                 shelf.failures = 0
 
-    def refill(self, recipe: Recipe | None, launched: Process | None) -> None:
-        """Make what is wanted: a moment later while `launched` runs only where little is left, since most programs are over soon."""
+    def refill(self, recipe: Recipe, launched: Process | None) -> None:
+        """Make what is wanted: a moment later while `launched` runs, since most programs are over soon."""
         with self._lock:
-            for shelf in self._shelves.values() if recipe is None else [self._shelves[recipe]] if recipe in self._shelves else []:
-                quiet_for = None if launched is None or 2 * len(shelf.ready) < shelf.wanted else launched.pidfd
-                self._ask(shelf, quiet_for)
+            if (shelf := self._shelves.get(recipe)) is not None:
+                self._ask(shelf, None if launched is None else launched.pidfd)
 
     def fetch(self) -> None:
         """Receive what the next launch will take."""
@@ -253,15 +252,33 @@ class _Pool:
 
     def _ask(self, shelf: _Shelf, quiet_for: reaper.OwnedFd | None = None) -> None:
         """See to it that what is wanted is made."""
-        most = min(self.most, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // FDS_FOR_ONE)
-        need = min(shelf.wanted - shelf.kept, most - sum(other.kept for other in self._shelves.values()))
+        need = shelf.wanted - shelf.kept
         if self._paused or need <= 0 or shelf.starting:
+            return
+        most = min(self.most, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // FDS_FOR_ONE)
+        room = most - sum(other.kept for other in self._shelves.values())
+        if room <= 0 and shelf.kept == 0 and most > 0:
+            room += self._make_room()
+        if (need := min(need, room)) <= 0:
             return
         if shelf.factory is not None:
             shelf.factory.ask(need, -1 if quiet_for is None else quiet_for.fd)
         else:
             shelf.starting = self._start_thread(lambda: self._start(shelf), "shoal-factory")
             self._need_thread()
+
+    def _make_room(self) -> int:
+        """Give up a cell of those for the launch that has the most of them, where it has several. How many."""
+        richest = max(self._shelves.values(), key=lambda shelf: shelf.kept)
+        if richest.kept < 2:
+            return 0
+        richest.wanted = richest.kept - 1
+        if (cell := richest.next()) is None:
+            return 0  # it is being made, and then not replaced
+        self._unwanted.append(cell)
+        self._need_thread()
+        self._work.notify_all()
+        return 1
 
     def _start(self, shelf: _Shelf) -> None:
         """In a thread that ends then: a child asked to die with the thread that made it (PR_SET_PDEATHSIG) shall not, so no thread
@@ -386,12 +403,11 @@ class _Pool:
                 del self._shelves[shelf.recipe]
 
 
-def launch_warm(recipe: Recipe, fds: Sequence[int], argv: Strings, environ: Strings, *, refilled: bool = True) -> Process | None:
+def launch_warm(recipe: Recipe, fds: Sequence[int], argv: Strings, environ: Strings) -> Process | None:
     """Launch into a cell made ahead. None where there is none, or it did not work out: to be done the cold way then.
 
     Args:
         fds: the descriptors to hand over, as many as `recipe.sources`; borrowed.
-        refilled: see to it that another is made; else the caller calls `refill()` when the program has ended.
     """
     if len(fds) > FDS_MOST or argv[1] + environ[1] > STRINGS_MOST or len(argv[0]) + len(environ[0]) + len(recipe.finish) > BYTES_MOST:
         return None
@@ -403,15 +419,8 @@ def launch_warm(recipe: Recipe, fds: Sequence[int], argv: Strings, environ: Stri
         process = waiting.become(recipe.finish, fds, argv, environ)
     finally:
         _pool.done_with(waiting, recipe, failed=process is None)
-    if refilled:
-        _pool.refill(recipe, process)  # only now: the making of another would compete with this one
+    _pool.refill(recipe, process)  # only now: the making of another would compete with this one
     return process
-
-
-def refill() -> None:
-    """Make the cells that are wanted by now."""
-    if _pool.is_used:
-        _pool.refill(None, None)
 
 
 def fetch() -> None:

@@ -415,7 +415,7 @@ class Draft:
         closure, executable, program = self._closure, self._executable, self._program
         if closure is None or executable is None or program is None:
             return _always
-        return lambda: loader.library_closure(executable, program.path, program.label) is closure
+        return loader.closure_check(executable, program.path, program.label, closure)
 
     def close(self) -> None:
         """Close all that is owned, and carry out the ownership rule for every action whose turn never came."""

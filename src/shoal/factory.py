@@ -27,7 +27,13 @@ from shoal.recipe import Recipe
 from shoal.status import SpawnError
 
 _MADE = struct.Struct("=iii")  # struct made of src/native/recipe.h
+_CELLS = struct.Struct("=I")
 _FDS = 4
+_ANCILLARY = socket.CMSG_SPACE(_FDS * 4)
+# As plain ints: the operators of an enum make a new member each time, which shows on every launch.
+_ASK = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+_NO_WAIT = int(socket.MSG_DONTWAIT)
+_CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
 
 
 class WaitingProcess:
@@ -122,11 +128,11 @@ class Factory:
         Args:
             quiet_for: the pidfd of a program that is not to be disturbed for a moment, or -1.
         """
-        message = struct.pack("=I", cells)
+        message = _CELLS.pack(cells)
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", quiet_for))] if quiet_for >= 0 else []
         try:
             if self._socket is not None:
-                self._socket.sendmsg([message], ancillary, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+                self._socket.sendmsg([message], ancillary, _ASK)
                 self.making += cells
         except OSError:
             self.failed = True
@@ -144,7 +150,7 @@ class Factory:
         if self._socket is None or not self.making or self.failed:
             return None
         try:
-            return self._next(self._socket, 0 if wait else socket.MSG_DONTWAIT)
+            return self._next(self._socket, 0 if wait else _NO_WAIT)
         except BlockingIOError:
             return None
         except EOFError:
@@ -158,7 +164,7 @@ class Factory:
             BlockingIOError: there is none yet. EOFError: there never will be.
         """
         try:
-            data, ancillary, _, _ = talk.recvmsg(_MADE.size, socket.CMSG_SPACE(_FDS * 4), flags | socket.MSG_CMSG_CLOEXEC)
+            data, ancillary, _, _ = talk.recvmsg(_MADE.size, _ANCILLARY, flags | _CLOEXEC)
         except ConnectionError:
             raise EOFError from None
         if len(data) != _MADE.size:
@@ -196,7 +202,7 @@ class Factory:
         deadline = Deadline(END_S)
         with suppress(OSError, EOFError):
             while deadline.wait_ready(self._socket.fileno(), select.POLLIN):
-                if (cell := self._next(self._socket, socket.MSG_DONTWAIT)) is not None:
+                if (cell := self._next(self._socket, _NO_WAIT)) is not None:
                     cells.append(cell)
         self._socket.close()
         self._socket = None

@@ -26,7 +26,7 @@
 #define WEXITED_ 4
 #define SIGKILL_ 9
 #define SIGCHLD_ 17
-#define QUIET_NS 3000000 /* how long the end of a program just launched is waited for, so as not to disturb it */
+#define QUIET_NS 1500000 /* how long the end of a program just launched is waited for, so as not to disturb it */
 
 static struct plan keeper, prepare;
 static const struct recipe *recipe;

@@ -303,7 +303,6 @@ class Process(Handle):
         """The waits of `wait()`, for who has other things to do meanwhile. Gives the return code."""
         pidfd = self._require(Rights.WAIT, "wait()")
         yield from _collecting(self._state, pidfd, Deadline(None))
-        reaper.sweep()
         return self._code()
 
     def send_signal(self, signal: int) -> None:

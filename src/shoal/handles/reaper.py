@@ -354,11 +354,11 @@ _registry = _Registry()
 
 
 def register(entry: Pending) -> None:
-    """Hand over something that has ended or will; settled now if it can be. Never blocks, safe anywhere."""
+    """Hand over something that has ended or will; settled now if it can be, else by a later sweep. Never blocks, safe anywhere."""
     if entry.settle():
         entry.release()
     else:
-        watch(entry)
+        _registry.queue.append(entry)
 
 
 def watch(entry: Pending) -> None:

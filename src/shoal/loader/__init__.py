@@ -8,6 +8,7 @@ from shoal.loader.closure import Library as Library
 from shoal.loader.elf import ElfImage as ElfImage
 from shoal.loader.executable import Executable as Executable
 from shoal.loader.executable import Kind as Kind
+from shoal.loader.executable import closure_check as closure_check
 from shoal.loader.executable import inspect as inspect
 from shoal.loader.executable import library_closure as library_closure
 from shoal.loader.executable import open_executable as open_executable

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any, Generic, NamedTuple, TypeVar
 
 SETTLE_NS = 20_000_000
@@ -50,6 +50,21 @@ def identity_at(path: str) -> FileIdentity | None:
         return FileIdentity.of(os.stat(path))
     except (OSError, ValueError):
         return None
+
+
+def are_as_they_were(files: Iterable[tuple[str, FileIdentity | None]]) -> bool:
+    """Whether each path leads to what it led to, or to nothing where it led to nothing."""
+    for path, seen in files:
+        try:
+            found = os.stat(path)
+        except (OSError, ValueError):
+            if seen is not None:
+                return False
+        else:
+            # Spelled out, since it is done for each file of a program at each launch.
+            if (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns) != seen:
+                return False
+    return True
 
 
 class BoundedCache(Generic[Key, Value]):

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from shoal.loader.cache import BoundedCache, FileIdentity, identity_at
+from shoal.loader.cache import BoundedCache, FileIdentity, are_as_they_were
 from shoal.loader.elf import ElfImage, ForeignElfError
 from shoal.loader.linker import Linker, describe, expand
 from shoal.loader.tree import HOST, FileTree
@@ -301,12 +301,18 @@ def host_closure(image: ElfImage, identity: FileIdentity | None, name: str, orig
         origin = None  # so that all names of one program share an entry
     key = None if identity is None else (identity, origin)
     known = _closures.get(key) if key is not None else None
-    if known is not None and all(identity_at(path) == seen for path, seen in known[1]):
+    if known is not None and are_as_they_were(known[1]):
         return known[0]
     closure, watched = search_closure(image, name, origin, HOST)
     if key is not None and key[0].is_settled() and all(seen is None or seen.is_settled() for seen in watched.values()):
         _closures.put(key, (closure, tuple(watched.items())))
     return closure
+
+
+def watched_files(image: ElfImage, identity: FileIdentity | None, closure: Closure) -> tuple[tuple[str, FileIdentity | None], ...] | None:
+    """The files that `closure` stands and falls with; None where it is not remembered, or where the program is decides about it, too."""
+    known = None if identity is None or uses_origin(image) else _closures.get((identity, None))
+    return known[1] if known is not None and known[0] is closure else None
 
 
 def uses_origin(image: ElfImage) -> bool:

@@ -15,11 +15,12 @@ import enum
 import errno
 import os
 import stat
+from collections.abc import Callable
 from typing import NamedTuple
 
 from shoal.loader import elf
-from shoal.loader.cache import BoundedCache, FileIdentity
-from shoal.loader.closure import Closure, host_closure, uses_origin
+from shoal.loader.cache import BoundedCache, FileIdentity, are_as_they_were
+from shoal.loader.closure import Closure, host_closure, uses_origin, watched_files
 from shoal.loader.elf import ElfImage
 from shoal.loader.interpreter import WINDOW_BYTES, is_directive
 from shoal.loader.tree import OPEN_FLAGS
@@ -148,6 +149,15 @@ def library_closure(executable: Executable, target: StrOrBytesPath | int | None,
     image = executable.program(label)
     origin = _origin(target) if uses_origin(image) else None
     return host_closure(image, executable.identity if executable.cacheable else None, label, origin)
+
+
+def closure_check(executable: Executable, target: StrOrBytesPath | int | None, name: str, closure: Closure) -> Callable[[], bool]:
+    """Tells, later and cheaply, whether `library_closure()` would still give `closure`. The arguments are those of that."""
+    identity = executable.identity if executable.cacheable else None
+    watched = watched_files(executable.program(name), identity, closure)
+    if watched is None:
+        return lambda: library_closure(executable, target, name) is closure
+    return lambda: are_as_they_were(watched)
 
 
 def _origin(target: StrOrBytesPath | int | None) -> str | None:

@@ -95,12 +95,16 @@ class _Known:
 
     def is_true_for(self, order: Order) -> bool:
         """Whether nothing has changed."""
+        program = order.program.identity
+        if program is None or program != self.program or self.plan.privileged != is_privileged():
+            return False
         try:
-            same = order.program.identity is not None and order.program.identity == self.program
-            same = same and all(_identity(path) == known for path, known in self.files)
+            for path, known in self.files:
+                if _identity(path) != known:
+                    return False
         except OSError:
             return False
-        return same and self.plan.privileged == is_privileged() and self.same_libraries()
+        return self.same_libraries()
 
     def plan_of(self, order: Order) -> Plan:
         """The plan of a launch that is like the first one in all but its arguments, variables and descriptors."""
@@ -137,7 +141,7 @@ class Cooked(NamedTuple):
     plan: Plan
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that costs a call for each field at each run
 class Order:
     """What is to be started in a box.
 
@@ -297,7 +301,7 @@ class Boxed:
         if told is not None:
             told(known.plan_of(order))
         environ = self._environ_of(order)
-        process = launch_warm(kept.ahead, numbers, argv, environ, refilled=False) if kept.ahead is not None else None
+        process = launch_warm(kept.ahead, numbers, argv, environ) if kept.ahead is not None else None
         return process or run(kept.lowered, numbers, argv, environ)
 
     def cook(self, order: Order) -> Cooked | None:

@@ -107,9 +107,11 @@ _found: dict[str, _Found] = {}
 def _is_same(known: _Found) -> bool:
     """Whether it would be found again. Who may execute a file does not change without its identity doing so."""
     try:
-        return FileIdentity.of(os.stat(known.program.name)) == known.program.identity and os.geteuid() == known.euid
+        found = os.stat(known.program.name)
     except OSError:
         return False
+    identity = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return identity == known.program.identity and os.geteuid() == known.euid
 
 
 def _remember(name: str, found: _Found) -> None:

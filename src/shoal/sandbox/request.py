@@ -56,7 +56,7 @@ class Starter(Protocol):
         """Kill it and all that it has started, as far as that can be reached. The pidfds of what is to be waited for besides."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # not frozen: that costs a call for each field at each run
 class Request:
     """What is to be run.
 

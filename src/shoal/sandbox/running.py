@@ -16,7 +16,7 @@ from collections.abc import Generator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
 
-from shoal.cells import fetch, refill
+from shoal.cells import fetch
 from shoal.handles import reaper
 from shoal.handles.deadline import Deadline, Wait
 from shoal.handles.process import Process, Usage
@@ -184,9 +184,6 @@ class Running:
         budget, self._budget = self._budget, NO_BUDGET
         budget.close()
         self._doomed.clear()
-        if self._started:
-            self._started = 0.0
-            refill()
 
     @property
     def is_closed(self) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from shoal.cells import fetch, refill
+from shoal.cells import fetch
 from shoal.handles import reaper
 from shoal.handles.deadline import Deadline, is_ready
 from shoal.handles.process import Process, Usage
@@ -243,7 +243,6 @@ class Inside:
                 spent = self._budget.spent()
             finally:
                 self._budget.close()
-                refill()
             if returncode is None:
                 returncode = 0
             usage, reason = sum_up(time.monotonic() - self._started, own, spent, returncode, self._ended_by, box)
