@@ -11,6 +11,7 @@ import os
 import select
 import socket
 import struct
+import weakref
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
@@ -107,6 +108,7 @@ class Factory:
         self.making = 0
         self.failed = False
         self._recipe = recipe
+        self._handed_over: weakref.WeakSet[Keeper] = weakref.WeakSet()  # of cells that are somebody's by now
         near, far = socket.socketpair()  # a stream: each answer has its descriptors, and no two are ever taken for one
         with far:
             self._socket: socket.socket | None = near
@@ -182,6 +184,7 @@ class Factory:
 
     def _received(self, keeper_pid: int, pid: int, keeper_pidfd: int, pidfd: int, control: int, talk: int) -> WaitingProcess:
         keeper = Keeper(keeper_pidfd, keeper_pid)
+        self._handed_over.add(keeper)
         if self._recipe.dies_with_caller:
             keeper.control = control
         else:
@@ -209,7 +212,8 @@ class Factory:
         with suppress(OSError):  # it may be a former user's
             self._process.kill()
         if self.making:
-            end_orphans(self._process, {pid for cell in cells for pid in cell.pids}.union(known()))
+            ours = {keeper.pid for keeper in self._handed_over}
+            end_orphans(self._process, ours.union(known(), *(cell.pids for cell in cells)))
         with suppress(TimeoutError):
             self._process.wait(END_S)
         reaper.register(self._process)

@@ -41,15 +41,16 @@ def threads_of_cells():
 
 
 def test_the_third_launch_in_a_row_asks_for_cells_and_the_ones_after_it_find_their_process_waiting(watched, workload, world):
+    words = ["unheard-of", *WORDS[1:]]
     for _ in range(2):
-        watched(workload, WORDS).wait(timeout=PATIENCE_S)
+        watched(workload, words).wait(timeout=PATIENCE_S)
         assert not waiting()
         assert not threads_of_cells()
-    watched(workload, WORDS).wait(timeout=PATIENCE_S)
+    watched(workload, words).wait(timeout=PATIENCE_S)
     for _ in range(10):
         there = until(waiting, "a cell is made ahead")
         asked = time.time()
-        with watched(workload, WORDS) as process:
+        with watched(workload, words) as process:
             assert process.pid in there
             assert process.info().started_at >= asked  # as a program it is new
             assert process.wait(timeout=PATIENCE_S) == 0
@@ -190,6 +191,16 @@ def launch_in_step(workload, *, threads, launches, steps):
     for thread in working:
         thread.join()
     return wrong, counts
+
+
+def test_one_kind_of_launch_that_has_all_cells_leaves_some_to_another_kind(watched, workload, world):
+    cells.limit(2)
+    wrong, counts = launch_in_step(workload, threads=4, launches=60, steps=12)
+    assert wrong == []
+    assert max(counts) == 2
+    with watched.until_warm(workload, ["another", "exit", "0"]) as process:
+        process.wait(timeout=PATIENCE_S)
+    world.assert_unchanged()
 
 
 def test_a_limit_of_two_is_never_exceeded(workload, world):

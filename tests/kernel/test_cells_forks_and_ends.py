@@ -1,6 +1,7 @@
 """Cells made ahead when processes come and go around them: they are killed, their owner forks, gets signals, or ends."""
 
 import contextlib
+import itertools
 import os
 import random
 import select
@@ -97,14 +98,32 @@ def test_what_makes_cells_may_be_killed_at_any_moment(watched, workload, world):
     killer = threading.Thread(target=kill_them)
     killer.start()
     try:
-        for number in range(200):
-            with watched(workload, ["workload", "exit", str(number)]) as process:
-                assert process.wait(timeout=PATIENCE_S) == number
+        last = time.monotonic() + PATIENCE_S
+        for number in itertools.count():  # after some that came to nothing there are none for a while
+            with watched(workload, ["workload", "exit", str(number % 200)]) as process:
+                assert process.wait(timeout=PATIENCE_S) == number % 200
+            if number >= 200 and len(set(killed)) > 5:
+                break
+            assert time.monotonic() < last
     finally:
         done.set()
         killer.join()
-    assert len(set(killed)) > 5
     world.assert_unchanged()  # also of the cells in the making, of which nobody could be told any more
+
+
+def test_who_kills_what_makes_cells_or_gives_up_all_cells_kills_no_program(watched, workload, world):
+    for end in (lambda: [os.kill(pid, signal.SIGKILL) for pid in makers()], cells.drain):
+        running = []
+        for _ in range(4):  # the last of them has asked for another cell a moment ago
+            running.append(watched.until_warm(workload, ["workload", "pause"]))
+        end()
+        cells.drain()
+        for process in running:
+            with process:
+                assert process.poll() is None
+                process.kill()
+                process.wait(timeout=PATIENCE_S)
+    world.assert_unchanged()
 
 
 # --- forks ---------------------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ class Keeper:
     Source: pid_namespaces(7).
     """
 
-    __slots__ = ("_alone_since", "_children", "_control", "_pidfd", "_reaped", "pid")
+    __slots__ = ("__weakref__", "_alone_since", "_children", "_control", "_pidfd", "_reaped", "pid")
 
     def __init__(self, pidfd: int, pid: int) -> None:
         self._pidfd: OwnedFd | None = OwnedFd(pidfd)
