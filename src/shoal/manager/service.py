@@ -31,12 +31,14 @@ from shoal.manager.domains import LOST_STATUS, Domain, Ended, ExitStatus, State,
 from shoal.manager.errors import ManagerError
 from shoal.manager.handing import capability, channel, lowest_free, manager, memory
 from shoal.manager.inspecting import capabilities_of, described, described_later, granted_in_cell
+from shoal.manager.kept import Kept
+from shoal.manager.launching import Launcher
 from shoal.manager.layout import Layout, boot_identity, out_of
 from shoal.manager.ledger import ENDED, ENDING, RUNNING, SLOTS_MOST, Slot
 from shoal.manager.logs import names, numbers, open_log, remove_log, state_of
 from shoal.manager.naming import Client, Naming
 from shoal.manager.rights import DomainRights, ManagerRights, shown
-from shoal.manager.spawnd import Kept, LocalSpawnd
+from shoal.manager.spawnds import LOCAL
 from shoal.manager.store import Row, Store
 from shoal.manager.watching import Watcher
 
@@ -61,6 +63,8 @@ LOST_S: Final = 1.0
 """How long a new manager looks for a domain of which the ledger says nothing any more."""
 RETRY_S: Final = 1.0
 """How long what could not be written is left alone."""
+OWN_CORES, SPAWNDS = "own_cores", "spawnds"
+"""Facts: which cores the manager serves itself, and the addresses of the spawn daemons of others."""
 _FLAGS_KNOWN: Final = 0b11  # NEW_DOMAIN and OMP
 
 
@@ -82,7 +86,15 @@ class Caller(Client, Protocol):
 class Service:
     """One manager. `close()` leaves every domain running."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, layout: Layout, store: Store, authority: Authority) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, layout: Layout, store: Store, authority: Authority, cores: Iterable[int] | None = None
+    ) -> None:
+        """
+        Args:
+            cores: those that it is the spawn daemon of itself, and every later manager of the same state; None: as before.
+        Raises:
+            ManagerError: it may not run on one of them.
+        """
         self._loop = loop
         self._layout = layout
         self._store = store
@@ -90,7 +102,8 @@ class Service:
         self._boot = boot_identity()
         self._watcher = Watcher(loop)
         self._naming = Naming(store)
-        self._spawnd = LocalSpawnd(loop, layout, self._ended)
+        self._launcher = Launcher(loop, layout, own_cores(store, cores), authority.own, self._core_changed, self._ended)
+        self._spawnds = self._launcher.spawnds
         self._domains: dict[int, Domain] = {}
         self._kept: dict[int, Kept] = {}
         self._next = store.last_id() + 1
@@ -113,7 +126,7 @@ class Service:
 
     async def adopt(self) -> None:
         """Find again what an earlier manager has left."""
-        ledger = self._spawnd.ledger
+        ledger = self._launcher.ledger
         last = self._loop.time() + SOON_S
         while not ledger.is_settled() and self._loop.time() < last:
             await asyncio.sleep(0.01)
@@ -133,9 +146,9 @@ class Service:
         for one in left.found:
             self._adopting[one.slot.id] = task = self._begin(self._adopt_one(one))
             task.add_done_callback(functools.partial(lambda id, _: self._adopting.pop(id, None), one.slot.id))
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=SOON_S)
         self._announce()
+        self._begin(self._rebind())
+        await asyncio.wait(self._tasks, timeout=SOON_S)
         logged = numbers(self._layout.logs)
         if not self._store.is_new:  # else they may be what the user has kept, of domains that nobody knows any more
             for id in logged - self._store.ids() - self._domains.keys():
@@ -144,11 +157,32 @@ class Service:
 
     def _announce(self) -> None:
         """The well-known names of the spec."""
-        for core in self._spawnd.cores:
-            self._naming.announce(f"spawn.{core} {{ core: {core}, node: 'local' }}")
-            self._naming.announce(f"proc_mgmt.{core}.ready {{ iref: 0 }}")
+        for core in self._spawnds.cores:
+            self._announce_core(core)
         self._naming.announce(f"proc_mgmt {{ pid: {os.getpid()} }}")
-        self._naming.announce("all_spawnds_up { iref: 0 }")
+
+    def _announce_core(self, core: int) -> None:
+        cores, pid = self._spawnds.cores, self._spawnds.pid_of(core)
+        if core in cores:
+            self._naming.announce(f"spawn.{core} {{ core: {core}, node: '{LOCAL}', pid: {pid or os.getpid()} }}")
+            self._naming.announce(f"proc_mgmt.{core}.ready {{ iref: 0 }}")
+        else:
+            self._naming.withdraw(f"proc_mgmt.{core}.ready")
+            self._naming.withdraw(f"spawn.{core}")
+        if set(cores) >= os.sched_getaffinity(0):
+            self._naming.announce("all_spawnds_up { iref: 0 }")
+        else:
+            self._naming.withdraw("all_spawnds_up")
+
+    def _core_changed(self, core: int) -> None:
+        self._written(self._store.remember, SPAWNDS, json.dumps(self._spawnds.addresses()))
+        self._announce_core(core)
+
+    async def _rebind(self) -> None:
+        """To the spawn daemons that an earlier manager had."""
+        known = json.loads(self._store.fact(SPAWNDS) or "{}")
+        for error in await self._spawnds.add_known({int(core): address for core, address in known.items()}):
+            print(f"shoal manager: {error}", file=sys.stderr)
 
     def _written(self, write: Callable[..., object], *words: object) -> None:
         """Write down what can be found out again: on a full disk that is left for later."""
@@ -159,7 +193,7 @@ class Service:
 
     async def _adopt_one(self, one: Found) -> None:
         number, slot, row = one.number, one.slot, one.row
-        id, ledger = slot.id, self._spawnd.ledger
+        id, ledger = slot.id, self._launcher.ledger
         known = self._domains[id] = self._remembered(row, number, slot)
         known.state = State.RUNNING if slot.state in (RUNNING, ENDING, ENDED) else State.NIL
         bounds = Bounds.remembered(self._loop, known.bounds, lambda cause: self._end(id, cause))
@@ -168,7 +202,7 @@ class Service:
         kept = None
         if slot.state != ENDED:
             patience_s = LOST_S if one.was_lost and one.this_boot else 0.0
-            kept = await self._spawnd.adopt(number, slot, this_boot=one.this_boot, patience_s=patience_s)
+            kept = await self._launcher.adopt(number, slot, this_boot=one.this_boot, patience_s=patience_s)
         while kept is not None and kept.link.lives and not is_settled(ledger.read(number)):
             await asyncio.sleep(0.01)  # that who was about to tell it what to become has gone, ends it
         slot = ledger.read(number)
@@ -198,7 +232,7 @@ class Service:
             bounds.finish(_never())
         if row is not None:
             self._written(self._store.drop, row.id)
-        self._spawnd.ledger.give_back(domain.slot)
+        self._launcher.ledger.give_back(domain.slot)
         domain.not_started(ManagerError("PROC_MGMT_ERR_DOMAIN_TABLE_FIND", f"domain {domain.id} was not started"))
 
     def _remembered(self, row: Row | None, number: int, slot: Slot) -> Domain:
@@ -240,7 +274,7 @@ class Service:
         for shared in self._shared.values():
             shared.close()
         self._watcher.close()
-        self._spawnd.close()
+        self._launcher.close()
         self.stop()
 
     def stop(self) -> None:
@@ -263,6 +297,10 @@ class Service:
                 os.close(fd)
             if isinstance(request, wire.Span):
                 self._begin(self._span(caller, request))
+                return
+            if isinstance(request, wire.AddSpawnd):
+                self._need(caller, ManagerRights.ADD_SPAWND, "a spawn daemon")
+                self._begin(self._add_spawnd(caller, request))
                 return
             handler = _HANDLERS.get(type(request))
             if handler is None:
@@ -312,6 +350,17 @@ class Service:
         except (ManagerError, UnicodeError):
             pass  # a full disk keeps nobody from what still works
 
+    async def _add_spawnd(self, caller: Caller, request: wire.AddSpawnd) -> None:
+        try:
+            await self._spawnds.add(request.core, request.address, again=request.again)
+        except ManagerError as error:
+            caller.refuse(request.rid, error)
+        except Exception as error:
+            caller.refuse(request.rid, _defect(error))
+        else:
+            self._audit(caller, request, None)
+            caller.answer(request.rid)
+
     # --- spawning ---------------------------------------------------------------------------------
 
     async def _spawn(self, caller: Caller, request: wire.SpawnProgram, fds: list[int]) -> None:
@@ -359,7 +408,7 @@ class Service:
 
     async def _start(self, request: wire.SpawnProgram, fds: Sequence[int]) -> Domain:
         request = _checked(request, fds)
-        seat = self._spawnd.new_seat(self._next)
+        seat = self._launcher.new_seat(self._next)
         self._next += 1
         name = request.name if request.name is not None else shown_bytes(os.path.basename(request.path))
         bounds = None
@@ -381,13 +430,13 @@ class Service:
                 bounds = Bounds.of(self._loop, from_text(request.sandbox), lambda cause: self._end(seat.id, cause))
                 domain.bounds = {} if bounds is None else bounds.about()
             argv = b"\0".join(request.argv)
-            plan = self._spawnd.plan(request)
+            plan = self._launcher.plan(request)
             granted = None if plan is None else granted_in_cell(plan, request)
             if request.own:
                 domain.descriptors += described_later(self._own_handles(request)[1])
             self._store.add(seat.id, seat.key, request.key, seat.slot, self._boot, name, str(request.core), argv, domain.about(), granted)
         except BaseException:
-            self._spawnd.ledger.give_back(seat.slot)
+            self._launcher.ledger.give_back(seat.slot)
             if bounds is not None:
                 bounds.finish(_never())
             raise
@@ -397,13 +446,13 @@ class Service:
             with ExitStack() as stack:
                 if request.own:
                     request, fds = self._with_own(request, fds, seat.id, stack)
-                kept = await self._spawnd.start(seat, request, fds, bounds)
+                kept = await self._launcher.start(seat, request, fds, bounds)
         except BaseException as error:
             del self._domains[seat.id]
             self._tokens.pop(seat.id, None)
             if bounds is not None:
                 bounds.finish(_never())
-            self._spawnd.ledger.give_back(seat.slot)
+            self._launcher.ledger.give_back(seat.slot)
             self._written(self._store.drop, seat.id)
             domain.not_started(ManagerError("PROC_MGMT_ERR_DOMAIN_TABLE_FIND", f"domain {seat.id} was not started: {error}"))
             raise
@@ -458,8 +507,7 @@ class Service:
         if again and domain.pids.get(core) and domain.state is State.RUNNING:
             return domain.pids[core]
         domain.check_span(core)
-        if core not in self._spawnd.cores:
-            raise ManagerError("PROC_MGMT_ERR_INVALID_SPAWND", f"core {core} has no spawn daemon")
+        self._spawnds.number(core)
         if domain.sandbox is not None:
             raise ManagerError("SPAWN_ERR_SPAN", f"domain {domain.id} is in a sandbox, which has room for one dispatcher")
         kept = self._kept.get(domain.id)
@@ -497,7 +545,7 @@ class Service:
                 )
                 request, fds = self._with_own(request, fds, domain.id, stack)
                 described_now = described(request, fds)
-                pid = domain.pids[core] = await self._spawnd.add_dispatcher(kept, request, fds)
+                pid = domain.pids[core] = await self._launcher.add_dispatcher(kept, request, fds)
             try:
                 domain.check_running()
                 domain.descriptors += [item for item in described_now if item["ino"]]
@@ -525,7 +573,7 @@ class Service:
         if domain.ended is not None:
             raise ManagerError("PROC_MGMT_ERR_DOMAIN_NOT_RUNNING", f"domain {domain.id} has ended, and can touch nothing any more")
         domain.check_running()
-        slot, granted = self._spawnd.ledger.read(domain.slot), self._store.granted(domain.id)
+        slot, granted = self._launcher.ledger.read(domain.slot), self._store.granted(domain.id)
         self._begin(self._inspected(caller, request, domain, slot, granted))
 
     async def _inspected(self, caller: Caller, request: wire.Capabilities, domain: Domain, slot: Slot, granted: bytes | None) -> None:
@@ -574,7 +622,7 @@ class Service:
             domain = self._domains.get(id)
             if domain is None or domain.ended is not None:
                 continue
-            slot = self._spawnd.ledger.read(domain.slot)
+            slot = self._launcher.ledger.read(domain.slot)
             if id in self._adopting and never_began(slot):
                 continue  # as its adoption finds out
             whole = slot.state == ENDED and slot.key == domain.key
@@ -606,7 +654,7 @@ class Service:
         for id in self._unwritten:
             domain = self._domains.pop(id)
             domain.state = State.CLEANED
-            self._spawnd.ledger.give_back(domain.slot)
+            self._launcher.ledger.give_back(domain.slot)
         self._unwritten.clear()
 
     def _write_endings_again(self) -> None:
@@ -738,7 +786,7 @@ class Service:
         self._answer_many(caller, request.rid, map(_from_history, self._store.ended(before, HISTORY_ROWS)))
 
     def _cores(self, caller: Caller, request: wire.Cores) -> None:
-        caller.answer(request.rid, list(self._spawnd.cores))
+        caller.answer(request.rid, self._spawnds.cores)
 
     def _mint(self, caller: Caller, request: wire.Mint) -> None:
         self._need(caller, ManagerRights.REVOKE, "a new capability for a domain")
@@ -845,6 +893,25 @@ def _checked(request: wire.SpawnProgram, fds: Sequence[int]) -> wire.SpawnProgra
     if any(item.target not in request.targets for item in request.given):
         raise ManagerError("SPAWN_ERR_SETUP_ARGCN", "a handle came without its descriptor")
     return msgspec.structs.replace(request, startup=None)
+
+
+def own_cores(store: Store, given: Iterable[int] | None) -> list[int]:
+    """The cores that a manager is itself the spawn daemon of: those given, which are remembered; or remembered ones; or all it may run on.
+
+    Raises:
+        ManagerError: it may not run on one that was given.
+    """
+    allowed = os.sched_getaffinity(0)
+    if given is not None:
+        cores = sorted(set(given))
+        if not allowed.issuperset(cores):
+            which = ", ".join(str(core) for core in cores if core not in allowed)
+            what = f"the manager cannot serve core {which}: it may run on {', '.join(map(str, sorted(allowed)))}"
+            raise ManagerError("PROC_MGMT_ERR_INVALID_SPAWND", what)
+        store.remember(OWN_CORES, json.dumps(cores))
+        return cores
+    remembered = store.fact(OWN_CORES)
+    return sorted(allowed if remembered is None else allowed.intersection(json.loads(remembered)))
 
 
 def _never() -> Ended:
