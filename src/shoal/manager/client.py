@@ -188,8 +188,11 @@ class Manager(AbstractContextManager["Manager"]):
                 if error.code != "PROC_MGMT_ERR_INVALID_SPAWND" or not str(core).isdecimal():
                     raise
                 refused = error
+            left = last - time.monotonic()
             try:
-                self.names.lookup(f"proc_mgmt.{core}.ready", timeout=max(0.0, last - time.monotonic()))
+                if left <= 0:
+                    raise TimeoutError
+                self.names.lookup(f"proc_mgmt.{core}.ready", timeout=left)
             except TimeoutError:
                 what = f"core {core} has had no spawn daemon for {patience_s:g} s"
                 raise ManagerTimeoutError(refused.code, what) from refused
