@@ -273,6 +273,35 @@ class Manager(AbstractContextManager["Manager"]):
             raise errors[0]
         return started
 
+    def spawn_arrakis_program(
+        self,
+        core: int | str,
+        path: str | os.PathLike[str],
+        argv: Sequence[str],
+        envp: Mapping[str, str] | None = None,
+        *,
+        inherit: CNode | None = None,
+        args: CNode | None = None,
+    ) -> Domain:
+        """Start a program in a virtual machine of its own. There is no service for that yet: it is always refused, and says what is missing.
+
+        Args: as of `spawn_program`. Both CNodes are used up.
+        Raises:
+            ManagerError: PROC_MGMT_ERR_INVALID_SPAWND: no service is registered as `arrakis.<core>`; or one is, and none is known.
+        Source: spawn_arrakis_program() in Barrelfish's spawn_client.c.
+        """
+        with ExitStack() as stack:
+            if inherit is not None:
+                stack.enter_context(inherit.handing_over("inherit"))
+            if args is not None:
+                stack.enter_context(args.handing_over("args"))
+            name = f"arrakis.{core}"
+            if name in self.names.names("r'^arrakis[.]'"):
+                what = f"{name} is registered, and this version of shoal knows no way to ask it for a guest"
+            else:
+                what = f"core {core} has no service for virtual machines: nothing is registered as {name}, and shoal has none; {_virtual()}"
+            raise ManagerError("PROC_MGMT_ERR_INVALID_SPAWND", f"{what}; spawn_program(sandbox=...) confines without one")
+
     def span(self, cap: DomainCap | str, core: int | str) -> None:
         """Start another dispatcher of a domain: `Domain.span()`."""
         self.domain(cap).span(core)
@@ -676,6 +705,15 @@ def _handed_over(actions: Sequence[Action], fds: list[int], targets: list[int], 
             fds.append(action.handle.fileno())
             given.append(wire.Given(action.id, action.handle.kind, int(action.handle.rights), action.name, target))
     return given
+
+
+def _virtual() -> str:
+    """What a service for virtual machines would find here: kvm(4)."""
+    if not os.path.exists("/dev/kvm"):
+        return "it would take /dev/kvm, which this machine lacks: it has no hardware virtualisation, or the module for it is not loaded"
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "it would take /dev/kvm, which this user may not open: the group kvm usually may"
+    return "/dev/kvm, which it would take, is here"
 
 
 def _own_core() -> int:
