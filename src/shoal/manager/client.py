@@ -283,7 +283,7 @@ class Manager(AbstractContextManager["Manager"]):
         inherit: CNode | None = None,
         args: CNode | None = None,
     ) -> Domain:
-        """Start a program in a virtual machine of its own. There is no service for that yet: it is always refused, and says what is missing.
+        """Start a program in a virtual machine of its own. There is no service for that yet: it is refused, with what is missing.
 
         Args: as of `spawn_program`. Both CNodes are used up.
         Raises:
