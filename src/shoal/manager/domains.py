@@ -7,6 +7,7 @@ no dispatcher is left and the status is final, CLEANED when everything of it has
 from __future__ import annotations
 
 import enum
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -100,6 +101,11 @@ def ended_by(slot: Slot) -> Ended:
         slot.max_rss_kib * 1024,
         slot.log_lost,
     )
+
+
+def never() -> Ended:
+    """The end of what has not begun."""
+    return Ended(ExitStatus(LOST_STATUS, "lost", None), time.time())
 
 
 Waiter = Callable[["Ended | ManagerError"], None]
