@@ -117,7 +117,7 @@ class Domain:
 
     Attributes:
         pids: of its dispatchers, by core; the first comes first. 0: one that is being started.
-        sandbox: as JSON; None: it sees what the manager does. bounds: what Bounds wants to be remembered.
+        sandbox: as JSON, without its variables; None: it sees what the manager does. bounds: what Bounds wants to be remembered.
         descriptors: what those lead to that it was handed: inspecting.py.
     """
 

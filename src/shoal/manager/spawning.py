@@ -18,7 +18,7 @@ import msgspec
 
 from shoal.manager import wire
 from shoal.manager.bounds import Bounds
-from shoal.manager.boxes import from_text
+from shoal.manager.boxes import from_text, to_be_remembered
 from shoal.manager.callers import Caller, defect
 from shoal.manager.domains import Domain, State, never
 from shoal.manager.errors import ManagerError
@@ -103,7 +103,7 @@ class Spawning:
                 started_s=time.time(),
                 path=os.fsdecode(request.path),
                 cwd=os.fsdecode(request.cwd),
-                sandbox=request.sandbox,
+                sandbox=None if request.sandbox is None else to_be_remembered(request.sandbox),
                 descriptors=described(request, fds),
             )
             if request.sandbox is not None:
