@@ -12,6 +12,7 @@ import shutil
 import socket
 import struct
 import sys
+import time
 from typing import Final
 
 from shoal.cli.contact import has_history, layout, reached, refusals
@@ -22,6 +23,7 @@ from shoal.sandbox.errors import SHOAL_FAILED
 NOT_RUNNING: Final = 3
 """Exit code of `status`, as systemctl(1) has it."""
 _STOP_S: Final = 30.0
+_LONGEST_CORE: Final = 4
 _CREDENTIALS: Final = struct.Struct("=iII")
 _NOTES = """\
 shoal manager start     start it where it does not run; whatever needs it does that by itself
@@ -29,6 +31,11 @@ shoal manager stop      end it, and return when it has ended; the domains run on
 shoal manager status    whether it runs, where it keeps what, and how many domains there are
 shoal manager unit      print a systemd user unit, for a manager that is there from login on
 shoal manager run       be the manager, until SIGTERM; for the unit
+shoal manager spawnd    be the spawn daemon of the cores in --cores, until SIGTERM: what is started there has its limits and its cgroup,
+                        and runs on when it ends
+
+--cores 0,2-3   of `start` and `run`: those that the manager serves itself, from now on; at first that is all of them. none: none
+--address PATH  of `spawnd`: where it listens; otherwise beside the manager's socket
 
 Its state is in $SHOAL_STATE_DIR, else in $XDG_STATE_HOME/shoal (~/.local/state/shoal). Another directory is another manager.
 
@@ -64,27 +71,55 @@ WantedBy=default.target
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "shoal manager start | stop | status | unit | run [--json]"
+    parser.usage = "shoal manager start | stop | status | unit | run | spawnd [--cores LIST] [--address PATH] [--json]"
     parser.epilog = _NOTES
-    parser.add_argument("action", choices=tuple(_ACTIONS), metavar="start|stop|status|unit|run", help=argparse.SUPPRESS)
+    parser.add_argument("action", choices=tuple(_ACTIONS), metavar="start|stop|status|unit|run|spawnd", help=argparse.SUPPRESS)
+    parser.add_argument("--cores", metavar="LIST", help=argparse.SUPPRESS)
+    parser.add_argument("--address", metavar="PATH", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
 
 
 def run(args: argparse.Namespace) -> Outcome:
+    for given, actions in ((args.cores, ("start", "run", "spawnd")), (args.address, ("spawnd",))):
+        if given is not None and args.action not in actions:
+            raise CommandError(f"shoal manager {args.action} takes no {'--cores' if given is args.cores else '--address'}")
     with refusals():
-        return _ACTIONS[args.action]()
+        return _ACTIONS[args.action](args)
 
 
-def _start() -> Outcome:
+def cores_of(text: str) -> list[int]:
+    """The cores that a list means, such as "0,2-3"; "none": none.
+
+    Raises:
+        CommandError: it is no list of cores.
+    """
+    cores: set[int] = set()
+    for part in [] if text == "none" else text.split(","):
+        first, _, last = part.partition("-")
+        last = last if "-" in part else first
+        if not all(word.isdecimal() and len(word) <= _LONGEST_CORE for word in (first, last)) or int(last) < int(first):
+            raise CommandError(f"--cores {text}: write numbers and ranges of them, such as 0,2-3, or none")
+        cores.update(range(int(first), int(last) + 1))
+    return sorted(cores)
+
+
+def _start(args: argparse.Namespace) -> Outcome:
+    cores = None if args.cores is None else cores_of(args.cores)
     pid = _pid()
+    if pid is not None and cores is not None:
+        raise CommandError(f"the manager runs already, with pid {pid}; stop it first: the cores it serves are said when it is started")
     if pid is not None:
         return Outcome(text=f"The manager runs already, with pid {pid}.", data={"running": True, "pid": pid, "started": False})
+    if cores is not None:
+        from shoal.manager.daemon import START_S, start
+
+        start(layout(), time.monotonic() + START_S, cores)
     with reached():
         pid = _pid()
     return Outcome(text=f"The manager runs, with pid {pid}.", data={"running": True, "pid": pid, "started": True})
 
 
-def _stop() -> Outcome:
+def _stop(args: argparse.Namespace) -> Outcome:
     pid = _pid()
     if pid is None:
         return Outcome(text="No manager runs.", data={"running": False, "stopped": False})
@@ -105,7 +140,7 @@ def _stop() -> Outcome:
     return Outcome(text=f"The manager has ended.{left}", data={"running": False, "stopped": True, "domains": running})
 
 
-def _status() -> Outcome:
+def _status(args: argparse.Namespace) -> Outcome:
     where = layout()
     pid = _pid()
     rows = [("manager", "does not run" if pid is None else f"runs with pid {pid}")]
@@ -126,22 +161,34 @@ def _status() -> Outcome:
     return Outcome("\n".join(f"{name:<7}  {printable(value)}" for name, value in rows), data, code)
 
 
-def _unit() -> Outcome:
+def _unit(args: argparse.Namespace) -> Outcome:
     command = " ".join(_quoted(word).replace("$", "$$") for word in (*_own_command(), "manager", "run"))
     state = os.environ.get("SHOAL_STATE_DIR")
     environment = f"Environment={_quoted('SHOAL_STATE_DIR=' + os.path.abspath(state))}\n" if state else ""
     return Outcome(text=_UNIT.format(command=command, environment=environment))
 
 
-def _run() -> Outcome:
+def _run(args: argparse.Namespace) -> Outcome:
     import asyncio
 
     from shoal.manager import daemon
 
-    return Outcome(code=SHOAL_FAILED if asyncio.run(daemon.run(layout())) else 0)
+    cores = None if args.cores is None else cores_of(args.cores)
+    return Outcome(code=SHOAL_FAILED if asyncio.run(daemon.run(layout(), cores=cores)) else 0)
 
 
-_ACTIONS: Final = {"start": _start, "stop": _stop, "status": _status, "unit": _unit, "run": _run}
+def _spawnd(args: argparse.Namespace) -> Outcome:
+    import asyncio
+
+    from shoal.manager import spawnd
+
+    cores = cores_of(args.cores or "none")
+    if not cores:
+        raise CommandError("which cores? usage: shoal manager spawnd --cores LIST, such as 1 or 2-3")
+    return Outcome(code=SHOAL_FAILED if asyncio.run(spawnd.run(layout(), cores, args.address)) else 0)
+
+
+_ACTIONS: Final = {"start": _start, "stop": _stop, "status": _status, "unit": _unit, "run": _run, "spawnd": _spawnd}
 
 
 def _pid() -> int | None:

@@ -62,6 +62,11 @@ def _absolute(what: Sequence[Any] | Mapping[str, Any], cwd: str) -> Any:
     return [os.path.join(cwd, os.fsdecode(path)) for path in what]
 
 
+def to_be_remembered(text: str) -> str:
+    """The same without its variables: no secret is at rest anywhere, and who starts more in the cell takes those of what runs there."""
+    return json.dumps({name: value for name, value in json.loads(text).items() if name not in ("env", "secrets")})
+
+
 def on_core(text: str, core: int) -> str:
     """The same sandbox, pinned to a core."""
     return json.dumps({**json.loads(text), "core_set": [core]})

@@ -28,7 +28,7 @@ from shoal.manager.boxes import to_text
 from shoal.manager.cnode import CNode
 from shoal.manager.connection import Connection, ConnectionLost
 from shoal.manager.domains import ExitStatus
-from shoal.manager.errors import ManagerError
+from shoal.manager.errors import ManagerError, ManagerTimeoutError
 from shoal.manager.handing import lowest_free
 from shoal.manager.layout import Layout
 from shoal.manager.logs import Entry, LogReader
@@ -109,6 +109,22 @@ class Manager(AbstractContextManager["Manager"]):
         """The cores on which domains can be started."""
         return list(self._ask(wire.Cores)[0])
 
+    def add_spawnd(self, core: int | str, address: str | os.PathLike[str]) -> None:
+        """Have the spawn daemon that listens at `address` serve a core. Returns when it does. Takes the manager capability.
+
+        Args:
+            address: the path of its socket: `shoal manager spawnd` starts one, and tells the manager by itself.
+        Raises:
+            ManagerError: PROC_MGMT_ERR_NOT_MONITOR: without the manager capability. PROC_MGMT_ERR_SPAWND_EXISTS: the core is served.
+                PROC_MGMT_ERR_INVALID_SPAWND: it may not run on that core. PROC_MGMT_ERR_SPAWND_REQUEST: none listens there.
+        Source: proc_mgmt_add_spawnd() in Barrelfish's proc_mgmt_client.c.
+        """
+        self._add_spawnd(core, os.path.abspath(os.fspath(address)))
+
+    def _add_spawnd(self, core: int | str, address: str, *, again: bool = False) -> None:
+        sent = itertools.count()
+        self._ask(lambda rid: wire.AddSpawnd(rid, core, address, again or next(sent) > 0))
+
     def spawn_program(
         self,
         core: int | str,
@@ -126,6 +142,7 @@ class Manager(AbstractContextManager["Manager"]):
         stdin: Any = None,
         stdout: Any = None,
         stderr: Any = None,
+        wait: Duration | None = None,
     ) -> Domain:
         """Start a program as a domain of its own. Returns once it has been executed.
 
@@ -142,7 +159,9 @@ class Manager(AbstractContextManager["Manager"]):
             name: what people see; None is the last part of `path`.
             stdin: a descriptor or file; None is /dev/null.
             stdout, stderr: a descriptor or file; None: kept in the domain's log; subprocess.DEVNULL and, for stderr, STDOUT.
+            wait: how long to wait for a spawn daemon of that core, where there is none: seconds, or text such as "5s".
         Raises:
+            ManagerTimeoutError: there has been no spawn daemon in the time given by `wait`.
             ManagerError: it was not started: PROC_MGMT_ERR_INVALID_SPAWND for a core without a spawn daemon, SPAWN_ERR_LOAD for a
                 program that cannot be found or executed, SPAWN_ERR_ARGSPG_OVERFLOW for too many arguments, and others.
             TypeError, ValueError: what was given cannot be meant.
@@ -154,7 +173,29 @@ class Manager(AbstractContextManager["Manager"]):
                 actions += stack.enter_context(inherit.handing_over("inherit"))
             if args is not None:
                 actions += stack.enter_context(args.handing_over("args"))
-            return self._spawn_program(core, path, argv, envp, flags, actions, sandbox, own_capability, name, cwd, (stdin, stdout, stderr))
+            stdio = (stdin, stdout, stderr)
+            spawn = functools.partial(
+                self._spawn_program, core, path, argv, envp, flags, actions, sandbox, own_capability, name, cwd, stdio
+            )
+            return spawn() if wait is None else self._when_served(core, parse_duration(wait), spawn)
+
+    def _when_served(self, core: int | str, patience_s: float, spawn: Callable[[], Domain]) -> Domain:
+        last = time.monotonic() + patience_s
+        while True:
+            try:
+                return spawn()
+            except ManagerError as error:
+                if error.code != "PROC_MGMT_ERR_INVALID_SPAWND" or not str(core).isdecimal():
+                    raise
+                refused = error
+            left = last - time.monotonic()
+            try:
+                if left <= 0:
+                    raise TimeoutError
+                self.names.lookup(f"proc_mgmt.{core}.ready", timeout=left)
+            except TimeoutError:
+                what = f"core {core} has had no spawn daemon for {patience_s:g} s"
+                raise ManagerTimeoutError(refused.code, what) from refused
 
     def _spawn_program(
         self,
@@ -231,6 +272,35 @@ class Manager(AbstractContextManager["Manager"]):
         if errors and not started:
             raise errors[0]
         return started
+
+    def spawn_arrakis_program(
+        self,
+        core: int | str,
+        path: str | os.PathLike[str],
+        argv: Sequence[str],
+        envp: Mapping[str, str] | None = None,
+        *,
+        inherit: CNode | None = None,
+        args: CNode | None = None,
+    ) -> Domain:
+        """Start a program in a virtual machine of its own. There is no service for that yet: it is refused, with what is missing.
+
+        Args: as of `spawn_program`. Both CNodes are used up.
+        Raises:
+            ManagerError: PROC_MGMT_ERR_INVALID_SPAWND: no service is registered as `arrakis.<core>`; or one is, and none is known.
+        Source: spawn_arrakis_program() in Barrelfish's spawn_client.c.
+        """
+        with ExitStack() as stack:
+            if inherit is not None:
+                stack.enter_context(inherit.handing_over("inherit"))
+            if args is not None:
+                stack.enter_context(args.handing_over("args"))
+            name = f"arrakis.{core}"
+            if name in self.names.names("r'^arrakis[.]'"):
+                what = f"{name} is registered, and this version of shoal knows no way to ask it for a guest"
+            else:
+                what = f"core {core} has no service for virtual machines: nothing is registered as {name}, and shoal has none; {_virtual()}"
+            raise ManagerError("PROC_MGMT_ERR_INVALID_SPAWND", f"{what}; spawn_program(sandbox=...) confines without one")
 
     def span(self, cap: DomainCap | str, core: int | str) -> None:
         """Start another dispatcher of a domain: `Domain.span()`."""
@@ -518,18 +588,20 @@ def dial_own(given: Handle) -> Callable[[float | None], socket.socket]:
     return connected
 
 
-def embedded(state_dir: str | None = None) -> Manager:
+def embedded(state_dir: str | None = None, *, cores: Sequence[int] | None = None) -> Manager:
     """The same service inside this process, in a thread.
 
     Args:
         state_dir: what outlives it is there; None is that of the user's manager, of which there can be only one at a time.
+        cores: those that it serves itself, which is remembered there; the others are for `Manager.add_spawnd()`. None: as it was, and at
+            first all that this process may run on.
     Raises:
         ManagerError: another manager has the directory, or it cannot be used.
     """
     from shoal.manager.running import Embedded  # which loads all that a client does without
 
     layout = Layout.of(state_dir)
-    running = Embedded(layout)
+    running = Embedded(layout, cores)
 
     def token() -> str:
         with open(layout.capability, encoding="ascii") as file:
@@ -633,6 +705,15 @@ def _handed_over(actions: Sequence[Action], fds: list[int], targets: list[int], 
             fds.append(action.handle.fileno())
             given.append(wire.Given(action.id, action.handle.kind, int(action.handle.rights), action.name, target))
     return given
+
+
+def _virtual() -> str:
+    """What a service for virtual machines would find here: kvm(4)."""
+    if not os.path.exists("/dev/kvm"):
+        return "it would take /dev/kvm, which this machine lacks: it has no hardware virtualisation, or the module for it is not loaded"
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "it would take /dev/kvm, which this user may not open: the group kvm usually may"
+    return "/dev/kvm, which it would take, is here"
 
 
 def _own_core() -> int:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import BinaryIO
 
@@ -64,8 +65,11 @@ def _connected(layout: Layout) -> socket.socket | None:
     return sock
 
 
-def start(layout: Layout, last: float) -> bool:
+def start(layout: Layout, last: float, cores: Sequence[int] | None = None) -> bool:
     """Start a daemon and wait until it listens. One that somebody else has started meanwhile will do. False: somebody has killed it.
+
+    Args:
+        cores: those that it is the spawn daemon of itself, and every later manager of the same state; None: as before.
 
     Raises:
         ManagerError: it could not; says what it said. TimeoutError: not by `last`.
@@ -75,6 +79,7 @@ def start(layout: Layout, last: float) -> bool:
     try:
         environ = {name: value for name, value in os.environ.items() if name not in ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID")}
         words = [sys.executable, "-m", "shoal.manager.daemon", layout.state, layout.run, str(told)]
+        words += [] if cores is None else [",".join(map(str, cores))]
         with _own_log(layout) as log:
             process = subprocess.Popen(
                 words, env=environ, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(told,), start_new_session=True
@@ -129,17 +134,18 @@ def _read_all(fd: int, last: float) -> bytes:
     return data
 
 
-async def run(layout: Layout, ready: int | None = None) -> int:
+async def run(layout: Layout, ready: int | None = None, cores: Sequence[int] | None = None) -> int:
     """Be the manager until somebody stops it. The exit status.
 
     Args:
+        cores: as of `start()`.
         ready: a descriptor to tell of the beginning by: "ready", or what went wrong; closed then.
     """
     import asyncio  # here, since every client loads this module to dial
 
     from shoal.manager.running import Running
 
-    running = Running(layout)
+    running = Running(layout, cores)
     try:
         # Of several that are started at the same time one goes on, and by then it listens.
         starting = _turn(layout)
@@ -204,7 +210,8 @@ def notify(state: str) -> None:
 
 
 def main() -> int:
-    state, run_directory, ready = sys.argv[1:4]
+    state, run_directory, ready, *given = sys.argv[1:5]
+    cores = [int(core) for core in given[0].split(",") if core] if given else None
     if os.fork():
         os._exit(0)  # so that the daemon is nobody's child who may never wait for it
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -214,7 +221,7 @@ def main() -> int:
     from shoal.manager.nursery import allow_many_files
 
     allow_many_files()
-    return asyncio.run(run(Layout(state, run_directory), int(ready)))
+    return asyncio.run(run(Layout(state, run_directory), int(ready), cores))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ no dispatcher is left and the status is final, CLEANED when everything of it has
 from __future__ import annotations
 
 import enum
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -102,6 +103,11 @@ def ended_by(slot: Slot) -> Ended:
     )
 
 
+def never() -> Ended:
+    """The end of what has not begun."""
+    return Ended(ExitStatus(LOST_STATUS, "lost", None), time.time())
+
+
 Waiter = Callable[["Ended | ManagerError"], None]
 
 
@@ -111,7 +117,7 @@ class Domain:
 
     Attributes:
         pids: of its dispatchers, by core; the first comes first. 0: one that is being started.
-        sandbox: as JSON; None: it sees what the manager does. bounds: what Bounds wants to be remembered.
+        sandbox: as JSON, without its variables; None: it sees what the manager does. bounds: what Bounds wants to be remembered.
         descriptors: what those lead to that it was handed: inspecting.py.
     """
 

@@ -80,6 +80,10 @@ class Layout:
     def socket(self) -> str:
         return os.path.join(self.run, "manager.sock")
 
+    def spawnd_socket(self, core: int) -> str:
+        """Where a spawn daemon of its own listens that serves a core, unless it is told otherwise."""
+        return os.path.join(self.run, f"spawnd.{core}.sock")
+
     @property
     def lock(self) -> str:
         return os.path.join(self.state, "lock")

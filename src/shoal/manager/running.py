@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Final
 
@@ -28,8 +28,12 @@ _ENDING: Final = "ending"
 class Running:
     """A manager at work. Made and used by the loop's thread."""
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
+    def __init__(self, layout: Layout, cores: Sequence[int] | None = None) -> None:
+        """
+        Args:
+            cores: those that it is the spawn daemon of itself, and every later manager of the same state; None: as before.
+        """
+        self._layout, self._cores = layout, cores
         self._stack = ExitStack()
         self._locked = -1
         self.server: Server | None = None
@@ -49,7 +53,7 @@ class Running:
             self._stack.callback(store.close)
             authority = Authority(self._layout, store)
             self._publish(authority.own(), or_else=not store.is_new)
-            service = self.service = Service(loop, self._layout, store, authority)
+            service = self.service = Service(loop, self._layout, store, authority, self._cores)
             self._stack.callback(service.close)
             await service.adopt()
             listener = self._listen() if listens else None
@@ -145,13 +149,13 @@ def _unlink(path: str) -> None:
 class Embedded:
     """A manager inside this process, in a thread of its own."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, cores: Sequence[int] | None = None) -> None:
         """Start it.
 
         Raises:
             ManagerError: as `Running.start()`.
         """
-        self._running = Running(layout)
+        self._running = Running(layout, cores)
         self._loop = asyncio.new_event_loop()
         self._failure: BaseException | None = None
         ready = threading.Event()

@@ -1,396 +1,304 @@
-"""Spawnd: what owns the processes of one node. Starts domains on its cores, and finds again those that an earlier one has started.
+"""Spawnd: a spawn daemon in a process of its own. Makes the inits of the domains on its cores, for the manager that has bound to it.
 
-It keeps nothing that cannot be lost: what is true of a domain is in the ledger, written by the domain's own init.
+What it starts has its limits, its cgroup and its nice value, and does not depend on it: when it ends, in whatever way, its domains run
+on, and their manager keeps them. It listens at a socket that only its user can open, and serves whoever shows the manager capability.
+
+Source: usr/spawnd in Barrelfish.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
+import fcntl
 import os
-import resource
-import secrets
 import signal
 import socket
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import msgspec
 
-from shoal.handles.keeper import Strings
-from shoal.handles.made import empty_mounts
-from shoal.manager import flat, orders
-from shoal.manager.bounds import Bounds
-from shoal.manager.boxes import cook, known_box, on_core, order_for
+from shoal.manager import wire
+from shoal.manager.bond import VERSION, Bind, Serving, TakeInit, decode_order, peer_of
+from shoal.manager.daemon import notify
 from shoal.manager.errors import ManagerError
-from shoal.manager.handing import startup_variable
 from shoal.manager.layout import Layout, out_of
-from shoal.manager.ledger import CAUSE_KILLED, CAUSE_UNBEGUN, Ledger, Slot
-from shoal.manager.link import Link, Outcome, send_plan
-from shoal.manager.nursery import Init, Nursery
-from shoal.manager.wire import SpawnProgram
-from shoal.packing import count_strings
-from shoal.plan import Plan
+from shoal.manager.nurseries import Nurseries
+from shoal.manager.rights import ManagerRights
+from shoal.manager.rootkey import RootKey
+from shoal.manager.verifier import Verifier
 from shoal.probe import is_privileged
-from shoal.sandbox.launch import Cooked
-from shoal.status import SpawnError
 
-FILES_SPARE: Final = 64
-"""Descriptors that are left for connections, logs, and what a launch needs for a moment."""
-LOG_BYTES: Final = 16 << 20
-"""How much of a domain's output is kept in each of its two files."""
+BACKLOG: Final = 16
+_BIND_FDS: Final = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Seat:
-    """What a domain is started under.
-
-    Attributes:
-        id: the domain's number. slot: its place in the ledger. key: what tells it from every other that was ever there.
-    """
-
-    id: int
-    slot: int
-    key: int
-
-
-class Kept:
-    """A domain that lives, as its spawnd has it: the link to its init."""
-
-    __slots__ = ("link", "pid", "seat")
-
-    def __init__(self, seat: Seat, link: Link, pid: int) -> None:
-        self.seat, self.link, self.pid = seat, link, pid
-
-    def kill(self, cause: int = CAUSE_KILLED) -> None:
-        """End everything in it."""
-        self.link.order(orders.END, cause, int(signal.SIGKILL))
-
-    def keep(self, pid: int) -> None:
-        """What was started by `add_dispatcher()` is one from now on: it is written down."""
-        self.link.order(orders.KEEP, 1, pid)
-
-    def drop(self, pid: int = 0) -> None:
-        """End what was started, and is no dispatcher after all; 0: all that nobody has kept."""
-        self.link.order(orders.KEEP, 0, pid)
-
-    def send_signal(self, number: int, pid: int = 0, *, key: int = 0) -> None:
-        """Signal a dispatcher, or all of them; what has been done with the same key is not done again."""
-        self.link.order(orders.SIGNAL, number, pid, c=key)
-
-
-class LocalSpawnd:
-    """The spawnd of this machine, in the manager's own process. For the loop's thread.
+class Spawnd:
+    """One spawn daemon. For the loop's thread.
 
     Args:
-        on_end: called with a domain's number when its init has ended.
+        address: the path of its socket.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, layout: Layout, on_end: Callable[[int], None]) -> None:
-        self._loop = loop
-        self._on_end = on_end
-        self.cores: tuple[int, ...] = tuple(sorted(os.sched_getaffinity(0)))
-        self.ledger = Ledger(layout.ledger)
-        self._run = os.open(layout.run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._logs = os.open(layout.logs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._nurseries: dict[bool, Nursery] = {}
-        self._wanted: list[asyncio.Future[None]] = []
-        self._highest = 0
+    def __init__(self, loop: asyncio.AbstractEventLoop, layout: Layout, address: str) -> None:
+        """Listen.
+
+        Raises:
+            ManagerError: another one does, or it cannot.
+        """
+        self._loop, self._layout, self._address = loop, layout, address
+        self._managers: set[_Manager] = set()
+        self._listener = _listening(address)
+        self._file = _identity(address)
+        loop.add_reader(self._listener.fileno(), self._accept)
 
     def close(self) -> None:
-        """Leave every domain alone."""
-        for apart in tuple(self._nurseries):
-            self._close_nursery(apart)
-        self.ledger.close()
-        os.close(self._run)
-        os.close(self._logs)
+        """Serve nobody any more. What has been started runs on."""
+        self._loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        if self._file is not None and _identity(self._address) == self._file:
+            with suppress(OSError):
+                os.unlink(self._address)
+        for manager in tuple(self._managers):
+            manager.close()
 
-    # --- starting -----------------------------------------------------------------------------------
-
-    def new_seat(self, id: int) -> Seat:
-        """A place for a domain.
-
-        Raises:
-            ManagerError: the disk is full, or so many files are open that it would hinder those that are there.
-        """
-        self._check_room()
-        return Seat(id, self.ledger.take(), secrets.randbits(63))
-
-    def _check_room(self) -> None:
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        # Numbers are given from the lowest, with few gaps: they are counted only where the last one that stayed was high.
-        if self._highest >= most - 4 * FILES_SPARE and len(os.listdir("/proc/self/fd")) >= most - FILES_SPARE:
-            what = f"no room for another domain: the manager may have {most} files open (RLIMIT_NOFILE), one for each domain"
-            advice = "end some, or start it anew where `ulimit -Hn` is higher"
-            raise ManagerError("SPAWN_ERR_DOMAIN_ALLOCATE", f"{what}; {advice}")
-
-    async def start(self, seat: Seat, request: SpawnProgram, fds: Sequence[int], bounds: Bounds | None) -> Kept:
-        """Start a domain; on failure nothing of it is left but its seat.
-
-        Args:
-            fds: what the request speaks of; borrowed.
-            bounds: what it is bound by.
-        Raises:
-            ManagerError: it was not started.
-        """
-        core = self._checked_core(request.core)
-        cooked = None if request.sandbox is None else self._cooked(request, core)
-        init = await self._take_init(makes_cell=cooked is not None)
-        gone: asyncio.Future[None] = self._loop.create_future()
-        link = Link(self._loop, init.socket, lambda: gone.set_result(None))
-        pipes: list[int] = []
+    def _accept(self) -> None:
         try:
-            if bounds is not None:
-                bounds.take(init.pid)
-            for _ in request.kept:
-                pipes += os.pipe2(os.O_CLOEXEC)
-            given = (*fds, *pipes[1::2])
-            request = _told_of_handles(request, fds)
-            which, outputs = sum(request.kept), tuple(pipes[::2])
-            if cooked is None:
-                pid = await self._start_flat(seat, link, request, core, given, which, outputs)
-            else:
-                pid = await self._start_in_cell(seat, link, request, cooked, given, which, outputs)
-        except BaseException as error:
-            link.order(orders.END, CAUSE_UNBEGUN)
-            await gone
-            raise as_manager_error(error, request) from error
-        finally:
-            _close(pipes)
-        gone.add_done_callback(lambda _: self._on_end(seat.id))
-        return Kept(seat, link, pid)
+            sock, _ = self._listener.accept()
+        except OSError:
+            return
+        if peer_of(sock)[1] != os.geteuid():
+            sock.close()
+            return
+        self._managers.add(_Manager(self._loop, self._layout, sock, self._managers.discard))
 
-    def plan(self, request: SpawnProgram) -> Plan | None:
-        """What a request with a sandbox asks for; None: it has none, and sees what we do.
 
-        Raises:
-            ManagerError: the sandbox is not possible here, or not for this program.
-        """
-        return None if request.sandbox is None else self._cooked(request, self._checked_core(request.core)).plan
+class _Manager:
+    """A manager, as its spawn daemon sees it: one connection, with the nurseries that it is served from."""
 
-    async def _start_flat(
-        self, seat: Seat, link: Link, request: SpawnProgram, core: int, fds: Sequence[int], which: int, outputs: tuple[int, ...]
-    ) -> int:
-        plan = flat.plan(request.path, request.cwd, core, (*request.targets, *request.kept))
-        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        outcome = Outcome(self._loop, near)
+    def __init__(self, loop: asyncio.AbstractEventLoop, layout: Layout, sock: socket.socket, on_close: Callable[[_Manager], None]) -> None:
+        self._loop, self._layout, self._socket, self._on_close = loop, layout, sock, on_close
+        self._inbox = wire.Inbox()
+        self._orders: asyncio.Queue[TakeInit] = asyncio.Queue()
+        self._fds: list[int] = []
+        self._nurseries: Nurseries | None = None
+        self._work = loop.create_task(self._serve())
+        sock.setblocking(False)
+        loop.add_reader(sock.fileno(), self._readable)
+
+    def close(self) -> None:
+        if self._socket.fileno() < 0:
+            return
+        self._loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+        self._inbox.close()
+        self._work.cancel()
+        if self._nurseries is not None:  # with which its inits end that nobody has taken, and another manager need not wait for those
+            self._nurseries.close()
+        _close(self._fds)
+        self._on_close(self)
+
+    def _readable(self) -> None:
         try:
-            with far:
-                started = link.answer()
-                link.order(orders.LAUNCH, which, seat.slot, c=seat.id, d=seat.key, e=LOG_BYTES, fds=(far.fileno(), *outputs))
-            send_plan(near, plan.filled(()), count_strings(request.argv), _with_startup(count_strings(request.environ or ()), request), fds)
-            told = await started
-            if told.kind != orders.STARTED:
-                if which & orders.TENTATIVE and told.error == errno.EINVAL:
-                    raise ManagerError("PROC_MGMT_ERR_DOMAIN_NOT_RUNNING", f"domain {seat.id} is ending")
-                raise out_of(OSError(told.error, ""), "no process could be made", "SPAWN_ERR_RUN")
+            while self._socket.fileno() >= 0 and self._inbox.receive(self._socket):
+                while self._socket.fileno() >= 0 and (found := self._inbox.next()) is not None:
+                    self._take(*found)
+        except BlockingIOError:
+            return
+        except (OSError, wire.WireError, msgspec.MsgspecError, UnicodeError):
+            pass
+        self.close()
+
+    def _take(self, body: bytes, fds: list[int]) -> None:
+        with _given_back(fds):
+            order = decode_order(body)
+            if isinstance(order, TakeInit):
+                if self._nurseries is None or fds:
+                    raise wire.WireError("the first message has to be Bind, and no other has descriptors")
+                self._orders.put_nowait(order)
+                return
+            if self._nurseries is not None:
+                raise wire.WireError("it is bound already")
             try:
-                await outcome.executed(plan.labels, os.fsdecode(request.path))
-            except BaseException:
-                link.order(orders.KEEP, 0, told.pid)
-                raise
-        finally:
-            outcome.close()
-        return told.pid
+                self._check(order, fds)
+            except ManagerError as error:
+                self._refuse(error)
+                return
+            self._fds += fds
+            fds.clear()
+        self._nurseries = Nurseries(self._loop, *self._fds)
+        self._answer(Serving(os.getpid(), sorted(os.sched_getaffinity(0)), is_privileged()))
 
-    def _cooked(self, request: SpawnProgram, core: int) -> Cooked:
-        assert request.sandbox is not None
-        box = known_box(on_core(request.sandbox, core))
-        environ = None
-        if request.environ is not None:
-            environ = dict(os.fsdecode(item).split("=", 1) for item in request.environ)
-        # What comes there is sent later; something that is open here stands for it.
-        numbers = dict.fromkeys((*request.targets, *request.kept), self.ledger.fileno())
-        return cook(box, order_for(os.fsdecode(request.path), request.argv, environ, os.fsdecode(request.cwd), numbers))
-
-    async def _start_in_cell(
-        self, seat: Seat, link: Link, request: SpawnProgram, cooked: Cooked, fds: Sequence[int], which: int, outputs: tuple[int, ...]
-    ) -> int:
-        recipe = cooked.recipe
-        file = os.memfd_create("shoal-recipe", os.MFD_CLOEXEC)
-        try:
-            os.write(file, recipe.file)
-            empty = empty_mounts() if recipe.begins_empty else -1
-            given = (file, empty) if empty >= 0 else (file,)
-            started = link.answer()
-            which |= orders.EMPTY if empty >= 0 else 0
-            link.order(orders.CELL, which, seat.slot, c=seat.id, d=seat.key, e=LOG_BYTES, fds=(*given, *outputs))
-        finally:
-            os.close(file)
-        told = await started
-        if told.kind != orders.STARTED or not told.fds:
-            raise ManagerError("SPAWN_ERR_SETUP_CSPACE", f"no cell could be made: {os.strerror(told.error)}")
-        talk = socket.socket(fileno=told.fds[0])
-        outcome = Outcome(self._loop, talk)
-        try:
-            by_number = dict(zip((*request.targets, *request.kept), fds, strict=True))
-            send_plan(
-                talk, recipe.finish, cooked.argv, _with_startup(cooked.environ, request), [by_number[number] for number in cooked.targets]
-            )
-            await outcome.executed((), os.fsdecode(request.path))
-        finally:
-            outcome.close()
-        return told.pid
-
-    async def add_dispatcher(self, kept: Kept, request: SpawnProgram, fds: Sequence[int]) -> int:
-        """Start another process of a domain, which is no dispatcher before it is kept. Its pid; on failure nothing of it is left, and the
-        domain goes on.
-
-        Raises:
-            ManagerError: it was not started.
+    def _check(self, order: Bind, fds: Sequence[int]) -> None:
         """
-        core = self._checked_core(request.core)
-        pipes: list[int] = []
+        Raises:
+            ManagerError: it is not the manager whose state directory we were started for, or is of another version.
+        """
+        if order.version != VERSION or len(fds) != _BIND_FDS:
+            what = f"this spawn daemon speaks version {VERSION} of the protocol, its manager {order.version}; start it anew"
+            raise ManagerError("PROC_MGMT_ERR_SPAWND_REQUEST", what)
         try:
-            for _ in request.kept:
-                pipes += os.pipe2(os.O_CLOEXEC)
-            which = sum(request.kept) | orders.TENTATIVE
-            told = _told_of_handles(request, fds)
-            return await self._start_flat(kept.seat, kept.link, told, core, (*fds, *pipes[1::2]), which, tuple(pipes[::2]))
-        except (SpawnError, OSError) as error:
-            raise as_manager_error(error, request) from error
-        finally:
-            _close(pipes)
-
-    def _checked_core(self, core: int | str) -> int:
-        number = core if isinstance(core, int) else core.rpartition("/")[2]
+            public = RootKey.open(self._layout.state).public  # anew, since a manager that begins anew has another
+        except ManagerError as error:
+            raise ManagerError("SPAWN_ERR_IDENTIFY_PROC_MNGR_CAP", f"who asks cannot be told: {error.message}") from error
         try:
-            found = int(number)
-        except ValueError:
-            found = -1
-        if found not in self.cores:
-            raise ManagerError("PROC_MGMT_ERR_INVALID_SPAWND", f"core {core} has no spawn daemon; there is one for {_listed(self.cores)}")
-        return found
+            Verifier(public).verify_manager(order.token, ManagerRights(0))
+        except ManagerError as error:
+            what = f"this spawn daemon serves the manager of {self._layout.state}, and who asks is another: {error.message}"
+            raise ManagerError("SPAWN_ERR_NOT_PROC_MNGR", what) from error
 
-    async def _take_init(self, *, makes_cell: bool) -> Init:
-        """An init that waits for its domain. Waits for one to be made where none does."""
-        apart = makes_cell and not is_privileged()  # in a user namespace in which it may
+    async def _serve(self) -> None:
         while True:
-            nursery = self._nurseries.get(apart)
-            if nursery is None:
-                try:
-                    nursery = self._nurseries[apart] = Nursery(self.ledger.fileno(), self._run, self._logs, makes_cells=apart)
-                except SpawnError as error:
-                    raise ManagerError("SPAWN_ERR_RUN", f"no init for a domain could be made: {error.detail}") from error
-                self._loop.add_reader(nursery.fileno(), self._nursery_readable, apart)
+            order = await self._orders.get()
+            assert self._nurseries is not None
             try:
-                init = nursery.take()
-            except OSError as error:
-                raise out_of(error, "no init for a domain could be made", "SPAWN_ERR_RUN") from error
-            if init is not None:
-                self._highest = init.socket.fileno()
-                return init
-            wanted: asyncio.Future[None] = self._loop.create_future()
-            self._wanted.append(wanted)
-            await wanted
-
-    def _nursery_readable(self, apart: bool) -> None:
-        nursery = self._nurseries.get(apart)
-        if nursery is not None and not nursery.receive():
-            self._close_nursery(apart)  # somebody has killed it; the next launch makes another
-        wanted, self._wanted = self._wanted, []
-        for future in wanted:
-            if not future.done():
-                future.set_result(None)
-
-    def _close_nursery(self, apart: bool) -> None:
-        nursery = self._nurseries.pop(apart, None)
-        if nursery is not None:
-            self._loop.remove_reader(nursery.fileno())
-            nursery.close()
-
-    # --- finding again --------------------------------------------------------------------------------
-
-    async def adopt(self, number: int, slot: Slot, *, this_boot: bool = True, patience_s: float = 0.0) -> Kept | None:
-        """The link to the domain in a slot, whose former manager is gone. None when its init is gone as well.
-
-        Args:
-            this_boot: the number of the init's process means something.
-            patience_s: how long to look for one whose process is not known.
-        """
-        directory = f"/proc/self/fd/{self._run}"
-        last = self._loop.time() + patience_s
-        while True:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            sock.setblocking(False)  # who has stopped an init does not stop us
-            try:
-                sock.connect(f"{directory}/d{number}")
-            except OSError:
-                sock.close()
-                if not (this_boot and _lives(slot)) and self._loop.time() >= last:
-                    self._unlink(number)
-                    return None
-                await asyncio.sleep(0.01)  # it is about to listen, of which nothing tells that it could be waited for with the rest
+                init = await self._nurseries.take_init(makes_cell=order.makes_cell)
+            except ManagerError as error:
+                self._refuse(error)
                 continue
-            return await self._adopted(number, slot, sock)
+            with init.socket:
+                self._answer(init.pid, (init.socket.fileno(),))
 
-    def _unlink(self, number: int) -> None:
-        """What an init that was killed has left of its socket."""
-        for name in (f"d{number}", f"n{number}"):
-            with suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=self._run)
+    def _answer(self, value: object, fds: Sequence[int] = ()) -> None:
+        self._send(wire.Answer(0, value), fds)
 
-    async def _adopted(self, number: int, slot: Slot, sock: socket.socket) -> Kept | None:
-        gone: asyncio.Future[None] = self._loop.create_future()
-        link = Link(self._loop, sock, lambda: gone.set_result(None))
+    def _refuse(self, error: ManagerError) -> None:
+        self._send(wire.Failure(0, "ManagerError", error.code, error.message))
+
+    def _send(self, answer: wire.Answer | wire.Failure, fds: Sequence[int] = ()) -> None:
+        """A manager asks for no more at once than there is room for answers to: what does not fit has been asked for by somebody else."""
+        if self._socket.fileno() < 0:
+            return
+        frame = wire.frame(wire.encode(answer), fds)
         try:
-            told = await link.answer()
-        except ManagerError:
-            return None
-        if (told.id, told.key) != (slot.id, slot.key):
-            link.close()
-            return None
-        gone.add_done_callback(lambda _: self._on_end(slot.id))
-        return Kept(Seat(slot.id, number, slot.key), link, slot.pid)
+            if self._socket.sendmsg([frame], wire.ancillary(fds), socket.MSG_NOSIGNAL) == len(frame):
+                return
+        except OSError as error:
+            if fds and not isinstance(error, BlockingIOError | ConnectionError):  # too many descriptors are on their way
+                self._refuse(out_of(error, "no init could be handed over"))
+                return
+        self._loop.call_soon(self.close)
 
 
-def as_manager_error(error: BaseException, request: SpawnProgram) -> BaseException:
-    """What stopped a launch, by the code the seed has for it."""
-    if not isinstance(error, SpawnError | OSError):
-        return error
-    if isinstance(error, SpawnError) and error.errno == errno.E2BIG:
-        return ManagerError("SPAWN_ERR_ARGSPG_OVERFLOW", error.detail)
-    if isinstance(error, SpawnError) and error.stage.name == "EXEC":
-        if flat.foreign_machine(request.path):
-            path = os.fsdecode(request.path)
-            return ManagerError("SPAWN_ERR_LOAD", f"{path} is for another kind of processor than core {request.core}")
-        return ManagerError("SPAWN_ERR_LOAD", error.detail)
-    if isinstance(error, SpawnError) and flat.ENTERING in error.detail:
-        return ManagerError("SPAWN_ERR_SETUP_ENV", f"{os.fsdecode(request.cwd)}: the working directory cannot be entered: {error.detail}")
-    return ManagerError("SPAWN_ERR_RUN", error.detail) if isinstance(error, SpawnError) else out_of(error, "no process", "SPAWN_ERR_RUN")
-
-
-def _told_of_handles(request: SpawnProgram, fds: Sequence[int]) -> SpawnProgram:
-    """The same, with what tells the program of the handles among its descriptors."""
-    variable = startup_variable(request.given, dict(zip(request.targets, fds, strict=True)))
-    if variable is None:
-        return request
-    return msgspec.structs.replace(request, startup=variable)
-
-
-def _with_startup(environ: Strings, request: SpawnProgram) -> Strings:
-    if request.startup is None:
-        return environ
-    return environ[0] + request.startup + b"\0", environ[1] + 1
-
-
-def _lives(slot: Slot) -> bool:
-    """Whether its init does. A process with its number that began at another time is somebody else."""
+@contextmanager
+def _given_back(fds: list[int]) -> Iterator[None]:
     try:
-        with open(f"/proc/{slot.init_pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
+        yield
+    finally:
+        _close(fds)
+
+
+def _listening(address: str) -> socket.socket:
+    folder, name = os.path.split(address)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.setblocking(False)
+    try:
+        directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX)  # of several that are started at the same time one listens
+            _take_place(listener, directory, name)
+            listener.listen(BACKLOG)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        listener.close()
+        raise ManagerError("PROC_MGMT_ERR_SPAWND_REQUEST", f"cannot listen at {address}: {error.strerror}") from error
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _take_place(listener: socket.socket, directory: int, name: str) -> None:
+    path = f"/proc/self/fd/{directory}/{name}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.setblocking(False)
+        try:
+            other.connect(path)
+        except FileNotFoundError:
+            pass
+        except ConnectionRefusedError:
+            os.unlink(name, dir_fd=directory)  # of one that was killed
+        else:
+            what = f"a spawn daemon listens at {os.readlink(f'/proc/self/fd/{directory}')}/{name} already"
+            raise ManagerError("PROC_MGMT_ERR_SPAWND_EXISTS", what)
+    before = os.umask(0o177)
+    try:
+        listener.bind(path)
+    finally:
+        os.umask(before)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.lstat(path)
     except OSError:
-        return False
-    return int(fields[19]) == slot.init_start and fields[0] not in (b"Z", b"X")
-
-
-def _listed(cores: Sequence[int]) -> str:
-    return ", ".join(map(str, cores))
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _close(fds: list[int]) -> None:
     for fd in fds:
         os.close(fd)
     fds.clear()
+
+
+async def run(layout: Layout, cores: Sequence[int], address: str | None = None) -> int:
+    """Be a spawn daemon until SIGTERM or SIGINT. The exit status.
+
+    Args:
+        layout: of the manager that is served; it is started where it does not run.
+        cores: those to serve.
+        address: the path of the socket; None: one beside the manager's.
+    """
+    loop = asyncio.get_running_loop()
+    where = os.path.abspath(address) if address is not None else layout.spawnd_socket(cores[0])
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    try:
+        layout.make()
+        spawnd = Spawnd(loop, layout, where)
+    except ManagerError as error:
+        print(f"shoal spawnd: {error}", file=sys.stderr)
+        return 1
+    try:
+        await asyncio.to_thread(_offer, layout, cores, where)
+        notify("READY=1")
+        await stopped.wait()
+    except ManagerError as error:
+        print(f"shoal spawnd: {error}", file=sys.stderr)
+        return 1
+    finally:
+        notify("STOPPING=1")
+        spawnd.close()
+    return 0
+
+
+def _offer(layout: Layout, cores: Sequence[int], address: str) -> None:
+    """Tell the manager, unless it remembers from before."""
+    from shoal.manager.client import Manager
+    from shoal.manager.daemon import dial
+
+    def token() -> str | None:
+        try:
+            with open(layout.capability, encoding="ascii") as file:
+                return file.read()
+        except OSError:
+            return None
+
+    with Manager(lambda left: dial(layout, left, starts=True), token, lambda: None) as manager:
+        for core in cores:
+            manager._add_spawnd(core, address, again=True)
+
+
+def main() -> int:
+    """`python -m shoal.manager.spawnd STATE RUN ADDRESS CORE...`"""
+    state, run_directory, address, *cores = sys.argv[1:]
+    return asyncio.run(run(Layout(state, run_directory), [int(core) for core in cores], address))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

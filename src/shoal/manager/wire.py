@@ -165,8 +165,11 @@ class Revoke(Request):
 
 
 class AddSpawnd(Request):
+    """`again`: as with Kill; where that core is served by the one at that address, that was done."""
+
     core: int | str
     address: str
+    again: bool = False
 
 
 class Cancel(Request):
