@@ -12,9 +12,13 @@ from shoal.actions import AddHandle as AddHandle
 from shoal.actions import AddNsEntry as AddNsEntry
 from shoal.actions import CloneDir as CloneDir
 from shoal.actions import CloneFd as CloneFd
+from shoal.actions import Fd as Fd
 from shoal.actions import HasFileno as HasFileno
 from shoal.actions import SetName as SetName
 from shoal.actions import TransferFd as TransferFd
+from shoal.arguments import Duration as Duration
+from shoal.arguments import Size as Size
+from shoal.arguments import StrOrBytesPath as StrOrBytesPath
 from shoal.flags import SpawnFlags as SpawnFlags
 from shoal.handles import FD_USE_FOR_STDIO as FD_USE_FOR_STDIO
 from shoal.handles import PA_HND as PA_HND

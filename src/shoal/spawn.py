@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from shoal import cells
 from shoal.actions import Action, Fd, check_actions
+from shoal.arguments import StrOrBytesPath
 from shoal.draft import Draft
 from shoal.environment import Environ, encode_environ
 from shoal.flags import SpawnFlags
@@ -33,7 +34,6 @@ from shoal.repeat import remember, repeat
 from shoal.status import AccessDeniedError, SpawnError, Stage, Status, failure
 
 T = TypeVar("T")
-StrOrBytesPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
 def spawn(

@@ -15,8 +15,8 @@ from shoal.aio.loops import unbroken
 from shoal.aio.process import Process, Streams
 from shoal.aio.run import Box, starter_of
 from shoal.aio.streams import ByteReceiver, ByteSender, TextReceiver, TextSender, encoding_of
+from shoal.arguments import StrOrBytesPath
 from shoal.handles.reaper import OwnedFd
-from shoal.sandbox.box import StrOrBytesPath
 from shoal.sandbox.output import grow, open_pipe
 from shoal.sandbox.request import PIPE, STDOUT, STREAMS, Request, Starter, words_of
 from shoal.sandbox.running import Running

@@ -21,8 +21,8 @@ from typing import Any, Literal
 from shoal.aio.driving import conduct_all
 from shoal.aio.loops import unbroken
 from shoal.aio.run import Box, starter_of
+from shoal.arguments import Duration, Size, StrOrBytesPath
 from shoal.handles.reaper import OwnedFd
-from shoal.sandbox.box import Duration, Size, StrOrBytesPath
 from shoal.sandbox.output import open_pipe
 from shoal.sandbox.request import OUTPUT_LIMIT, Request, Starter, words_of
 from shoal.sandbox.result import Reason, Result, RunError

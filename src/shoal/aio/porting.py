@@ -26,7 +26,7 @@ from shoal.aio.opening import opened, request_for
 from shoal.aio.process import Process, Streams
 from shoal.aio.run import Box, starter_of
 from shoal.aio.streams import READ_BYTES, ByteReceiver, ByteSender
-from shoal.sandbox.box import StrOrBytesPath
+from shoal.arguments import StrOrBytesPath
 from shoal.sandbox.request import Request
 
 LIMIT = 1 << 16

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from shoal.aio.driving import conduct
-from shoal.sandbox.box import Duration, Sandbox, Size, StrOrBytesPath
+from shoal.arguments import Duration, Size, StrOrBytesPath
+from shoal.sandbox.box import Sandbox
 from shoal.sandbox.request import OUTPUT_LIMIT, Request, Starter
 from shoal.sandbox.result import Result
 from shoal.sandbox.run import boxed_of

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from resource import RLIMIT_CORE
 from typing import Any, Final, Literal
 
-from shoal.sandbox.box import EACH_PROCESS, Duration, Sandbox, Size, nearest
+from shoal.arguments import Duration, Size
+from shoal.sandbox.box import EACH_PROCESS, Sandbox, nearest
 from shoal.sandbox.confinement import confinement_of
 from shoal.units import parse_duration, parse_size
 

@@ -11,13 +11,12 @@ import stat
 from collections.abc import Sequence
 from typing import ClassVar, Self
 
+from shoal.arguments import StrOrBytesPath
 from shoal.handles.base import Handle, Rights
 from shoal.handles.made import make_tmpfs
 from shoal.handles.mount import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, Bind, Devices, MountSource, NewMount, Tree
 from shoal.status import Stage, Status, failure, failure_from_errno
 from shoal.units import parse_size
-
-StrOrBytesPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 """What `Directory.devices()` holds when not told otherwise: nodes that reveal and reach nothing."""

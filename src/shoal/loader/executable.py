@@ -18,6 +18,7 @@ import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
+from shoal.arguments import StrOrBytesPath
 from shoal.loader import elf
 from shoal.loader.cache import BoundedCache, FileIdentity, are_as_they_were
 from shoal.loader.closure import Closure, host_closure, uses_origin, watched_files
@@ -25,8 +26,6 @@ from shoal.loader.elf import ElfImage
 from shoal.loader.interpreter import WINDOW_BYTES, is_directive
 from shoal.loader.tree import OPEN_FLAGS
 from shoal.status import SpawnError, Stage, Status, failure, failure_from_errno
-
-StrOrBytesPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
 class Kind(enum.Enum):

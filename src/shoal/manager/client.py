@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from shoal.actions import Action, AddHandle, CloneFd
+from shoal.arguments import Duration
 from shoal.handles.base import Handle
 from shoal.manager import wire
 from shoal.manager.boxes import to_text
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from shoal.manager.names import NameService
 
 NEW_DOMAIN, OMP = 0x1, 0x2
-Duration = float | int | str
 _NOT_PASSED_ON = frozenset(("SHOAL_STARTUP", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID"))
 """What tells this process of its own descriptors."""
 _TRIES = 3
@@ -352,9 +352,9 @@ class Manager(AbstractContextManager["Manager"]):
         """What is known of a domain, by its capability."""
         return self.domain(cap).status()
 
-    def revoke(self, domain: int | DomainCap) -> None:
+    def revoke(self, domain_id: int | DomainCap) -> None:
         """Make every capability for a domain worthless, or one and all narrowed from it. Takes the manager capability."""
-        which = domain if isinstance(domain, int) else domain.to_token()
+        which = domain_id if isinstance(domain_id, int) else domain_id.to_token()
         self._ask(lambda rid: wire.Revoke(rid, which))
 
     def audit(self, count: int = 100) -> list[tuple[float, str, str, int | None, str | None]]:

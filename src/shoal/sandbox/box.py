@@ -7,15 +7,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
+from shoal.arguments import Duration, Size, StrOrBytesPath
 from shoal.handles.netns import NetNs
 from shoal.sandbox.seccomp import Seccomp
 from shoal.units import parse_duration, parse_size
-
-StrOrBytesPath: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
-Size: TypeAlias = int | str
-Duration: TypeAlias = float | str
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ENVIRONMENT: Mapping[str, str] = MappingProxyType({"PATH": PATH, "HOME": "/tmp", "LANG": "C.UTF-8", "TERM": "dumb"})

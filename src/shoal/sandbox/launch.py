@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from shoal.actions import Action, AddNsEntry, CloneFd, SetName
+from shoal.arguments import StrOrBytesPath
 from shoal.cells import launch_warm
 from shoal.draft import Draft
 from shoal.entries import held_in_place
@@ -40,7 +41,7 @@ from shoal.packing import count_strings
 from shoal.plan import Confinement, Plan
 from shoal.probe import is_privileged
 from shoal.recipe import Recipe, can_be_cooked, can_wait, make_recipe
-from shoal.sandbox.box import EACH_PROCESS, ENVIRONMENT, Sandbox, StrOrBytesPath
+from shoal.sandbox.box import EACH_PROCESS, ENVIRONMENT, Sandbox
 from shoal.sandbox.confinement import confinement_of
 from shoal.sandbox.entries import make_entries
 from shoal.sandbox.errors import RequestError

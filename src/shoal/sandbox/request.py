@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from shoal.arguments import Duration, Size, StrOrBytesPath
 from shoal.descriptors import is_open
 from shoal.handles.job import Job
 from shoal.handles.process import Process
 from shoal.handles.reaper import OwnedFd
-from shoal.sandbox.box import Duration, Sandbox, Size, StrOrBytesPath
+from shoal.sandbox.box import Sandbox
 from shoal.sandbox.launch import Order
 from shoal.sandbox.output import Policy
 from shoal.status import Stage, Status, failure

@@ -7,8 +7,9 @@ import select
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from shoal.arguments import Duration, Size, StrOrBytesPath
 from shoal.handles.deadline import Wait
-from shoal.sandbox.box import Duration, Sandbox, Size, StrOrBytesPath
+from shoal.sandbox.box import Sandbox
 from shoal.sandbox.launch import Boxed
 from shoal.sandbox.output import Pump, Why
 from shoal.sandbox.request import OUTPUT_LIMIT, Request

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shoal.actions import CloneFd
+from shoal.arguments import StrOrBytesPath
 from shoal.draft import Draft
 from shoal.flags import SpawnFlags
 from shoal.handles import reaper
@@ -29,7 +30,7 @@ from shoal.loader import FileIdentity
 from shoal.lowering import Lowered
 from shoal.packing import count_strings
 from shoal.repeat import packed_environment
-from shoal.sandbox.box import Sandbox, StrOrBytesPath
+from shoal.sandbox.box import Sandbox
 from shoal.sandbox.launch import Order
 from shoal.sandbox.program import Program
 from shoal.spawn import make_plan, start

@@ -13,7 +13,8 @@ from shoal.subprocess.popen import Popen
 from shoal.subprocess.tree import END_S
 
 if TYPE_CHECKING:
-    from shoal.subprocess.options import Called, Checked, Command, Ran, StrOrBytesPath
+    from shoal.arguments import StrOrBytesPath
+    from shoal.subprocess.options import Called, Checked, Command, Ran
 
 
 @overload

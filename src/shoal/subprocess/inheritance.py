@@ -19,9 +19,8 @@ from subprocess import SubprocessError
 from typing import NamedTuple
 
 from shoal import _native
+from shoal.arguments import StrOrBytesPath
 from shoal.packing import CWD_FD, NO_FD, Packer, count_strings, operand_at
-
-StrOrBytesPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 _RESTORED = 1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1)
 """Signals that Python ignores and a child does not: the bits that INHERIT_SIGNALS takes."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypedDict
+
+from shoal.arguments import StrOrBytesPath
 
 if TYPE_CHECKING:
     from shoal.sandbox.box import Sandbox
 
-StrOrBytesPath: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 Command: TypeAlias = "StrOrBytesPath | Sequence[StrOrBytesPath]"
 File: TypeAlias = "int | IO[Any] | None"
 Env: TypeAlias = "Mapping[str, StrOrBytesPath] | Mapping[bytes, StrOrBytesPath]"

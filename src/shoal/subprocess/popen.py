@@ -21,10 +21,11 @@ from shoal.subprocess.inheritance import Traits, kept_fds, places_of, start
 from shoal.subprocess.tree import make_mark, mark_process, marking, now
 
 if TYPE_CHECKING:
+    from shoal.arguments import StrOrBytesPath
     from shoal.sandbox.box import Sandbox
     from shoal.sandbox.result import Reason, Result, RunUsage
     from shoal.subprocess.inside import Inside
-    from shoal.subprocess.options import Command, Env, File, Popened, StrOrBytesPath
+    from shoal.subprocess.options import Command, Env, File, Popened
     from shoal.subprocess.tree import Left
 
 
