@@ -359,6 +359,8 @@ def register(entry: Pending) -> None:
         entry.release()
     else:
         _registry.queue.append(entry)
+        if pending() > FEW:  # else whoever launches or waits next will do
+            sweep()
 
 
 def watch(entry: Pending) -> None:
