@@ -508,6 +508,23 @@ def test_the_manager_is_started_and_stopped_by_hand_as_well(desk: Desk) -> None:
     assert desk.manager_pid() != pid
 
 
+def test_the_state_and_the_socket_may_be_in_different_places_as_they_are_for_most_people(desk: Desk) -> None:
+    state, runtime = desk.state / "xdg-state", desk.state / "xdg-run"
+    state.mkdir(parents=True)
+    runtime.mkdir(mode=0o700)
+    env = {name: value for name, value in desk.env.items() if name != "SHOAL_STATE_DIR"}
+    env |= {"XDG_STATE_HOME": str(state), "XDG_RUNTIME_DIR": str(runtime)}
+    number = desk.shoal("spawn", "-d", "true", env=env).stdout.strip()
+    assert desk.shoal("wait", number, env=env).returncode == 0
+    told = json.loads(desk.shoal("manager", "status", "--json", env=env).stdout)
+    assert (told["running"], told["state"]) == (True, str(state / "shoal"))
+    with shoal.manager.connect(str(runtime / "shoal" / "manager.sock")) as manager:  # whoever does not say where its state is
+        assert manager.cores()
+    done = desk.shoal("manager", "stop", env=env)
+    assert (done.returncode, done.stdout) == (0, "The manager has ended.\n")
+    assert wait_gone([told["pid"]])
+
+
 def test_what_is_no_action_is_refused(desk: Desk) -> None:
     done = desk.shoal("manager", "restart")
     assert (done.returncode, done.stdout) == (125, "")

@@ -556,7 +556,9 @@ def connect(address: str | None = None, *, timeout: Duration | None = None) -> M
     """
     from shoal.manager.daemon import dial
 
-    layout = Layout.of() if address is None else Layout(os.path.dirname(os.path.dirname(address)), os.path.dirname(address))
+    layout = Layout.of()
+    if address is not None and os.path.abspath(address) != layout.socket:
+        layout = Layout(os.path.dirname(os.path.dirname(address)), os.path.dirname(address))
     patience = None if timeout is None else parse_duration(timeout)
 
     def token() -> str | None:
