@@ -211,13 +211,23 @@ class Factory:
         self._socket = None
         with suppress(OSError):  # it may be a former user's
             self._process.kill()
-        if self.making:
+        if self.making and not self._has_finished():
             ours = {keeper.pid for keeper in self._handed_over}
             end_orphans(self._process, ours.union(known(), *(cell.pids for cell in cells)))
         with suppress(TimeoutError):
             self._process.wait(END_S)
         reaper.register(self._process)
         return cells
+
+    def _has_finished(self) -> bool:
+        """Whether it has ended by itself, and so has told of every cell."""
+        if not Deadline(END_S).wait_ready(self._process.fileno(), select.POLLIN):
+            return False
+        try:
+            found = _native.wait(self._process.fileno(), os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return False
+        return found is not None and found[1:3] == (os.CLD_EXITED, 0)
 
     def forget(self) -> None:
         """After os.fork() in the child: it is the parent's."""
