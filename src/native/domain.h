@@ -14,7 +14,9 @@ enum { DOMAIN_CONTROL = 3, DOMAIN_LEDGER = 6, DOMAIN_RUN = 7, DOMAIN_LOGS = 8, D
 enum order_kind {
     /* The first of these makes it the init of a domain, which outlives its manager. b: slot, c: id, d: key, e: bytes of log kept. */
     ORDER_LAUNCH = 1, /* fds: the socket a plan will come by (request.h); also, with a & 1 and a & 2, where its output is read from */
-    ORDER_CELL,       /* fds: a recipe, and, with a & 4, a mount namespace with nothing in it; then as above, without the socket */
+    /* fds: a recipe, and, with a & 4, a mount namespace with nothing in it; then as above, without the socket. Of a domain in a cell it
+     * starts another dispatcher there, as LAUNCH does of others. */
+    ORDER_CELL,
     ORDER_KEEP,       /* a: whether what a LAUNCH with a & 8 has started is a dispatcher: its end is the domain's; else it is ended.
                        * b: its pid, or 0 for all of which that is not said yet */
     ORDER_SIGNAL,     /* a: number, b: pid of a dispatcher, or 0 for all, c: a key, under which it is done once, or 0 */

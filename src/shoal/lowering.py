@@ -34,7 +34,7 @@ from shoal.packing import (
 from shoal.plan import Descriptor, Plan
 from shoal.world import COMM_BYTES, World, begins_empty, comm, needs_id_map
 
-CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
+CAP_NET_ADMIN, CAP_SYS_PTRACE, CAP_SYS_ADMIN = 12, 19, 21
 HOSTNAME = "shoal"
 FIRST_USER = 0x70000000
 """Above what people, distributions and containers use: login.defs(5), subuid(5). The pid of the cell is added to it."""

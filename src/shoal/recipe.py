@@ -26,7 +26,7 @@ from shoal.lowering import (
     maps_ids,
     set_umask,
 )
-from shoal.packing import CLONE_NEWUSER, NO_FD, RESOLVE_NO_MAGICLINKS, Packed, Packer
+from shoal.packing import CLONE_NEWNET, CLONE_NEWUSER, NO_FD, RESOLVE_NO_MAGICLINKS, Packed, Packer
 from shoal.plan import JobPlace, Plan
 from shoal.world import World, begins_empty, comm
 
@@ -113,6 +113,18 @@ def make_recipe(plan: Plan, no_mounts: NoMounts) -> Recipe:
     return Recipe(_maker(plan, empty_fd), file, finish, sources, plan.name, name, plan.dies_with_caller, empty_fd != NO_FD)
 
 
+def make_joining(plan: Plan) -> bytes:
+    """What takes another process into the cell that a recipe for the same plan has made, but for its processors: into the same namespaces,
+    under the same rules and filters. It finds the program where the first one did.
+    """
+    keeper, tasks = _keeper(plan, NO_FD)
+    prepare, _, _ = _prepare(plan, empty=False, joins=True)
+    first_user = FIRST_USER if plan.confinement.own_user else 0
+    name = os.fsencode(comm(plan))
+    head = _HEAD.pack(len(keeper), len(prepare), os.geteuid(), os.getegid(), first_user, False, tasks.encode(), STAY, name)
+    return head + keeper + b"\0" * (-len(keeper) % 8) + prepare
+
+
 def _maker(plan: Plan, empty_fd: int) -> Packed:
     packer = Packer()
     packer.unshare_fds()
@@ -139,21 +151,30 @@ def _keeper(plan: Plan, empty_fd: int) -> tuple[bytes, str]:
     return packer.packed(clone_flags=clone_flags).filled(()), tasks
 
 
-def _prepare(plan: Plan, *, empty: bool) -> tuple[bytes, str, bool]:
-    """What the waiting process does ahead, how it is to be executed, and whether it has rules to live by."""
+def _prepare(plan: Plan, *, empty: bool, joins: bool = False) -> tuple[bytes, str, bool]:
+    """What the waiting process does ahead, how it is to be executed, and whether it has rules to live by.
+
+    Args:
+        joins: the cell is there already, with its world.
+    """
     packer = Packer()
     init, control, socket, id_map, user = (packer.received() for _ in range(5))  # as in recipe.h
     null = open_null(packer)
     world = World(packer, plan, empty=empty, id_map=id_map if maps_ids(plan) else NO_FD)
-    world.clone()
-    packer.op("WAIT_READY", "waiting for the cell's namespaces", fd=control, fd2=init)
+    if not joins:
+        world.clone()
+        packer.op("WAIT_READY", "waiting for the cell's namespaces", fd=control, fd2=init)
     if not plan.privileged:
         packer.op("SETNS", "entering the cell", fd=init, a=CLONE_NEWUSER)
     enter_cell(packer, init)
     set_umask(packer, plan)
-    base, exec_path = world.make()
+    base, exec_path = world.enter(control) if joins else world.make()
     packer.op("DROP_BOUNDING", "emptying the capability bounding set")
-    if plan.network == "host":
+    if joins and plan.network != "host":
+        packer.op("SETNS", "entering the cell's network", fd=init, a=CLONE_NEWNET)
+    elif joins:
+        pass
+    elif plan.network == "host":
         packer.op("WAIT_READY", "waiting for the cell's first process", fd=control, fd2=init)
     else:
         enter_network(packer, init, control)

@@ -139,10 +139,26 @@ class World:
         self.base, self.root = base, root
         return base, exec_path
 
+    def enter(self, base: int) -> tuple[int, str]:
+        """The world that another process has made by the same plan, in whose mount namespace the child lives by now.
+
+        Args:
+            base: what that process executed the program from.
+        Returns:
+            As `make()`.
+        """
+        self.base = base
+        self.root = self._packer.made("OPEN", "opening the root directory", fd=CWD_FD, text="/", a=os.O_PATH | os.O_DIRECTORY)
+        return base, self._exec_path
+
+    @property
+    def _exec_path(self) -> str:
+        return f"exe/{comm(self._plan)}"
+
     def _place_program(self, base: int) -> str:
         """Where the program is executed from; its path below `base`."""
         packer, plan = self._packer, self._plan
-        exec_path = f"exe/{comm(plan)}"
+        exec_path = self._exec_path
         packer.op("MKDIRS", "making the program's directory", fd=base, text="exe", a=0o755)
         if self._memory_fd is not None:
             # A file in memory has no mount to clone, but the kernel's own link to it can be executed, under any name.

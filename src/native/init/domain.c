@@ -382,12 +382,18 @@ static void start_cell(const struct order *order, int *fds, int count)
     int recipe_fds = order->a & 4 ? 2 : 1;
     struct made made = { 0, 0, EINVAL };
     int talk = -1;
-    if (count >= recipe_fds && slot.state == SLOT_ASSIGNED)
+    if (count >= recipe_fds && slot.state == SLOT_ASSIGNED) {
         talk = make_own_cell(fds[0], recipe_fds > 1 ? fds[1] : -1, &made);
-    cell_keeper = made.keeper;
-    if (talk < 0 || made.err || !place(made.waiting, 0)) {
+        cell_keeper = made.keeper;
+    } else if (count >= recipe_fds && slot.state == SLOT_RUNNING && cell_keeper) {
+        talk = join_own_cell(fds[0], cell_keeper, &made);
+    }
+    if (talk < 0 || made.err || !place(made.waiting, order->a & 8)) {
         say(TOLD_FAILED, 0, made.err ? made.err : ENOSPC, 0, 0);
-        kill_all();
+        if (slot.state < SLOT_RUNNING)
+            kill_all();
+        else if (made.waiting)
+            sys2(__NR_kill, made.waiting, SIGKILL_);
     } else {
         take_outputs(order->a, fds + recipe_fds, count - recipe_fds);
         say(TOLD_STARTED, made.waiting, 0, &talk, 1);

@@ -23,6 +23,9 @@ long of_process(long pid, const char *name, int flags); /* opens a file of its f
 void reserve_recipe(void);    /* keeps the places of a recipe's descriptors free of others */
 /* One cell whose processes are our children. Returns the socket of its waiting process, or -1 and made->err. */
 int make_own_cell(int file, int empty, struct made *made);
+/* Another process in it, by a recipe of which the first plan is not looked at, and the second finds what the program is executed from in
+ * the place of PREPARE_CONTROL. Returns the same. */
+int join_own_cell(int file, long keeper_pid, struct made *made);
 
 /* domain.c */
 void keep_domain(void); /* returns when there is no domain to keep */

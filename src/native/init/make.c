@@ -304,6 +304,9 @@ void reserve_recipe(void)
     sys3(__NR_dup3, RECIPE_REQUESTS, RECIPE_EMPTY, O_CLOEXEC);
 }
 
+/* What it takes to start more in the cell of our own: its pid 1, and what its program was executed from, which no path leads to. */
+static int own_keeper = NO_FD, own_base = NO_FD;
+
 int make_own_cell(int file, int empty, struct made *made)
 {
     struct cell cell = { NO_FD, NO_FD, { NO_FD, NO_FD }, { NO_FD, NO_FD }, NO_FD };
@@ -319,13 +322,37 @@ int make_own_cell(int file, int empty, struct made *made)
             sys4(__NR_pidfd_send_signal, cell.keeper, SIGKILL_, 0, 0);
         shut(&cell.talk[0]);
         shut(&cell.control[0]); /* which pid 1 may be waiting by, and else has to stay open as long as it */
+        shut(&cell.keeper);
+    } else { /* Where that cannot be had, the cell has room for one. */
+        own_keeper = cell.keeper;
+        own_base = (int)sys3(__NR_pidfd_getfd, cell.waiting, REQUEST_BASE, 0);
     }
-    shut(&cell.keeper);
     shut(&cell.waiting);
     shut(&cell.control[1]);
     shut(&cell.talk[1]);
     shut(&cell.id_map);
     return talk;
+}
+
+int join_own_cell(int file, long keeper_pid, struct made *made)
+{
+    struct cell cell = { own_keeper, NO_FD, { own_base, NO_FD }, { NO_FD, NO_FD }, NO_FD };
+    sys3(__NR_dup3, file, RECIPE_FILE, O_CLOEXEC);
+    long ret = own_base < 0 ? -EOPNOTSUPP : take_recipe() ? pair(SOCK_SEQPACKET, cell.talk) : -EINVAL;
+    if (ret == 0)
+        ret = make_waiting(&cell, recipe->first_user ? (int)(recipe->first_user + keeper_pid) : 0);
+    if (ret > 0) {
+        made->waiting = (int32_t)ret;
+        ret = await_ready(&cell);
+        if (ret < 0)
+            sys4(__NR_pidfd_send_signal, cell.waiting, SIGKILL_, 0, 0);
+    }
+    made->err = ret < 0 ? (int32_t)-ret : 0;
+    if (ret < 0)
+        shut(&cell.talk[0]);
+    shut(&cell.waiting);
+    shut(&cell.talk[1]);
+    return cell.talk[0];
 }
 
 void make_cells(char **argv)

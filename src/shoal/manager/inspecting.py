@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
+from shoal.handles.base import PA_HND
 from shoal.handles.job import Job
 from shoal.handles.job_arguments import check_io
 from shoal.handles.job_backend import Limits
@@ -24,6 +25,7 @@ from shoal.manager.capabilities import Capabilities
 from shoal.manager.capabilities.granted import Granted, GrantedDescriptor, JobLimits
 from shoal.manager.capabilities.kinds import text, what_is_open
 from shoal.manager.capabilities.looking import look_at_held
+from shoal.manager.cnode import TASK, TASK_MANAGER
 from shoal.manager.dispatchers import environment_of
 from shoal.manager.domains import Domain
 from shoal.manager.errors import ManagerError
@@ -60,6 +62,11 @@ def described_later(given: Iterable[Given]) -> list[dict[str, Any]]:
     return [
         asdict(_with_handle(GrantedDescriptor(item.target, kinds.get(item.kind, item.kind), item.name, 0, 0, "rw"), item)) for item in given
     ]
+
+
+def has_connection(descriptors: Iterable[dict[str, Any]]) -> bool:
+    """Whether a connection to the manager is among what was handed over."""
+    return any(item["handle"] == PA_HND(TASK, TASK_MANAGER) for item in descriptors)
 
 
 def _with_handle(item: GrantedDescriptor, handle: Given | None) -> GrantedDescriptor:
@@ -123,8 +130,13 @@ def _granted(domain: Domain, remembered: bytes | None, pids: Collection[int]) ->
         return _granted_flat(domain, descriptors, pids)
     if remembered is not None:
         with suppress(ValueError):  # written by another version
-            return replace(Granted.from_dict(msgspec.json.decode(remembered)), name=domain.name, descriptors=descriptors)
+            granted = Granted.from_dict(msgspec.json.decode(remembered))
+            return replace(granted, name=domain.name, descriptors=descriptors, processors=_processors(domain))
     return None
+
+
+def _processors(domain: Domain) -> tuple[int, ...]:
+    return tuple(core for core in domain.pids if isinstance(core, int))
 
 
 def _granted_flat(domain: Domain, descriptors: tuple[GrantedDescriptor, ...], pids: Collection[int]) -> Granted:
@@ -155,7 +167,7 @@ def _granted_flat(domain: Domain, descriptors: tuple[GrantedDescriptor, ...], pi
         filter_labels=(),
         landlock=False,
         rlimits=(),
-        processors=tuple(core for core in domain.pids if isinstance(core, int)),
+        processors=_processors(domain),
         nice=None,
         job=_JOB,
         limits=JobLimits(),

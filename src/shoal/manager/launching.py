@@ -33,6 +33,7 @@ from shoal.manager.spawnds import Spawnds
 from shoal.manager.wire import SpawnProgram
 from shoal.packing import count_strings
 from shoal.plan import Plan
+from shoal.recipe import make_joining
 from shoal.sandbox.launch import Cooked
 from shoal.status import SpawnError
 
@@ -178,11 +179,11 @@ class Launcher:
     async def _start_in_cell(
         self, seat: Seat, link: Link, request: SpawnProgram, cooked: Cooked, fds: Sequence[int], which: int, outputs: tuple[int, ...]
     ) -> int:
-        recipe = cooked.recipe
+        recipe, joins = cooked.recipe, bool(which & orders.TENTATIVE)
         file = os.memfd_create("shoal-recipe", os.MFD_CLOEXEC)
         try:
-            os.write(file, recipe.file)
-            empty = empty_mounts() if recipe.begins_empty else -1
+            os.write(file, make_joining(cooked.plan) if joins else recipe.file)
+            empty = empty_mounts() if recipe.begins_empty and not joins else -1
             given = (file, empty) if empty >= 0 else (file,)
             started = link.answer()
             which |= orders.EMPTY if empty >= 0 else 0
@@ -191,7 +192,7 @@ class Launcher:
             os.close(file)
         told = await started
         if told.kind != orders.STARTED or not told.fds:
-            raise ManagerError("SPAWN_ERR_SETUP_CSPACE", f"no cell could be made: {os.strerror(told.error)}")
+            raise _not_in_cell(seat, told.error, joins=joins)
         talk = socket.socket(fileno=told.fds[0])
         outcome = Outcome(self._loop, talk)
         try:
@@ -200,6 +201,10 @@ class Launcher:
                 talk, recipe.finish, cooked.argv, _with_startup(cooked.environ, request), [by_number[number] for number in cooked.targets]
             )
             await outcome.executed((), os.fsdecode(request.path))
+        except BaseException:
+            if joins:
+                link.order(orders.KEEP, 0, told.pid)
+            raise
         finally:
             outcome.close()
         return told.pid
@@ -216,9 +221,11 @@ class Launcher:
         try:
             for _ in request.kept:
                 pipes += os.pipe2(os.O_CLOEXEC)
-            which = sum(request.kept) | orders.TENTATIVE
+            which, outputs, given = sum(request.kept) | orders.TENTATIVE, tuple(pipes[::2]), (*fds, *pipes[1::2])
             told = _told_of_handles(request, fds)
-            return await self._start_flat(kept.seat, kept.link, told, core, (*fds, *pipes[1::2]), which, tuple(pipes[::2]))
+            if request.sandbox is None:
+                return await self._start_flat(kept.seat, kept.link, told, core, given, which, outputs)
+            return await self._start_in_cell(kept.seat, kept.link, told, self._cooked(told, core), given, which, outputs)
         except (SpawnError, OSError) as error:
             raise as_manager_error(error, request) from error
         finally:
@@ -283,6 +290,17 @@ def as_manager_error(error: BaseException, request: SpawnProgram) -> BaseExcepti
     if isinstance(error, SpawnError) and flat.ENTERING in error.detail:
         return ManagerError("SPAWN_ERR_SETUP_ENV", f"{os.fsdecode(request.cwd)}: the working directory cannot be entered: {error.detail}")
     return ManagerError("SPAWN_ERR_RUN", error.detail) if isinstance(error, SpawnError) else out_of(error, "no process", "SPAWN_ERR_RUN")
+
+
+def _not_in_cell(seat: Seat, error: int, *, joins: bool) -> ManagerError:
+    if not joins:
+        return ManagerError("SPAWN_ERR_SETUP_CSPACE", f"no cell could be made: {os.strerror(error)}")
+    if error == errno.EINVAL:
+        return ManagerError("PROC_MGMT_ERR_DOMAIN_NOT_RUNNING", f"domain {seat.id} is ending")
+    if error == errno.EOPNOTSUPP:
+        what = "what its program was executed from cannot be had again: its init may not look into the cell (pidfd_getfd(2), ptrace(2))"
+        return ManagerError("SPAWN_ERR_SPAN", f"domain {seat.id} is in a sandbox, and {what}")
+    return ManagerError("SPAWN_ERR_SPAN", f"the cell of domain {seat.id} takes no other process: {os.strerror(error)}")
 
 
 def _told_of_handles(request: SpawnProgram, fds: Sequence[int]) -> SpawnProgram:

@@ -17,7 +17,7 @@ from shoal.handles.images import init_image
 from shoal.handles.keeper import launch, open_null
 from shoal.handles.made import map_ids
 from shoal.handles.reaper import Keeper
-from shoal.lowering import CAP_SYS_ADMIN
+from shoal.lowering import CAP_SYS_ADMIN, CAP_SYS_PTRACE
 from shoal.packing import CLONE_NEWUSER, Packed, Packer, count_strings
 
 _CONTROL, _LEDGER, _RUN, _LOGS = 3, 6, 7, 8
@@ -154,7 +154,7 @@ def _plan(*, in_user_namespace: bool) -> Packed:
     if in_user_namespace:
         clone_flags = CLONE_NEWUSER
         map_ids(packer)
-        packer.op("KEEP_CAPS", "keeping what it takes to enter a cell", a=1 << CAP_SYS_ADMIN)
+        packer.op("KEEP_CAPS", "keeping what it takes to enter a cell", a=1 << CAP_SYS_ADMIN | 1 << CAP_SYS_PTRACE)
     null = open_null(packer)
     packer.op("SETSID", "making a session")
     if _files_before is not None:

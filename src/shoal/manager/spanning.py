@@ -12,7 +12,7 @@ from shoal.manager.dispatchers import Shared, environment_of
 from shoal.manager.domains import Domain, State
 from shoal.manager.errors import ManagerError
 from shoal.manager.handing import channel, memory
-from shoal.manager.inspecting import described
+from shoal.manager.inspecting import described, has_connection
 from shoal.manager.rights import DomainRights
 from shoal.manager.spawning import Spawning
 from shoal.manager.table import Table
@@ -49,8 +49,6 @@ class Spanning:
             return domain.pids[core]
         domain.check_span(core)
         self._table.launcher.spawnds.number(core)
-        if domain.sandbox is not None:
-            raise ManagerError("SPAWN_ERR_SPAN", f"domain {domain.id} is in a sandbox, which has room for one dispatcher")
         kept = self._table.kept.get(domain.id)
         if kept is None and (adopting := self._table.adopting.get(domain.id)) is not None:
             await asyncio.wait((adopting,))
@@ -82,9 +80,12 @@ class Spanning:
                     kept=[1, 2],
                     name=None,
                     flags=0,
+                    sandbox=domain.sandbox,
                     given=given,
                 )
-                request, fds = self._spawning.with_own(request, fds, domain.id, stack)
+                # A sandbox that keeps a program from the manager does so for all of its dispatchers.
+                if domain.sandbox is None or has_connection(domain.descriptors):
+                    request, fds = self._spawning.with_own(request, fds, domain.id, stack)
                 described_now = described(request, fds)
                 pid = domain.pids[core] = await self._table.launcher.add_dispatcher(kept, request, fds)
             try:
