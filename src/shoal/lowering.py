@@ -243,6 +243,14 @@ def enter_cell(packer: Packer, keeper: int) -> None:
     packer.op("SETNS", "entering the cell", fd=keeper, a=CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP)
 
 
+def join_cell(packer: Packer, plan: Plan, keeper: int) -> None:
+    """The op that enters a cell that is made. At once: who has entered its user namespace may not look at its pid 1 any more."""
+    user = 0 if plan.privileged else CLONE_NEWUSER
+    network = 0 if plan.network == "host" else CLONE_NEWNET
+    flags = user | network | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP
+    packer.op("SETNS", "entering the cell", fd=keeper, a=flags)
+
+
 def enter_network(packer: Packer, keeper: int, control: int) -> None:
     packer.op("WAIT_READY", "waiting for the cell's network namespace", fd=control, fd2=keeper)
     packer.op("SETNS", "entering the cell's network", fd=keeper, a=CLONE_NEWNET)

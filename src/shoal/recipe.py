@@ -21,12 +21,13 @@ from shoal.lowering import (
     NoMounts,
     enter_cell,
     enter_network,
+    join_cell,
     keeper_ops,
     leave_keys,
     maps_ids,
     set_umask,
 )
-from shoal.packing import CLONE_NEWNET, CLONE_NEWUSER, NO_FD, RESOLVE_NO_MAGICLINKS, Packed, Packer
+from shoal.packing import CLONE_NEWUSER, NO_FD, RESOLVE_NO_MAGICLINKS, Packed, Packer
 from shoal.plan import JobPlace, Plan
 from shoal.world import World, begins_empty, comm
 
@@ -161,19 +162,19 @@ def _prepare(plan: Plan, *, empty: bool, joins: bool = False) -> tuple[bytes, st
     init, control, socket, id_map, user = (packer.received() for _ in range(5))  # as in recipe.h
     null = open_null(packer)
     world = World(packer, plan, empty=empty, id_map=id_map if maps_ids(plan) else NO_FD)
-    if not joins:
+    if joins:
+        join_cell(packer, plan, init)
+    else:
         world.clone()
         packer.op("WAIT_READY", "waiting for the cell's namespaces", fd=control, fd2=init)
-    if not plan.privileged:
-        packer.op("SETNS", "entering the cell", fd=init, a=CLONE_NEWUSER)
-    enter_cell(packer, init)
+        if not plan.privileged:
+            packer.op("SETNS", "entering the cell", fd=init, a=CLONE_NEWUSER)
+        enter_cell(packer, init)
     set_umask(packer, plan)
     base, exec_path = world.enter(control) if joins else world.make()
     packer.op("DROP_BOUNDING", "emptying the capability bounding set")
-    if joins and plan.network != "host":
-        packer.op("SETNS", "entering the cell's network", fd=init, a=CLONE_NEWNET)
-    elif joins:
-        pass
+    if joins:
+        pass  # it is there already
     elif plan.network == "host":
         packer.op("WAIT_READY", "waiting for the cell's first process", fd=control, fd2=init)
     else:

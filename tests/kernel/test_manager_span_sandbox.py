@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import threading
 
 import pytest
@@ -217,3 +218,68 @@ def test_a_span_that_is_refused_leaves_the_domain_as_it_was(manager, state):
     assert caught.value.code in ("PROC_MGMT_ERR_DOMAIN_NOT_RUNNING", "PROC_MGMT_ERR_SPAWND_REQUEST", "SPAWN_ERR_SPAN")
     assert domain.wait().signal == 9
     managed.wait_until(lambda: len(os.listdir(f"/proc/{managed.manager_pid(state)}/fd")) <= before)
+
+
+HOSTILE = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+print("ready", flush=True)
+if os.getpid() == 2:
+    while True:
+        for name in os.listdir("/proc"):
+            if name.isdigit() and int(name) > 2:
+                try:
+                    with open(f"/proc/{name}/comm") as file:
+                        comm = file.read().strip()
+                    found = os.listdir(f"/proc/{name}/fd")
+                except OSError:
+                    found = []
+                if found and comm != "HOSTILE":
+                    print("looked into", comm, flush=True)
+                if libc.ptrace(0x4206, int(name), 0, 0) == 0:  # PTRACE_SEIZE
+                    with open(f"/proc/{name}/comm") as file:
+                        print("seized", file.read().strip(), flush=True)
+os.read(0, 1)
+while True:
+    __import__("time").sleep(1000)
+"""
+
+
+def test_what_runs_in_the_cell_cannot_look_into_who_enters(manager):
+    python = os.path.realpath(sys.executable)
+    home = os.path.dirname(os.path.dirname(python))
+    box = Sandbox(read=["/usr", "/bin", "/lib", "/lib64", home], env={"PYTHONHOME": home}, seccomp="off")
+    for _ in range(5):
+        domain = manager.spawn_program(FIRST, python, ["HOSTILE", "-c", HOSTILE], sandbox=box)
+        log = domain.logs(follow=True)
+        assert next(log) == b"ready\n"
+        domain.span(SECOND)
+        lines = [next(log)]
+        domain.kill()
+        lines += log
+        assert lines  # it has looked, or the second has begun
+        assert not [line for line in lines if b"looked" in line or (b"seized" in line and b"HOSTILE" not in line)]
+
+
+def test_what_runs_in_the_cell_and_stops_who_enters_keeps_nobody_from_ending_it(manager):
+    script = """
+        echo ready
+        while :; do for each in /proc/[0-9]*; do n=${each#/proc/}; [ $n -le 2 ] || [ $n = $$ ] || kill -STOP $n 2>/dev/null; done; done
+    """
+    domain = manager.spawn_program(FIRST, "sh", ["sh", "-c", script], sandbox=SHELL)
+    assert next(domain.logs(follow=True)) == b"ready\n"
+    told = []
+    thread = threading.Thread(target=lambda: told.append(spans(domain)))
+    thread.start()
+    thread.join()
+    assert told[0] in (None, "SPAWN_ERR_SPAN")
+    domain.kill()
+    assert domain.wait() == ExitStatus(9, "killed", 9)
+
+
+def spans(domain):
+    """The code that it is refused with; None: it was not."""
+    try:
+        domain.span(SECOND)
+    except ManagerError as error:
+        return error.code

@@ -26,6 +26,7 @@
 #define WEXITED_ 4
 #define SIGKILL_ 9
 #define SIGCHLD_ 17
+#define JOIN_S 5
 #define QUIET_NS 1500000 /* how long the end of a program just launched is waited for, so as not to disturb it */
 
 static struct plan keeper, prepare;
@@ -192,7 +193,7 @@ static long make_waiting(struct cell *cell, int user)
 
 /* Until the waiting process has done its part, pid 1 still has to let itself be entered, which it no longer does once it knows
  * how long to stay. */
-static long await_ready(const struct cell *cell)
+static long await_ready(const struct cell *cell, const struct timespec *patience)
 {
     struct pollfd watch[3] = {
         { .fd = cell->talk[0], .events = POLLIN },
@@ -200,7 +201,8 @@ static long await_ready(const struct cell *cell)
         { .fd = RECIPE_REQUESTS, .events = POLLRDHUP }, /* nobody wants it any more */
     };
     struct report report = { .err = ESRCH };
-    sys5(__NR_ppoll, watch, 3, 0, 0, 8);
+    if (sys5(__NR_ppoll, watch, 3, patience, 0, 8) == 0)
+        return -ETIMEDOUT;
     sys6(__NR_recvfrom, cell->talk[0], (long)&report, sizeof report, MSG_DONTWAIT, 0, 0);
     return -report.err;
 }
@@ -229,7 +231,7 @@ static long start(struct cell *cell, struct made *made)
     if (ret < 0)
         return ret;
     made->waiting = (int32_t)ret;
-    ret = await_ready(cell);
+    ret = await_ready(cell, 0);
     return ret < 0 ? ret : sys3(__NR_write, cell->control[0], &recipe->mode, 1);
 }
 
@@ -339,11 +341,17 @@ int join_own_cell(int file, long keeper_pid, struct made *made)
     struct cell cell = { own_keeper, NO_FD, { own_base, NO_FD }, { NO_FD, NO_FD }, NO_FD };
     sys3(__NR_dup3, file, RECIPE_FILE, O_CLOEXEC);
     long ret = own_base < 0 ? -EOPNOTSUPP : take_recipe() ? pair(SOCK_SEQPACKET, cell.talk) : -EINVAL;
-    if (ret == 0)
+    if (ret == 0) {
+        /* What lives in the cell may be hostile. It is not to look into who enters, who gives up privileges and descriptors by and by;
+         * a copy of us keeps this, and exec ends it. */
+        sys5(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
         ret = make_waiting(&cell, recipe->first_user ? (int)(recipe->first_user + keeper_pid) : 0);
+        sys5(__NR_prctl, PR_SET_DUMPABLE, 1, 0, 0, 0);
+    }
     if (ret > 0) {
+        const struct timespec patience = { JOIN_S, 0 }; /* and it may stop who is of its user by then, and us with it */
         made->waiting = (int32_t)ret;
-        ret = await_ready(&cell);
+        ret = await_ready(&cell, &patience);
         if (ret < 0)
             sys4(__NR_pidfd_send_signal, cell.waiting, SIGKILL_, 0, 0);
     }

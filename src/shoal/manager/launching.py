@@ -39,6 +39,8 @@ from shoal.status import SpawnError
 
 FILES_SPARE: Final = 64
 """Descriptors that are left for connections, logs, and what a launch needs for a moment."""
+JOIN_S: Final = 10.0
+"""How long another process may take to become the program in a cell in which something runs already."""
 LOG_BYTES: Final = 16 << 20
 """How much of a domain's output is kept in each of its two files."""
 
@@ -200,10 +202,13 @@ class Launcher:
             send_plan(
                 talk, recipe.finish, cooked.argv, _with_startup(cooked.environ, request), [by_number[number] for number in cooked.targets]
             )
-            await outcome.executed((), os.fsdecode(request.path))
-        except BaseException:
+            async with asyncio.timeout(JOIN_S if joins else None):  # what lives in the cell may stop who enters
+                await outcome.executed((), os.fsdecode(request.path))
+        except BaseException as error:
             if joins:
                 link.order(orders.KEEP, 0, told.pid)
+            if isinstance(error, TimeoutError):
+                raise _not_in_cell(seat, errno.ETIMEDOUT, joins=True) from None
             raise
         finally:
             outcome.close()
