@@ -151,7 +151,9 @@ class Manager(AbstractContextManager["Manager"]):
             path: with a slash it is a path from the current directory; without, it is searched for in this process's PATH.
             argv: argv[0] is the name the program sees.
             envp: its environment; None is this process's, or with a sandbox what that says.
-            flags: NEW_DOMAIN and OMP are known.
+            flags: NEW_DOMAIN changes nothing. OMP registers the functions that a compiler has made of the program's parallel parts, by the
+                addresses that they were linked for: `<program>.omp.<n>` from 1 on, with `sym` and `addr`, and `<program>.omp.0` with their
+                `count`; unless they are registered.
             inherit: open files under their own numbers, a session: CNode.inherit(). args: handles that the program finds in the same
                 slots: shoal.startup.domain.args(). Both are used up, whether or not it is started.
             sandbox: what it gets of the machine; None: it sees what this process does.

@@ -81,6 +81,26 @@ class Naming:
         _, changes = self._registry.set(self._own, parse(record))
         self._carry_out(changes)
 
+    def announce_new(self, records: Sequence[str]) -> list[str]:
+        """Set records, unless there is one with the name of the first. The names of those that were set: all or none.
+
+        Raises:
+            ManagerError: they cannot be.
+        """
+        done: list[str] = []
+        try:
+            for record in records:
+                name = record.partition(" ")[0]
+                if not done and self._registry.exists(self._own, parse(name)):
+                    break
+                self.announce(record)
+                done.append(name)
+        except ManagerError:
+            for name in done:
+                self.withdraw(name)
+            raise
+        return done
+
     def withdraw(self, name: str) -> None:
         """Remove one."""
         try:

@@ -55,7 +55,7 @@ class Service:
         own, changed = own_cores(store, cores), self._announcing.core_changed
         table.launcher = Launcher(loop, layout, own, authority.own, changed, endings.note)
         self._adopting = Adopting(table, endings)
-        self._spawning = Spawning(table, self._connected)
+        self._spawning = Spawning(table, self._naming, self._connected)
         self._spanning = Spanning(table, self._spawning)
         self._waiting = Waiting(table, lambda caller, request: self.handle(caller, request, []))
         self._following = Following(table, self._waiting)

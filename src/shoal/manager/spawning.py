@@ -25,10 +25,13 @@ from shoal.manager.errors import ManagerError
 from shoal.manager.handing import capability, lowest_free, manager
 from shoal.manager.inspecting import described, described_later, granted_in_cell
 from shoal.manager.layout import out_of
+from shoal.manager.naming import Naming
 from shoal.manager.table import Table
 from shoal.manager.wording import shown_bytes
+from shoal.manager.workers import records_of
 
-_FLAGS_KNOWN: Final = 0b11  # NEW_DOMAIN and OMP
+_OMP: Final = 0b10
+_FLAGS_KNOWN: Final = 0b01 | _OMP  # NEW_DOMAIN, which every one is
 
 
 class Spawning:
@@ -38,8 +41,8 @@ class Spawning:
         connect: serves the other end of a socket, for who that is.
     """
 
-    def __init__(self, table: Table, connect: Callable[[socket.socket, str], None]) -> None:
-        self._table, self._connect = table, connect
+    def __init__(self, table: Table, naming: Naming, connect: Callable[[socket.socket, str], None]) -> None:
+        self._table, self._naming, self._connect = table, naming, connect
         self._requests: dict[str, asyncio.Future[Domain]] = {}
         self._tokens: dict[int, str] = {}
 
@@ -88,6 +91,7 @@ class Spawning:
 
     async def _start(self, request: wire.SpawnProgram, fds: Sequence[int]) -> Domain:
         request = _checked(request, fds)
+        workers = await asyncio.to_thread(records_of, request.path) if request.flags & _OMP else ()
         seat = self._table.launcher.new_seat(self._table.next)
         self._table.next += 1
         name = request.name if request.name is not None else shown_bytes(os.path.basename(request.path))
@@ -124,12 +128,16 @@ class Spawning:
             raise
         self._table.domains[seat.id] = domain
         self._table.loop.call_soon(self._premint, seat.id)  # while it starts
+        registered: list[str] = []
         try:
+            registered = self._naming.announce_new(workers)
             with ExitStack() as stack:
                 if request.own:
                     request, fds = self.with_own(request, fds, seat.id, stack)
                 kept = await self._table.launcher.start(seat, request, fds, bounds)
         except BaseException as error:
+            for name in registered:
+                self._naming.withdraw(name)
             del self._table.domains[seat.id]
             self._tokens.pop(seat.id, None)
             if bounds is not None:
