@@ -175,5 +175,7 @@ def _core(manager: Manager, given: str | None) -> int | str:
     if given is not None:
         return core_of(given)
     cores = manager.cores()
+    if not cores:
+        raise CommandError("no core is served: the manager was told to serve none, and no spawn daemon does; see `shoal manager --help`")
     here = own_core()
     return here if here in cores else cores[0]

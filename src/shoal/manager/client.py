@@ -500,11 +500,12 @@ class Domain:
 
     def span(self, core: int | str) -> None:
         """Start another dispatcher of it: the same program on another core, with a memory object that all of them share, and a channel
-        to each of the others. Returns once it has been executed; a kill and a wait cover all of them, and the end of any is the domain's.
+        to each of the others; of a domain in a sandbox, in the same cell. Returns once it has been executed; a kill and a wait cover all
+        of them, and the end of any is the domain's.
 
         Raises:
             ManagerError: PROC_MGMT_ERR_DOMAIN_NOT_RUNNING, PROC_MGMT_ERR_ALREADY_SPANNED, PROC_MGMT_ERR_INVALID_SPAWND: as they say;
-                SPAWN_ERR_SPAN: it is in a sandbox.
+                SPAWN_ERR_SPAN: it is in a sandbox, whose cell cannot be entered.
         Source: spawn_span() in Barrelfish's spawn_client.c.
         """
         sent = itertools.count()
