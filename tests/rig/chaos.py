@@ -19,7 +19,7 @@ from typing import Any
 
 import shoal.manager
 from rig import managed
-from rig.chaos_client import AWAITED, COUNTED, spawn
+from rig.chaos_client import AWAITED, CORES, COUNTED, spawn
 from shoal.manager import Manager, ManagerError
 from shoal.manager.ledger import ENDED
 
@@ -67,8 +67,10 @@ class Chaos:
         self.killed: Counter[str] = Counter()
         self._clients: dict[int, subprocess.Popen[bytes]] = {}
         self._started = 0
+        self._spawnd: subprocess.Popen[bytes] | None = None
 
     def close(self) -> None:
+        self.end_spawnd()
         for client in self._clients.values():
             client.kill()
             client.wait()
@@ -78,8 +80,12 @@ class Chaos:
     # --- at work ----------------------------------------------------------------------------------
 
     def run(self, seconds: float) -> None:
+        if len(CORES) > 1:  # the last of them is served by a spawn daemon of its own
+            shoal.manager.embedded(str(self.state), cores=CORES[:-1]).close()
+            self._start_spawnd()
         until = time.monotonic() + seconds
         targets = [
+            (2.0, self.kill_spawnd),
             (1.2, self.kill_manager),
             (1.5, self.kill_init),
             (2.5, self.kill_nursery),
@@ -126,6 +132,34 @@ class Chaos:
                 stderr=log,
             )
         self._clients[client.pid] = client
+
+    def _start_spawnd(self) -> None:
+        words = [str(self.state), str(self.state / "run"), str(self.state / "run" / "spawnd"), str(CORES[-1])]
+        with open(self.folder / "spawnds.log", "ab") as log:
+            self._spawnd = subprocess.Popen([sys.executable, "-m", "shoal.manager.spawnd", *words], stderr=log)
+
+    def end_spawnd(self) -> None:
+        if self._spawnd is not None:
+            self._spawnd.kill()
+            self._spawnd.wait()
+            (self.state / "run" / "spawnd").unlink(missing_ok=True)
+
+    def kill_spawnd(self, until: float) -> None:
+        """And start another one in its place."""
+        if self._spawnd is not None:
+            self._spawnd.kill()
+            self.killed["spawnd" if self._spawnd.wait() < 0 else "spawnd that found no manager"] += 1
+            self._start_spawnd()
+
+    def await_spawnd(self, manager: Manager) -> None:
+        """Until all cores are served."""
+        deadline = time.monotonic() + SETTLE_S
+        while self._spawnd is not None and CORES[-1] not in manager.cores():
+            assert time.monotonic() < deadline
+            if self._spawnd.poll() is not None:  # its manager was killed when it told it
+                self._start_spawnd()
+            with contextlib.suppress(TimeoutError):
+                manager.names.lookup(f"proc_mgmt.{CORES[-1]}.ready", timeout=1)
 
     def kill_manager(self, until: float) -> None:
         pid = managed.manager_pid(self.state)
@@ -203,6 +237,7 @@ class Model:
 
     def compare(self) -> list[str]:
         self._check_outcomes()
+        self.chaos.await_spawnd(self.manager)
         self._find_domains()
         self._check_the_list()
         for op, id in self.domains.items():
@@ -225,6 +260,11 @@ class Model:
 
     def _may_be_refused(self, request: Request) -> bool:
         code, message = request.values
+        if request.kind in ("spawn", "again", "span", "refused spawn") and (
+            (code == "PROC_MGMT_ERR_INVALID_SPAWND" and f"core {CORES[-1]} has no spawn daemon" in message)
+            or (code == "PROC_MGMT_ERR_SPAWND_REQUEST" and message.startswith("the spawn daemon at"))
+        ):
+            return len(CORES) > 1
         if message == "this Manager is closed":  # by another thread of the client, which has connected anew
             return True
         if request.kind == "refused spawn":

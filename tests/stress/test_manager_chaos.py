@@ -1,4 +1,4 @@
-"""Clients at work while the manager, its nursery, inits of domains and the clients themselves are killed at random.
+"""Clients at work while the manager, a spawn daemon, their nurseries, inits of domains and the clients themselves are killed at random.
 
 SHOAL_CHAOS_SECONDS says for how long (20); SHOAL_CHAOS_SEED repeats the choices of a run, though not its timing.
 """
@@ -43,10 +43,12 @@ def test_whoever_is_killed_no_domain_and_no_status_is_lost_and_nothing_is_done_t
             print(f"{len(model.requests)} requests, {len(model.domains)} domains; killed: {dict(run.killed)}")
             print((tmp_path / "clients.log").read_text())
             print((state / "manager.log").read_text())
+            print("".join(path.read_text() for path in tmp_path.glob("spawnds.log")))
             forget_everything(manager)
             daemon = managed.manager_pid(state)
             manager.stop()
         managed.wait_gone(daemon)
+        run.end_spawnd()
         for name in (managed.DOMAIN, managed.NURSERY):
             for pid in managed.processes(state, name):
                 managed.wait_gone(pid)
