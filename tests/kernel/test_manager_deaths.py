@@ -299,3 +299,24 @@ def test_a_dispatcher_that_was_written_down_is_one_also_for_the_next_manager(sta
     assert manager.status(domain.id).pids == pids
     os.kill(pids[1], signal.SIGTERM)
     assert domain.wait().reason == "signaled"
+
+
+def test_an_init_that_is_killed_before_it_answers_a_new_manager_leaves_no_socket(state, manager):
+    domain = sh(manager, "exec sleep 1000")
+    init = managed.init_of(state, domain.id)
+    kill_manager(state)
+    (listening,) = managed.wait_until(lambda: list((state / "run").glob("d*")))
+    managed.stop(init)
+    with in_thread(domain.wait) as told:
+        try:
+            managed.wait_until(lambda: is_awaited(listening.name.replace("d", "n")))
+        finally:
+            os.kill(init, signal.SIGKILL)
+    assert told == [ExitStatus(255, "lost", None)]
+    assert not list((state / "run").glob("d*"))
+
+
+def is_awaited(name):
+    """Whether somebody waits to be accepted at a socket that was bound by this name: unix(7), /proc/net/unix."""
+    found = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
+    return any(words[5] == "02" and words[7:] == [name] for words in found)

@@ -48,6 +48,8 @@ class Endings:
             if id in self._table.adopting and never_began(slot):
                 continue  # as its adoption finds out
             whole = slot.state == ENDED and slot.key == domain.key
+            if not whole:
+                self._table.launcher.unlink_socket(domain.slot)
             ended = ended_by(slot) if whole else Ended(ExitStatus(LOST_STATUS, "lost", None), time.time())
             if (shared := self._table.shared.pop(id, None)) is not None:
                 shared.close()

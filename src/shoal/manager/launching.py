@@ -255,13 +255,13 @@ class Launcher:
             except OSError:
                 sock.close()
                 if not (this_boot and _lives(slot)) and self._loop.time() >= last:
-                    self._unlink(number)
+                    self.unlink_socket(number)
                     return None
                 await asyncio.sleep(0.01)  # it is about to listen, of which nothing tells that it could be waited for with the rest
                 continue
             return await self._adopted(number, slot, sock)
 
-    def _unlink(self, number: int) -> None:
+    def unlink_socket(self, number: int) -> None:
         """What an init that was killed has left of its socket."""
         for name in (f"d{number}", f"n{number}"):
             with suppress(FileNotFoundError):
