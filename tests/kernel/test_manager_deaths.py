@@ -307,16 +307,18 @@ def test_an_init_that_is_killed_before_it_answers_a_new_manager_leaves_no_socket
     kill_manager(state)
     (listening,) = managed.wait_until(lambda: list((state / "run").glob("d*")))
     managed.stop(init)
+    name = listening.name.replace("d", "n")
+    before = awaited(name)
     with in_thread(domain.wait) as told:
         try:
-            managed.wait_until(lambda: is_awaited(listening.name.replace("d", "n")))
+            managed.wait_until(lambda: awaited(name) > before)
         finally:
             os.kill(init, signal.SIGKILL)
     assert told == [ExitStatus(255, "lost", None)]
     assert not list((state / "run").glob("d*"))
 
 
-def is_awaited(name):
-    """Whether somebody waits to be accepted at a socket that was bound by this name: unix(7), /proc/net/unix."""
+def awaited(name):
+    """How many wait to be accepted at sockets that were bound by this name, whoever has them: unix(7), /proc/net/unix."""
     found = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
-    return any(words[5] == "02" and words[7:] == [name] for words in found)
+    return sum(words[5] == "02" and words[7:] == [name] for words in found)
