@@ -142,6 +142,7 @@ async def run(layout: Layout, ready: int | None = None, cores: Sequence[int] | N
         ready: a descriptor to tell of the beginning by: "ready", or what went wrong; closed then.
     """
     import asyncio  # here, since every client loads this module to dial
+    import gc
 
     from shoal.manager.running import Running
 
@@ -153,7 +154,10 @@ async def run(layout: Layout, ready: int | None = None, cores: Sequence[int] | N
             if ready is not None and _listens(layout):
                 _tell(ready, b"ready")
                 return 0
+            gc.disable()  # which would look again and again at domains that are found, none of which is garbage
             await running.start()
+            gc.freeze()
+            gc.enable()
         finally:
             os.close(starting)
     except ManagerError as error:
