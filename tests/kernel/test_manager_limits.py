@@ -165,6 +165,7 @@ def test_the_daemon_may_open_more_files_than_its_domains(state, manager):
 def test_a_manager_that_runs_out_of_descriptors_says_so_and_keeps_its_domains(state, manager):
     runs = [sh(manager, "sleep 1000")]
     pid = managed.manager_pid(state)
+    managed.wait_until(lambda: len(managed.processes(state, managed.DOMAIN)) >= AHEAD)  # each has a descriptor of the manager's
     set_limit(pid, open_files(pid) + 64 + 8)
     with pytest.raises(ManagerError, match="RLIMIT_NOFILE") as error:
         until_refused(lambda: sh(manager, "sleep 1000"), runs)

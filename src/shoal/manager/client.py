@@ -230,8 +230,8 @@ class Manager(AbstractContextManager["Manager"]):
                 rid, key, core, os.fsencode(found), words, variables, os.fsencode(directory), targets, kept, name, flags, box, given, own
             )
 
-        (_, token), _ = self._ask(request, fds)
-        return Domain(self, DomainCap.from_token(token))
+        (id, token), _ = self._ask(request, fds)
+        return Domain._started(self, id, token)
 
     def spawn_program_on_all_cores(
         self,
@@ -449,9 +449,20 @@ class Domain:
 
     def __init__(self, manager: Manager, cap: DomainCap) -> None:
         self._manager = manager
-        self.cap = cap
         self.id = cap.domain_id
         self._token = cap.to_token()
+
+    @classmethod
+    def _started(cls, manager: Manager, id: int, token: str) -> Domain:
+        """One that was started just now, whose capability most programs never look at."""
+        self = object.__new__(cls)
+        self._manager, self.id, self._token = manager, id, token
+        return self
+
+    @functools.cached_property
+    def cap(self) -> DomainCap:
+        """What it is held by."""
+        return DomainCap.from_token(self._token)
 
     def __repr__(self) -> str:
         return f"<shoal.manager.Domain {self.id}>"

@@ -58,8 +58,8 @@ class Room:
         if nearest is None:
             return
         if nearest.free < _OF_A_DOMAIN:
-            what = f"no room for another domain: there are {nearest.used} of {nearest.most} processes and threads that {nearest.name} allows"
-            raise ManagerError("SPAWN_ERR_DOMAIN_ALLOCATE", f"{what}; end some, or raise it")
+            count = f"{nearest.used} of {nearest.most} processes and threads that {nearest.name} allows"
+            raise ManagerError("SPAWN_ERR_DOMAIN_ALLOCATE", f"no room for another domain: there are {count}; end some, or raise it")
         self._until_next = nearest.free // (4 * _OF_A_DOMAIN)  # others make processes, too
 
 
