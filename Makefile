@@ -27,6 +27,7 @@ bench: $(VENV)/test.stamp
 	$(BIN)/python bench/executor.py $(BENCH_ARGS)
 	$(BIN)/python bench/one_import.py $(BENCH_ARGS)
 	$(BIN)/python bench/aio.py $(BENCH_ARGS)
+	$(BIN)/python bench/manager.py $(BENCH_ARGS)
 
 lint: $(VENV)/lint.stamp
 	$(BIN)/ruff check .
