@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -93,7 +94,8 @@ def start(layout: Layout, last: float, cores: Sequence[int] | None = None) -> bo
         said = _read_all(ready, last)
     finally:
         os.close(ready)
-    process.wait()
+    if process.poll() is None:  # it ends as soon as it has forked, and has not even begun: it is not waited for longer than asked
+        threading.Thread(target=process.wait, name="shoal-manager-start", daemon=True).start()
     if said == b"" and time.monotonic() >= last:
         raise TimeoutError("the manager did not begin to listen in time")
     if said not in (b"", b"ready"):
