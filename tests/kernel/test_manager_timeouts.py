@@ -42,7 +42,7 @@ def test_a_manager_that_does_not_answer_keeps_nobody_waiting_who_connects(stoppe
 
 def test_a_manager_that_does_not_answer_keeps_nobody_waiting_who_waits(stopped):
     for _ in range(2):
-        with pytest.raises(TimeoutError, match="has not ended within 0.2 s"):
+        with pytest.raises(TimeoutError, match=r"has not ended within 0\.2 s"):
             stopped.wait(timeout=BRIEF_S)
 
 
