@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 
 SOURCES := pyproject.toml $(wildcard meson.build meson.options README.md) $(shell find src -type f ! -name '*.pyc' 2>/dev/null)
 
-.PHONY: demo test vm-test bench lint format doc native-test clean system
+.PHONY: demo test vm-test bench lint format doc fuzz native-test clean system
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -27,6 +27,7 @@ bench: $(VENV)/test.stamp
 	$(BIN)/python bench/executor.py $(BENCH_ARGS)
 	$(BIN)/python bench/one_import.py $(BENCH_ARGS)
 	$(BIN)/python bench/aio.py $(BENCH_ARGS)
+	$(BIN)/python bench/manager.py $(BENCH_ARGS)
 
 lint: $(VENV)/lint.stamp
 	$(BIN)/ruff check .
@@ -42,6 +43,11 @@ format: $(VENV)/lint.stamp
 
 doc: $(VENV)/demo.stamp
 	$(BIN)/python docs/generate_reference.py
+
+# Hostile clients, and texts that are no queries; FUZZ_SECONDS=3600 make fuzz for longer, FUZZ_ARGS="--seed 7" to repeat one.
+fuzz: $(VENV)/test.stamp
+	$(BIN)/python tests/fuzz/wire.py --seconds $(or $(FUZZ_SECONDS),60) $(FUZZ_ARGS)
+	$(BIN)/python tests/fuzz/names_query.py --seconds $(or $(FUZZ_SECONDS),60) $(FUZZ_ARGS)
 
 native-test:
 	$(MAKE) -C tests/native check

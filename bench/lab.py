@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -41,7 +42,7 @@ class _Conversation:
         self._answers = os.fdopen(answer_read)
 
     def ask(self, line: str) -> str:
-        print(line, file=self._requests, flush=True)
+        self.tell(line)
         return self.listen()
 
     def listen(self) -> str:
@@ -50,8 +51,15 @@ class _Conversation:
             raise CaseFailed(f"the measuring process ended with {self._process.wait()}")
         return line
 
+    def tell(self, line: str) -> None:
+        print(line, file=self._requests, flush=True)
+
     def _values(self, request: dict[str, Any]) -> list[float]:
-        reply = json.loads(self.ask(json.dumps(request)))
+        self.tell(json.dumps(request))
+        return self._answered()
+
+    def _answered(self) -> list[float]:
+        reply = json.loads(self.listen())
         if "failed" in reply:
             raise CaseFailed(reply["failed"])
         values: list[float] = reply["values"]
@@ -120,6 +128,39 @@ class Calls(_Conversation):
         return lambda: self._values({"crowd": what, "count": count})
 
 
+class Client(_Conversation):
+    """A Python process that starts programs through the manager, or by itself."""
+
+    def __init__(self) -> None:
+        super().__init__([sys.executable, str(HERE / "manager_worker.py")])
+
+    def launches(self, peer: str, program: str, count: int) -> Take:
+        """Durations in microseconds of `count` launches, one after the other."""
+        return lambda: self._values({"peer": peer, "program": program, "count": count})
+
+    def begin(self, peer: str, program: str, seconds: float) -> None:
+        """Let it launch one after the other until the time is over."""
+        self.tell(json.dumps({"peer": peer, "program": program, "seconds": seconds}))
+
+    def finish(self) -> list[float]:
+        """The durations in microseconds of what it has launched."""
+        return self._answered()
+
+
+def together(clients: Sequence[Client], peer: str, program: str, seconds: float, kept: list[float]) -> Take:
+    """One value: launches per second of all clients at the same time. Their durations are added to `kept`."""
+
+    def take() -> list[float]:
+        for client in clients:
+            client.begin(peer, program, seconds)
+        taken = [client.finish() for client in clients]
+        for each in taken:
+            kept.extend(each)
+        return [sum(len(each) / sum(each) for each in taken) * 1e6]
+
+    return take
+
+
 class Floor(_Conversation):
     """The C launcher of floor.c, which times itself."""
 
@@ -134,3 +175,19 @@ class Floor(_Conversation):
             return taken[1:]  # the first one warms up, as in the worker
 
         return take
+
+
+def floors_at_once(floors: Sequence[Floor], program: str, seconds: float) -> Take:
+    """One value: launches per second of several C launchers at the same time, each of which takes about so many seconds."""
+
+    def take() -> list[float]:
+        first = [int(word) for word in floors[0].ask(f"50 {program}").split()]
+        count = max(50, int(seconds * 1e9 / (sum(first) / len(first)) / len(floors)))
+        for floor in floors:
+            floor.tell(f"{count} {program}")
+        taken = [[int(word) for word in floor.listen().split()] for floor in floors]
+        if min(map(min, taken)) < 0:
+            raise CaseFailed("floor: a launch failed")
+        return [sum(len(each) / sum(each) for each in taken) * 1e9]
+
+    return take

@@ -35,7 +35,9 @@ def as_svg(facts: Mapping[str, str], answers: Sequence[Answer]) -> str:
 
 def _panel(answer: Answer, top: int) -> tuple[list[str], int]:
     columns = list(next(iter(answer.results.values())))
-    unit = {"us": "µs, less is better", "1/s": "per second, more is better", "KiB": "KiB, less is better"}[answer.unit]
+    unit = {"us": "µs, less is better", "1/s": "per second, more is better", "KiB": "KiB, less is better", "ms": "ms, less is better"}[
+        answer.unit
+    ]
     parts = [_text(MARGIN, top + 22, f"{answer.title} ({unit})", size=14, weight="bold")]
     x = MARGIN
     for index, column in enumerate(columns):

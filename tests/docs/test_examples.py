@@ -112,6 +112,19 @@ def test_a_program_written_for_socket_activation_works_unchanged():
     assert "answer: THROUGH A PROGRAM WITHOUT A NETWORK" in result.stdout
 
 
+@pytest.mark.timeout(120)
+def test_domains_do_what_the_test_of_barrelfish_asks_for(tmp_path):
+    result = run("domains.py", env=os.environ | {"TMPDIR": str(tmp_path)})
+    assert (result.returncode, result.stderr) == (0, ""), result.stdout
+    *steps, last = result.stdout.splitlines()
+    assert [line for line in steps if line.startswith("Failed")] == []
+    assert last == "all as it should be"
+    if os.cpu_count() > 1:
+        assert [line for line in steps if "one kill ends both" in line and "is there" in line] == steps[2:4]
+    assert len([line for line in steps if line.endswith("after the last line")]) == min(2, os.cpu_count())
+    assert list(tmp_path.iterdir()) == []
+
+
 def untrusted(tmp_path, source, *arguments, **options):
     script = tmp_path / "script.py"
     script.write_text(source)

@@ -1,12 +1,16 @@
 """The protocol of the manager under fire, for as long as one likes: hostile clients, one after the other, beside a good one.
 
-    python tests/fuzz/wire.py [SECONDS] [SEED]     # 60 s, from a seed of its own choice, which is printed with what went wrong
+    python tests/fuzz/wire.py                          # a minute, from a seed of its own choice, which is printed
+    python tests/fuzz/wire.py --seconds 3600 --seed 7
+    python tests/fuzz/wire.py --seconds 0 --seed SEED  # again one client that did harm: each is drawn from a seed of its own
 
-Every client is drawn from its own seed, so that one alone can be repeated: python tests/fuzz/wire.py 0 SEED
+What went wrong is printed with the seed of the client and what it has sent, and the exit status is 1. tests/unit/test_wire_fuzz.py runs
+it for a moment.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import random
 import sys
@@ -22,10 +26,13 @@ from shoal.manager import wire
 MESSAGES = 40
 
 
-def main() -> int:
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
-    first = int(sys.argv[2]) if len(sys.argv) > 2 else random.SystemRandom().randrange(10**9)
-    until = time.monotonic() + seconds
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    options = parser.parse_args(arguments)
+    first = options.seed
+    until = time.monotonic() + options.seconds
     with Besieged() as besieged:
         storm(besieged, random.Random(0), MESSAGES)
         before = descriptors()
@@ -46,4 +53,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

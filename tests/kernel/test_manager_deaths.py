@@ -322,3 +322,40 @@ def awaited(name):
     """How many wait to be accepted at sockets that were bound by this name, whoever has them: unix(7), /proc/net/unix."""
     found = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
     return sum(words[5] == "02" and words[7:] == [name] for words in found)
+
+
+MANY = 600
+"""More than a new manager begins to look for at once."""
+
+
+def private_kib(pid):
+    fields = [line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]]
+    return sum(int(words[1]) for words in fields if words[0] in ("Private_Clean:", "Private_Dirty:"))
+
+
+def test_hundreds_of_domains_are_found_again_each_at_the_price_of_some_kib_and_one_descriptor(state, manager, tmp_path):
+    tmp_path.chmod(0o755)
+    odd = tmp_path / os.fsdecode(b"not utf-8 \xff")
+    odd.mkdir()
+    first = manager.spawn_program(manager.cores()[0], "sleep", ["sleep", "1000"], cwd=odd)
+    managed.wait_until(lambda: len(waiting_inits(state)) >= 9)
+    pid = managed.manager_pid(state)
+    before_kib = private_kib(pid)
+
+    def start(number):
+        return manager.spawn_program(manager.cores()[number % len(manager.cores())], "sleep", ["sleep", "1000"])
+
+    with ThreadPoolExecutor(4) as pool:
+        domains = [first, *pool.map(start, range(MANY - 1))]
+    assert private_kib(managed.init_of(state, domains[-1].id)) <= 100
+    kill_manager(state)
+    assert manager.domains() == sorted(domain.id for domain in domains)
+    after = managed.manager_pid(state)
+    assert after != pid
+    assert private_kib(after) - before_kib < 10 * MANY
+    managed.wait_until(lambda: len(waiting_inits(state)) == 0)
+    assert len(os.listdir(f"/proc/{after}/fd")) < MANY + 40
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda domain: domain.kill(), domains))
+    assert {domain.wait() for domain in domains} == {KILLED}
+    managed.wait_until(lambda: managed.slots(state) == {})

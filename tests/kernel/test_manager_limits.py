@@ -7,11 +7,15 @@ import resource
 import select
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from rig import managed
+from rig.features import needs
 
 import shoal.manager
 from shoal.manager import ExitStatus, ManagerError, wire
@@ -161,6 +165,7 @@ def test_the_daemon_may_open_more_files_than_its_domains(state, manager):
 def test_a_manager_that_runs_out_of_descriptors_says_so_and_keeps_its_domains(state, manager):
     runs = [sh(manager, "sleep 1000")]
     pid = managed.manager_pid(state)
+    managed.wait_until(lambda: len(managed.processes(state, managed.DOMAIN)) >= AHEAD)  # each has a descriptor of the manager's
     set_limit(pid, open_files(pid) + 64 + 8)
     with pytest.raises(ManagerError, match="RLIMIT_NOFILE") as error:
         until_refused(lambda: sh(manager, "sleep 1000"), runs)
@@ -180,6 +185,65 @@ def spawned(manager):
     with contextlib.suppress(ManagerError):
         return sh(manager, "sleep 1000")
     return None
+
+
+PROCESSES = 70
+"""How many processes a manager may have here, with its domains."""
+
+
+@pytest.fixture
+def narrow(state, manager):
+    """A cgroup that the manager is in, and what it starts, with room for a few processes."""
+    directory = Path(f"/sys/fs/cgroup/pids/shoal-{os.getpid()}")
+    directory.mkdir()
+    try:
+        (directory / "pids.max").write_text(str(PROCESSES))
+        (directory / "cgroup.procs").write_text(str(managed.manager_pid(state)))
+        yield directory
+    finally:
+        managed.end_all(state)
+        managed.wait_until(lambda: not (directory / "cgroup.procs").read_text())
+        directory.rmdir()
+
+
+@needs("a cgroup v1 tree that limits processes")
+def test_a_limit_of_processes_that_would_be_hit_is_named_before_it_is(narrow, manager):
+    runs = []
+    with pytest.raises(ManagerError, match=rf"processes and threads that {narrow}/pids\.max allows; end some, or raise it") as error:
+        until_refused(lambda: sh(manager, "exec sleep 1000"), runs)
+    assert error.value.code == "SPAWN_ERR_DOMAIN_ALLOCATE"
+    assert len(runs) > 8
+    assert int((narrow / "pids.current").read_text()) < PROCESSES  # nobody was kept from making one
+    while len(runs) > 1 and (domain := spawned(manager)) is None:
+        runs.pop().kill()
+    assert domain is not None  # there is room again
+    domain.kill()
+    assert manager.domains() == [domain.id for domain in runs]
+
+
+IN_A_SMALL_NAMESPACE = """
+import pathlib, shoal.manager
+pathlib.Path("/proc/sys/kernel/pid_max").write_text("400")
+with shoal.manager.connect() as manager:
+    count = 0
+    try:
+        while True:
+            manager.spawn_program(manager.cores()[0], "sleep", ["sleep", "1000"])
+            count += 1
+    except shoal.manager.ManagerError as error:
+        print(error.code, count, error.message)
+    print(len(manager.domains()))
+"""
+
+
+@needs("a limit of processes for each pid namespace (Linux 6.14)")
+def test_the_last_numbers_of_processes_are_left_to_others(state):
+    command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, "-c", IN_A_SMALL_NAMESPACE]
+    told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    code, count, message = told.splitlines()[0].split(" ", 2)
+    assert code == "SPAWN_ERR_DOMAIN_ALLOCATE"
+    assert "of 400 processes and threads that kernel.pid_max allows" in message
+    assert int(told.splitlines()[1]) == int(count) > 100
 
 
 def test_without_any_descriptor_left_requests_fail_one_by_one_and_nothing_is_lost(state, manager):

@@ -33,6 +33,10 @@ def _user_namespaces() -> bool:
     return subprocess.run(["unshare", "--user", "true"], capture_output=True, check=False).returncode == 0
 
 
+def _release() -> tuple[int, ...]:
+    return tuple(int(part) for part in os.uname().release.split(".")[:2] if part.isdigit())
+
+
 def _readable_kernel_log() -> bool:
     try:
         os.close(os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK))
@@ -46,6 +50,8 @@ FEATURES: dict[str, Callable[[], bool]] = {
     "an ordinary user": lambda: os.geteuid() != 0,
     "a cgroup v2 tree in which groups can be made": _can_make_cgroups,
     "user namespaces for ordinary users": _user_namespaces,
+    "a limit of processes for each pid namespace (Linux 6.14)": lambda: os.geteuid() == 0 and _release() >= (6, 14),
+    "a cgroup v1 tree that limits processes": lambda: os.access("/sys/fs/cgroup/pids/cgroup.procs", os.W_OK),
     "a log of the kernel that this user may read": _readable_kernel_log,
     "file systems in user space (/dev/fuse)": lambda: os.access("/dev/fuse", os.R_OK | os.W_OK) and os.geteuid() == 0,
     "systemd-socket-proxyd (Debian package systemd)": lambda: os.access(SOCKET_PROXY, os.X_OK),

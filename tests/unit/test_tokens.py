@@ -75,6 +75,25 @@ def test_a_capability_says_which_domain_it_is_for_where_nobody_else_does(mint, v
     assert verifier.verify(mint.domain(2**32 - 1), None, DomainRights.WAIT).domain_id == 2**32 - 1
 
 
+def test_what_a_mint_says_of_a_capability_is_what_is_read_in_it(mint, verifier):
+    for cap in (mint.domain(7, generation=3), mint.domain(0, FOR_ITSELF), mint.domain(9, DomainRights.WAIT | DomainRights.LOGS)):
+        assert verifier.read(cap.to_token()) == DomainCap.from_token(cap.to_token()).reading == cap.reading
+    manager = mint.manager(ManagerRights.LIST)
+    assert verifier.read(manager) == ManagerCap.from_token(manager.to_token()).reading == manager.reading
+
+
+def test_a_capability_that_was_minted_here_is_taken_unread_and_no_other_is(mint, verifier):
+    known, other = mint.domain(7), mint.domain(7)
+    elsewhere = Verifier(RootKey.generate().public)  # which can check neither of the two signatures
+    elsewhere.learn(known)
+    assert elsewhere.verify(known.to_token(), 7, DomainRights.KILL).rights == FOR_SPAWNER
+    assert refused(elsewhere, other).refusal.why == "other manager"
+    assert refused(elsewhere, known.attenuate(DomainRights.KILL)).refusal.why == "other manager"
+    elsewhere.revocations.apply(elsewhere.revocations.of_all(7))
+    assert refused(elsewhere, known).refusal.why == "revoked"
+    assert refused(elsewhere, known, domain=8).refusal.why == "other domain"
+
+
 def test_several_rights_asked_at_once_have_to_be_there_all(mint, verifier):
     cap = mint.domain(7).attenuate(DomainRights.WAIT | DomainRights.KILL)
     verifier.verify(cap, 7, DomainRights.WAIT | DomainRights.KILL)

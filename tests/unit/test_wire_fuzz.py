@@ -4,6 +4,9 @@ tests/fuzz/wire.py does the same for as long as one likes.
 """
 
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -46,3 +49,11 @@ def test_no_bytes_do_harm(besieged, data, cut):
         besieged.turn()
     besieged.settle()
     check_unharmed(besieged, before)
+
+
+def test_the_fuzz_target_goes_on_for_as_long_as_it_is_told():
+    target = Path(__file__).resolve().parents[1] / "fuzz" / "wire.py"
+    done = subprocess.run([sys.executable, target, "--seconds", "1", "--seed", "5"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert "clients, seeds 5 to" in done.stdout
+    assert "nothing went wrong" in done.stdout

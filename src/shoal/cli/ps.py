@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 from typing import TYPE_CHECKING
 
 from shoal.cli.contact import has_history, reached
@@ -39,15 +40,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Outcome:
+    gc.disable()  # a process that ends soon, and makes a lot of which nothing is garbage
     found = statuses(ended=args.all) if has_history() else []
     if args.quiet:
         return Outcome(text="\n".join(str(status.id) for status in found), data=[status.id for status in found])
+    if args.json:
+        return Outcome(data=[as_data(status) for status in found])
     screen = Screen.of_stdout()
     if not found and screen.width is not None:
         text = "No domain is known." if args.all else _NONE
     else:
         text = table(found, screen, ended=args.all)
-    return Outcome(text=text, data=[as_data(status) for status in found])
+    return Outcome(text=text)
 
 
 def statuses(*, ended: bool) -> list[DomainStatus]:

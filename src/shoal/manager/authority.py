@@ -33,7 +33,9 @@ class Authority:
     def mint(self, domain: int) -> str:
         """A capability for a domain, for who has started it."""
         generation = self._verifier.revocations.generation(domain)
-        return self._mint.domain(domain, generation=generation).to_token()
+        made = self._mint.domain(domain, generation=generation)
+        self._verifier.learn(made)
+        return made.to_token()
 
     def own_of_domain(self, domain: int) -> DomainCap:
         """A capability for a domain, for itself: it may do everything with it."""

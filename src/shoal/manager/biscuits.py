@@ -39,7 +39,7 @@ from shoal.manager.instant import Instant
 from shoal.manager.rights import DomainRights, ManagerRights, from_words, words
 
 if TYPE_CHECKING:
-    from biscuit_auth import Biscuit, PublicKey, UnverifiedBiscuit
+    from biscuit_auth import Biscuit, UnverifiedBiscuit
 
 CODE: Final = "PROC_MGMT_ERR_DOMAIN_CAP_HASH"
 """What the seed says of anything that is no domain capability it can read."""
@@ -138,12 +138,19 @@ class Reading:
         return min((deadline.left_s(now) for deadline in self.deadlines), default=float("inf"))
 
 
-def first_block(domain_id: int | None, generation: int, rights: DomainRights | ManagerRights, public: PublicKey, boot: str) -> str:
-    """The source of what the manager signs. Without a domain, the capability is for the manager itself."""
+def first_block(domain_id: int | None, generation: int, rights: DomainRights | ManagerRights, minted_by: str, boot: str) -> str:
+    """The source of what the manager signs. Without a domain, the capability is for the manager itself.
+
+    Args:
+        minted_by: the manager's public key, in hexadecimal.
+    """
     what = f"manager({generation})" if domain_id is None else f"domain({domain_id}, {generation})"
-    facts = [what, *(f'right("{word}")' for word in words(rights))]
-    facts += [f'minted_by("ed25519/{bytes(public.to_bytes()).hex()}")', f'boot("{boot}")']
-    return "; ".join(facts)
+    return f'{what}; {_rights_source(rights)}; minted_by("ed25519/{minted_by}"); boot("{boot}")'
+
+
+@functools.lru_cache
+def _rights_source(rights: DomainRights | ManagerRights) -> str:
+    return "; ".join(f'right("{word}")' for word in words(rights))
 
 
 def narrowing(rights: DomainRights | ManagerRights, deadline: Deadline | None) -> str:

@@ -82,9 +82,13 @@ class Manager(AbstractContextManager["Manager"]):
     """
 
     def __init__(
-        self, dial: Callable[[float | None], socket.socket], token: Callable[[], str | None], on_close: Callable[[], None]
+        self,
+        dial: Callable[[float | None], socket.socket],
+        token: Callable[[], str | None],
+        on_close: Callable[[], None],
+        patience_s: float | None = None,
     ) -> None:
-        self._dial, self._token, self._on_close = dial, token, on_close
+        self._dial, self._token, self._on_close, self._patience_s = dial, token, on_close, patience_s
         self._lock = threading.Lock()
         self._connection: Connection | None = None
         self._closed = False
@@ -232,8 +236,8 @@ class Manager(AbstractContextManager["Manager"]):
                 rid, key, core, os.fsencode(found), words, variables, os.fsencode(directory), targets, kept, name, flags, box, given, own
             )
 
-        (_, token), _ = self._ask(request, fds)
-        return Domain(self, DomainCap.from_token(token))
+        (id, token), _ = self._ask(request, fds)
+        return Domain._started(self, id, token)
 
     def spawn_program_on_all_cores(
         self,
@@ -407,12 +411,12 @@ class Manager(AbstractContextManager["Manager"]):
                 try:
                     return connection.call(request, fds, last)
                 except TimeoutError:
-                    connection.call(wire.Cancel(connection.number(), request.rid))
+                    connection.tell(wire.Cancel(connection.number(), request.rid))
                     raise
             except ConnectionLost:
                 if attempt == _TRIES - 1 or self._closed:
                     raise
-                connection.await_peer(_DYING_S)
+                connection.await_peer(_DYING_S if last is None else min(_DYING_S, max(0.0, last - time.monotonic())))
         raise AssertionError
 
     def _connected_again(self, last: float | None) -> Connection:
@@ -432,6 +436,8 @@ class Manager(AbstractContextManager["Manager"]):
                 return known
             if known is not None and known.made_in == os.getpid():
                 known.close()
+            if last is None and self._patience_s is not None:
+                last = time.monotonic() + self._patience_s
             left = None if last is None else max(0.0, last - time.monotonic())
             made = Connection(self._dial(left))
             self._connection = made
@@ -451,9 +457,20 @@ class Domain:
 
     def __init__(self, manager: Manager, cap: DomainCap) -> None:
         self._manager = manager
-        self.cap = cap
         self.id = cap.domain_id
         self._token = cap.to_token()
+
+    @classmethod
+    def _started(cls, manager: Manager, id: int, token: str) -> Domain:
+        """One that was started just now, whose capability most programs never look at."""
+        self = object.__new__(cls)
+        self._manager, self.id, self._token = manager, id, token
+        return self
+
+    @functools.cached_property
+    def cap(self) -> DomainCap:
+        """What it is held by."""
+        return DomainCap.from_token(self._token)
 
     def __repr__(self) -> str:
         return f"<shoal.manager.Domain {self.id}>"
@@ -552,7 +569,7 @@ def connect(address: str | None = None, *, timeout: Duration | None = None) -> M
 
     Args:
         address: the socket of another manager, which is not started. $SHOAL_STATE_DIR names another state directory.
-        timeout: for each connection: seconds, or text such as "5s".
+        timeout: for each connection, until the manager has answered on it: seconds, or text such as "5s".
     Raises:
         ManagerError: no manager can be reached or started; says why. TimeoutError: not in time.
     Source: proc_mgmt_bind_client() in Barrelfish's proc_mgmt_client.c.
@@ -571,7 +588,7 @@ def connect(address: str | None = None, *, timeout: Duration | None = None) -> M
         except OSError:
             return None  # who may not read it is a client without it
 
-    manager = Manager(lambda left: dial(layout, patience if left is None else left, starts=address is None), token, lambda: None)
+    manager = Manager(lambda left: dial(layout, left, starts=address is None), token, lambda: None, patience)
     manager._connected(None)
     return manager
 

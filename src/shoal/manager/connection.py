@@ -129,6 +129,14 @@ class Connection:
             raise ManagerError(answer.code, answer.message)
         return answer.value, pending.fds
 
+    def tell(self, request: wire.Request) -> None:
+        """Send a request, whose answer nobody waits for.
+
+        Raises:
+            ConnectionLost: nobody is there.
+        """
+        self._send(wire.frame(wire.encode(request)), ())
+
     def _send(self, data: bytes, fds: Sequence[int]) -> None:
         with self._sending:
             try:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -93,7 +94,8 @@ def start(layout: Layout, last: float, cores: Sequence[int] | None = None) -> bo
         said = _read_all(ready, last)
     finally:
         os.close(ready)
-    process.wait()
+    if process.poll() is None:  # it ends as soon as it has forked, and has not even begun: it is not waited for longer than asked
+        threading.Thread(target=process.wait, name="shoal-manager-start", daemon=True).start()
     if said == b"" and time.monotonic() >= last:
         raise TimeoutError("the manager did not begin to listen in time")
     if said not in (b"", b"ready"):
@@ -142,6 +144,7 @@ async def run(layout: Layout, ready: int | None = None, cores: Sequence[int] | N
         ready: a descriptor to tell of the beginning by: "ready", or what went wrong; closed then.
     """
     import asyncio  # here, since every client loads this module to dial
+    import gc
 
     from shoal.manager.running import Running
 
@@ -153,7 +156,10 @@ async def run(layout: Layout, ready: int | None = None, cores: Sequence[int] | N
             if ready is not None and _listens(layout):
                 _tell(ready, b"ready")
                 return 0
+            gc.disable()  # which would look again and again at domains that are found, none of which is garbage
             await running.start()
+            gc.freeze()
+            gc.enable()
         finally:
             os.close(starting)
     except ManagerError as error:

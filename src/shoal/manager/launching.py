@@ -29,6 +29,7 @@ from shoal.manager.layout import Layout, out_of
 from shoal.manager.ledger import CAUSE_UNBEGUN, Ledger, Slot
 from shoal.manager.link import Link, Outcome, send_plan
 from shoal.manager.nurseries import Nurseries
+from shoal.manager.room import Room
 from shoal.manager.spawnds import Spawnds
 from shoal.manager.wire import SpawnProgram
 from shoal.packing import count_strings
@@ -71,6 +72,7 @@ class Launcher:
         fds = (self.ledger.fileno(), self._run, self._logs)
         self.spawnds = Spawnds(loop, own, Nurseries(loop, *fds), token, fds, on_change)
         self._highest = 0
+        self._room = Room()
 
     def close(self) -> None:
         """Leave every domain alone."""
@@ -85,9 +87,10 @@ class Launcher:
         """A place for a domain.
 
         Raises:
-            ManagerError: the disk is full, or so many files are open that it would hinder those that are there.
+            ManagerError: the disk is full, or there are so many files or processes that it would hinder those that are there.
         """
         self._check_room()
+        self._room.check()
         return Seat(id, self.ledger.take(), secrets.randbits(63))
 
     def _check_room(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ from shoal.manager.names.changes import Changes
 from shoal.manager.names.events import Event
 from shoal.manager.names.journal import Entry, RecordGone, RecordKept, SequenceFloor, SequenceGone, SequenceKept
 from shoal.manager.names.parse import parse
-from shoal.manager.names.registry import On, Registry, When
+from shoal.manager.names.registry import GONE_AT_ONCE, On, Registry, When
 from shoal.manager.names.store import Lifetime, Mode, Terms
 from shoal.manager.store import Store
 
@@ -61,12 +62,14 @@ class Kept:
 class Naming:
     """For the loop's thread."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, later: Callable[[Callable[[], None]], object]) -> None:
         """
+        Args:
+            later: has something called at another turn of the loop.
         Raises:
             ManagerError: what is to be restored cannot be read.
         """
-        self._store = store
+        self._store, self._later = store, later
         self._registry = Registry()
         self._sessions: dict[Client, int] = {}
         self._clients: dict[int, Client] = {}
@@ -128,10 +131,16 @@ class Naming:
         session = self._sessions.pop(client, None)
         if session is not None:
             del self._clients[session]
-            try:
-                self._carry_out(self._registry.close_session(session))
-            except ManagerError as error:
-                print(f"shoal manager: {error}", file=sys.stderr)  # nobody waits for the answer
+            self._end(session)
+
+    def _end(self, session: int) -> None:
+        """End a session, so much of it at a time that the others are served meanwhile."""
+        try:
+            self._carry_out(self._registry.close_session(session, most=GONE_AT_ONCE))
+        except ManagerError as error:
+            print(f"shoal manager: {error}", file=sys.stderr)  # nobody waits for the answer
+        if self._registry.is_ending(session):
+            self._later(functools.partial(self._end, session))
 
     def _session(self, client: Client) -> int:
         session = self._sessions.get(client)

@@ -18,6 +18,8 @@ AS_THE_KERNEL_SAYS: Final = -1
 _ORDER: Final = struct.Struct("=IiiIQQQ")
 _TOLD: Final = struct.Struct("=IiiIQQ")
 _FDS: Final = 4
+_SENDING: Final = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)  # put together here, since that takes as long as sending
+_RECEIVING: Final = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
 
 
 class Told(NamedTuple):
@@ -39,7 +41,7 @@ def order(sock: socket.socket, kind: int, a: int = 0, b: int = 0, *, c: int = 0,
         OSError: the init has ended, or does not listen.
     """
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    sock.sendmsg([_ORDER.pack(kind, a, b, 0, c, d, e)], ancillary, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+    sock.sendmsg([_ORDER.pack(kind, a, b, 0, c, d, e)], ancillary, _SENDING)
 
 
 def told(sock: socket.socket) -> Told | None:
@@ -49,7 +51,7 @@ def told(sock: socket.socket) -> Told | None:
         BlockingIOError: nothing is.
     """
     try:
-        data, ancillary, _, _ = sock.recvmsg(_TOLD.size, socket.CMSG_SPACE(_FDS * 4), socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+        data, ancillary, _, _ = sock.recvmsg(_TOLD.size, socket.CMSG_SPACE(_FDS * 4), _RECEIVING)
     except ConnectionError:
         return None
     fds = array.array("i")

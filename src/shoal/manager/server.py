@@ -29,9 +29,6 @@ PATIENCE_S: Final = 30.0
 """How long the rest of a request with descriptors may take to come."""
 _MESSAGE_MOST: Final = 64 << 10
 _CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred
-_ROUNDS: Final = 16
-"""How often one client is read before it is another's turn."""
-
 
 LIMITS: Final = Limits()
 
@@ -104,15 +101,14 @@ class Connection:
 
     def _readable(self) -> None:
         try:
-            for _ in range(_ROUNDS):
-                if not self._inbox.receive(self._socket):
-                    self.close()
+            if not self._inbox.receive(self._socket):  # once: if there is more, the loop says so, when it is our turn again
+                self.close()
+                return
+            while (found := self._inbox.next()) is not None:
+                self._be_patient()
+                self._take(*found)
+                if self._socket.fileno() < 0:
                     return
-                while (found := self._inbox.next()) is not None:
-                    self._be_patient()
-                    self._take(*found)
-                    if self._socket.fileno() < 0:
-                        return
         except BlockingIOError:
             pass
         except (OSError, WireError):

@@ -49,7 +49,7 @@ class Service:
             ManagerError: it may not run on one of them.
         """
         table = self._table = Table(loop, layout, store, authority)
-        self._naming = Naming(store)
+        self._naming = Naming(store, loop.call_soon)
         self._announcing = Announcing(table, self._naming)
         endings = Endings(table)
         own, changed = own_cores(store, cores), self._announcing.core_changed

@@ -62,6 +62,11 @@ class _Cap(Generic[R]):
         return self._reading.rights  # type: ignore[return-value]
 
     @property
+    def reading(self) -> Reading:
+        """All that it says."""
+        return self._reading
+
+    @property
     def id(self) -> str:
         """What logs call it: the beginning of `revocation_id`."""
         return self._reading.id
@@ -187,6 +192,7 @@ class Mint:
 
     def __init__(self, key: RootKey) -> None:
         self._key = key
+        self._public = bytes(key.public.to_bytes()).hex()
 
     def domain(self, domain_id: int, rights: DomainRights = FOR_SPAWNER, *, generation: int = 0) -> DomainCap:
         """A capability for a domain.
@@ -215,9 +221,10 @@ class Mint:
     def _sign(self, domain_id: int | None, generation: int, rights: DomainRights | ManagerRights) -> tuple[str, Reading]:
         if not rights:
             raise ValueError("a capability without any right is none")
-        source = first_block(domain_id, generation, rights, self._key.public, boot_id())
+        boot = boot_id()
+        source = first_block(domain_id, generation, rights, self._public, boot)
         made = load().BiscuitBuilder(source).build(self._key.private)
-        return made.to_base64(), read(made)
+        return made.to_base64(), Reading(domain_id, generation, rights, (), tuple(made.revocation_ids), self._public, boot)
 
 
 def _deadline(expires: float | str, boot: str) -> Deadline:

@@ -18,6 +18,7 @@ import msgspec
 
 FRAME_MOST: Final = 4 << 20
 """Bytes of one frame: more than the kernel takes as arguments and environment together."""
+_CLOSED_ON_EXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
 FDS_MOST: Final = 64
 """Descriptors in one frame."""
 VERSION: Final = 1
@@ -368,7 +369,7 @@ class Inbox:
             BlockingIOError: with MSG_DONTWAIT, nothing is there. OSError: the connection is broken.
             WireError: descriptors were lost: we have too many.
         """
-        data, control, notes, _ = sock.recvmsg(65536, socket.CMSG_SPACE(FDS_MOST * 4), flags | socket.MSG_CMSG_CLOEXEC)
+        data, control, notes, _ = sock.recvmsg(65536, socket.CMSG_SPACE(FDS_MOST * 4), flags | _CLOSED_ON_EXEC)
         for _, _, content in control:
             fds = array.array("i")
             fds.frombytes(content[: len(content) // 4 * 4])

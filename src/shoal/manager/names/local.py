@@ -18,7 +18,7 @@ from shoal.manager.names.events import Event, Mailbox
 from shoal.manager.names.journal import Entry
 from shoal.manager.names.query import Query
 from shoal.manager.names.record import Record
-from shoal.manager.names.registry import On, Registry, When
+from shoal.manager.names.registry import GONE_AT_ONCE, On, Registry, When
 from shoal.manager.names.store import PLAIN, Terms
 from shoal.manager.names.value import Closable
 
@@ -212,13 +212,22 @@ class LocalNames:
             left.append(registry.remove_capability(self._session, key))
 
     def close(self) -> None:
-        with self._service._registry_alone() as (registry, left):
-            left.append(registry.close_session(self._session))
+        with self._service._registry_alone():
             watchings = self._service._watchings
             for watch, watching in list(watchings.items()):
                 if watching._session == self._session:
                     watching._end()
                     del watchings[watch]
+        is_ending, failure = True, None
+        while is_ending:  # others have the registry in between
+            try:
+                with self._service._registry_alone() as (registry, left):
+                    left.append(registry.close_session(self._session, most=GONE_AT_ONCE))
+                    is_ending = registry.is_ending(self._session)
+            except Exception as error:  # of the journal; the session ends all the same
+                failure = error
+        if failure is not None:
+            raise failure
 
     def _watching(self, watch: int | None, present: list[Event], *, is_subscription: bool) -> LocalWatching:
         watching = LocalWatching(self._service, self._session, watch, present, is_subscription=is_subscription)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterable, Iterator
-from typing import Literal
+from typing import Final, Literal
 
 from shoal.manager.errors import ManagerError
 from shoal.manager.names.accounts import Accounts
@@ -34,6 +34,10 @@ When = Literal["always", "present", "absent"]
 """When a watch is installed: always, or only if something matches at this moment, or only if nothing does."""
 
 On = Literal["set", "delete"]
+
+
+GONE_AT_ONCE: Final = 200
+"""How many records of a session that ends should go before it is another's turn: a few milliseconds."""
 
 
 class Registry:
