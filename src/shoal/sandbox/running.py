@@ -127,6 +127,7 @@ class Running:
                 policy=request.on_output_limit,
                 spill_directory=request.spill_directory,
                 in_loop=self._in_loop,
+                heard=request.heard,
             )
             ends = self.pump.ends
         self._order = Order(program, request.words[1:], request.descriptors(ends), host_cwd)
