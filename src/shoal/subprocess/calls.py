@@ -9,8 +9,8 @@ from subprocess import PIPE, STDOUT, CalledProcessError, CompletedProcess, Timeo
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import shoal.subprocess as package
+from shoal.handles.tree import END_S
 from shoal.subprocess.popen import Popen
-from shoal.subprocess.tree import END_S
 
 if TYPE_CHECKING:
     from shoal.arguments import StrOrBytesPath

@@ -22,6 +22,7 @@ from shoal.handles import reaper
 from shoal.handles.deadline import Deadline, is_ready
 from shoal.handles.process import Process, Usage
 from shoal.handles.reaper import OwnedFd
+from shoal.handles.tree import Left
 from shoal.launcher import END_S
 from shoal.sandbox.box import Sandbox
 from shoal.sandbox.denied import Denied
@@ -35,7 +36,6 @@ from shoal.sandbox.running import LOOK_S
 from shoal.status import BadHandleError, BadStateError, Stage, Status, failure
 from shoal.subprocess import watch
 from shoal.subprocess.inheritance import kept_fds
-from shoal.subprocess.tree import Left
 from shoal.units import parse_duration
 
 if TYPE_CHECKING:
