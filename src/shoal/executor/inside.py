@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Never, TextIO
 
 from shoal.executor import wire
@@ -328,7 +328,7 @@ _FORK_HOOKS = (("threading", "_after_fork"), ("logging", "_after_at_fork_child_r
 may note that this is a fork, so they are not rehearsed."""
 _REHEARSALS = 20
 """From the eighth time on CPython 3.11 specializes what it executes."""
-_REHEARSED = (
+_REHEARSED: tuple[Callable[..., object], ...] = (
     lambda number, more: [number, more, {"a": b"b"}, None, True, -1.5],
     lambda number, more: {}[number],
 )
