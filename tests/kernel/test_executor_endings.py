@@ -206,7 +206,6 @@ SABOTAGE = {
     "the directory is gone": ("import os\nos.mkdir('/tmp/a'); os.chdir('/tmp/a'); os.rmdir('/tmp/a')", _SENT),
     "it stops itself": ("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)", _LATE),
     "the result never ends": ("class L(list):\n    def __iter__(self):\n        while True: yield 1\nx = L()", _LATE),
-    "the channel does not wait": ("import os\nos.set_blocking(3, False)\nx = b'x' * 8_000_000", _CLOSED),
     "the channel is another": ("import os\nr, w = os.pipe()\nos.dup2(w, 3)", _CLOSED),
     "threads are busy": (
         "import threading\ndef _f():\n    while True: pass\nfor _n in range(8): threading.Thread(target=_f, daemon=True).start()",
