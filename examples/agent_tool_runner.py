@@ -1,12 +1,12 @@
 """Run the tool calls of an agent at the same time, each in a sandbox of its own, and show what they say as they say it.
 
-    python examples/agent_tool_runner.py [--trio] CALLS.json
+    python examples/agent_tool_runner.py [--trio] [CALLS.json]
 
 CALLS.json is a list such as [{"name": "count", "tool": "shell", "input": "wc -l /work/*"}]; the tools are `shell` and `python`. Every call
 sees the system's programs, read-only, a /tmp of its own, and the directory of CALLS.json at /work, read-only; no network, no environment,
 no other process. It may take 5 seconds (TIME_LIMIT_S in the environment changes that) and print 64 KiB. A third tool, `answer`, is a shell
 that ends the other calls when it succeeds, since an agent that has its answer needs no more. Prints a line for each line of output,
-then a summary in JSON.
+then a summary in JSON. Without CALLS.json, runs a few calls that an agent makes one day, with the current directory at /work.
 """
 
 import json
@@ -27,6 +27,14 @@ TOOLS: dict[str, Callable[[str], list[str]]] = {
     "python": lambda source: ["/usr/bin/python3", "-I", "-c", source],
     "answer": lambda line: ["/bin/sh", "-c", line],
 }
+
+BUILT_IN = [
+    {"name": "look", "tool": "shell", "input": "ls /work | head -n 3; ls /home"},
+    {"name": "sum", "tool": "python", "input": "print(sum(range(10)))"},
+    {"name": "phone home", "tool": "python", "input": "from urllib.request import urlopen; urlopen('http://198.51.100.1/')"},
+    {"name": "hang", "tool": "shell", "input": "echo begun; (setsid sleep 600 &); sleep 600"},
+    {"name": "flood", "tool": "shell", "input": "yes | head -c 1000000 | tr -d '\\n'"},
+]
 
 
 @dataclass
@@ -89,16 +97,16 @@ async def run_calls(calls: list[dict[str, str]], work: Path) -> list[Outcome]:
 def main(arguments: list[str]) -> int:
     backend = "trio" if "--trio" in arguments else "asyncio"
     files = [word for word in arguments if word != "--trio"]
-    if len(files) != 1:
+    if len(files) > 1 or files[:1] in (["-h"], ["--help"]):
         print(__doc__, file=sys.stderr)
         return 2
-    path = Path(files[0]).resolve()
-    calls = json.loads(path.read_text())
+    calls = json.loads(Path(files[0]).read_text()) if files else BUILT_IN
+    work = Path(files[0]).resolve().parent if files else Path.cwd()
     unknown = [call["tool"] for call in calls if call["tool"] not in TOOLS]
     if unknown:
         print(f"there is no tool {unknown[0]!r}; there are: {', '.join(TOOLS)}", file=sys.stderr)
         return 2
-    outcomes = anyio.run(run_calls, calls, path.parent, backend=backend)
+    outcomes = anyio.run(run_calls, calls, work, backend=backend)
     print(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
     return 0
 

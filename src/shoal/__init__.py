@@ -95,6 +95,8 @@ _ON_FIRST_USE = {
     "RunUsage": "shoal.sandbox.result",
     "run": "shoal.sandbox.run",
     "Seccomp": "shoal.sandbox.seccomp",
+    "load_ipython_extension": "shoal.notebook",
+    "unload_ipython_extension": "shoal.notebook",
 }
 """What imports so much that every program that only spawns would take twice as long to start."""
 

@@ -234,6 +234,18 @@ def test_the_tool_calls_of_an_agent_are_run_apart_and_at_the_same_time(tmp_path,
 
 
 @pytest.mark.timeout(120)
+def test_the_tool_runner_shows_what_it_is_for_without_arguments():
+    result = run("agent_tool_runner.py", env=os.environ | {"TIME_LIMIT_S": "1"})
+    assert result.returncode == 0, result.stderr
+    told = {outcome["name"]: outcome for outcome in json.loads("[" + result.stdout.partition("\n[\n")[2])}
+    assert told["look"]["output"][-1].endswith("'/home': No such file or directory")
+    assert told["sum"]["output"] == ["45"]
+    assert "Network is unreachable" in told["phone home"]["output"][-1]
+    assert told["hang"]["status"] == "wall_time"
+    assert told["flood"]["status"] == "too much output"
+
+
+@pytest.mark.timeout(120)
 def test_an_answer_ends_the_calls_that_are_not_needed_any_more(tmp_path):
     calls = [
         {"name": "slow", "tool": "shell", "input": "echo begun; sleep 78.25"},

@@ -69,6 +69,22 @@ def test_the_python_snippets_of_a_page_print_what_it_says(page, desk):
         code = "\n" * snippet.line + snippet.code
         program.append(f"exec(compile({code!r}, {str(page)!r}, 'exec'))")
         program.append(f"_sys.stdout.flush(); _os.write(1, {END!r}.encode())")
+    run_page(page, desk, found, program)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if snippets(page, "ipython")], ids=lambda page: page.name)
+@pytest.mark.timeout(120)
+def test_the_cells_of_a_page_show_what_it_says(page, desk, monkeypatch):
+    monkeypatch.setenv("IPYTHONDIR", str(desk / "ipython"))
+    found = snippets(page, "ipython")
+    program = ["import os, sys", "from IPython.core.interactiveshell import InteractiveShell", "shell = InteractiveShell.instance()"]
+    for snippet in found:
+        program += [f"shell.run_cell({snippet.code!r})", f"sys.stdout.flush(); os.write(1, {END!r}.encode())"]
+    run_page(page, desk, found, program)
+
+
+def run_page(page: Path, desk: Path, found: list[Snippet], program: list[str]) -> None:
+    """Run the snippets of a page and compare what each prints."""
     (desk / ".page.py").write_text("\n".join(program))
     run = subprocess.run(
         [sys.executable, desk / ".page.py"],
@@ -82,7 +98,8 @@ def test_the_python_snippets_of_a_page_print_what_it_says(page, desk):
     assert run.returncode == 0, run.stderr
     for snippet, output in zip(found, run.stdout.split(END), strict=False):
         if snippet.expected is not None:
-            assert same(snippet.expected, output), f"{page.name}:{snippet.line} printed {output!r}"
+            shown = re.sub(r"^Out\[\d+\]: ", "", output, flags=re.MULTILINE)
+            assert same(snippet.expected, shown), f"{page.name}:{snippet.line} printed {output!r}"
 
 
 @pytest.mark.skipif(not Path(sys.executable).with_name("shoal").exists(), reason="not installed; make test installs it")

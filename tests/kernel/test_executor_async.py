@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import threading
 import time
 
 import pytest
@@ -170,6 +171,28 @@ def test_loops_may_be_nested_in_threads(loop):
             return ex.submit(len, "abc").result(PATIENCE_S)
 
     assert loop.run(main) == 3
+
+
+def test_one_executor_serves_loops_in_many_threads_and_one_after_the_other():
+    pool, found = AsyncSandboxExecutor(max_workers=2, warm=1), []
+
+    async def use(number):
+        return await pool.run(pow, number, 2)
+
+    def in_a_loop(number):
+        found.append(asyncio.run(use(number)))
+
+    async def in_a_loop_within_a_loop():
+        return await asyncio.to_thread(lambda: asyncio.run(use(9)))
+
+    threads = [threading.Thread(target=in_a_loop, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert sorted(found) == [0, 1, 4, 9]
+    assert asyncio.run(in_a_loop_within_a_loop()) == 81
+    asyncio.run(pool.aclose())
 
 
 def test_a_future_can_be_awaited_as_asyncio_does():

@@ -450,3 +450,49 @@ def test_what_it_does_is_logged(caplog):
         one.submit(add, 1).result(PATIENCE_S)
     assert "of add() begins" in caplog.text
     assert "of add(): returned" in caplog.text
+
+
+def test_the_streams_of_a_call_are_what_they_look_like(ex):
+    def look():
+        import io
+        import os
+        import sys
+
+        streams = sys.stdin, sys.stdout, sys.stderr
+        for stream in streams[1:]:
+            try:
+                stream.seek(0)
+            except (OSError, io.UnsupportedOperation):
+                continue
+            raise AssertionError("it is a pipe")
+        return [
+            [each.fileno() for each in streams],
+            [each.encoding for each in streams],
+            [each.seekable() for each in streams[1:]],
+            [each is getattr(sys, f"__{name}__") for each, name in zip(streams, ("stdin", "stdout", "stderr"), strict=True)],
+            sys.stdin.read(),
+            os.isatty(1),
+            sys.stdout.write("said\n"),
+        ]
+
+    call = ex.submit(look)
+    assert call.result(PATIENCE_S) == [[0, 1, 2], ["utf-8"] * 3, [False, False], [True] * 3, "", False, 5]
+    assert call.stdout == "said\n"
+
+
+def test_what_is_rehearsed_before_the_first_call_leaves_no_trace(ex):
+    def look():
+        import gc
+        import linecache
+        import logging
+        import threading
+
+        return (
+            threading.active_count(),
+            threading.main_thread() is threading.current_thread(),
+            logging.getLogger("x").isEnabledFor(logging.ERROR),
+            "<code>" in linecache.cache,
+            gc.isenabled(),
+        )
+
+    assert ex.submit(look).result(PATIENCE_S) == (1, True, True, False, True)

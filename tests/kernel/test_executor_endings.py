@@ -178,3 +178,70 @@ def test_what_it_wrote_last_is_in_the_error(ex):
     error = ex.submit_code("import sys, os\nsys.stderr.write('the reason\\n'); os._exit(1)").exception(PATIENCE_S)
     assert "the reason" in "".join(error.__notes__)
     assert error.stderr == "the reason\n"
+
+
+_SENT = ("returned", "")
+_SPOILT = ("bad_result", "could not be told")
+_CLOSED = ("exited", "the channel by which it comes back was closed from inside")
+_LATE = ("wall_time", "took longer than 1 s")
+
+SABOTAGE = {
+    "modules are overwritten": ("import sys\nfor n in list(sys.modules): sys.modules[n] = None", _SENT),
+    "modules raise": (
+        "import sys\nclass J:\n    def __getattr__(self, n): raise RuntimeError(n)\nfor n in list(sys.modules): sys.modules[n] = J()",
+        _SENT,
+    ),
+    "functions of os and socket are replaced": (
+        "import os, socket\nos._exit = os.write = os.fork = socket.socket.sendall = lambda *a: 1 / 0",
+        _CLOSED,
+    ),
+    "builtins are gone": ("import builtins\nfor n in list(vars(builtins)):\n    if n != '__import__': delattr(builtins, n)", _SPOILT),
+    "a trace function raises": ("import sys\ndef t(*a): raise RuntimeError\nsys.settrace(t); sys.setprofile(t)", _SPOILT),
+    "an audit hook raises": ("import sys\ndef t(*a): raise RuntimeError\nsys.addaudithook(t)", _SENT),
+    "the end never ends": ("import atexit\ndef f():\n    while True: pass\natexit.register(f)", _SENT),
+    "a finalizer never ends": ("class D:\n    def __del__(self):\n        while True: pass\n_d = D()", _SENT),
+    "the collector never ends": ("import gc\ndef f(*a):\n    while True: pass\ngc.callbacks.append(f)", _SENT),
+    "no recursion is left": ("import sys\nsys.setrecursionlimit(30)", _SENT),
+    "no descriptor is left": ("import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))", _SENT),
+    "the directory is gone": ("import os\nos.mkdir('/tmp/a'); os.chdir('/tmp/a'); os.rmdir('/tmp/a')", _SENT),
+    "it stops itself": ("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)", _LATE),
+    "the result never ends": ("class L(list):\n    def __iter__(self):\n        while True: yield 1\nx = L()", _LATE),
+    "the channel is another": ("import os\nr, w = os.pipe()\nos.dup2(w, 3)", _CLOSED),
+    "threads are busy": (
+        "import threading\ndef _f():\n    while True: pass\nfor _n in range(8): threading.Thread(target=_f, daemon=True).start()",
+        _SENT,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SABOTAGE)
+def test_what_a_call_breaks_is_broken_for_it_alone_and_told(ex, what):
+    code, (reason, text) = SABOTAGE[what]
+    late = reason == "wall_time"
+    call = ex.with_limits(timeout=1 if late else PATIENCE_S).submit_code("x = 1\n" + code, outputs=["x"])
+    error = call.exception(PATIENCE_S)
+    assert call.reason == reason, error
+    assert text in str(error)
+    if reason == "returned":
+        assert call.result() == {"x": 1}
+    assert call.wait_gone(0)
+    assert ex.submit(len, "abc").result(PATIENCE_S) == 3
+
+
+RAISED = {
+    "raise SystemExit('bye')": "SystemExit: bye",
+    "raise KeyboardInterrupt": "KeyboardInterrupt",
+    "raise GeneratorExit": "GeneratorExit",
+    "class Odd(BaseException): pass\nraise Odd('b')": "Odd: b",
+    "e = ValueError('circle')\ne.__cause__ = e\nraise e": "circle",
+    "class E(Exception):\n    args = property(lambda self: 1 / 0)\nraise E": "E",
+    "class C:\n    __class__ = property(lambda self: 1 / 0)\nx = C()": "division by zero",
+}
+
+
+@pytest.mark.parametrize("code", RAISED)
+def test_whatever_is_raised_is_a_remote_error_and_nothing_that_ends_the_host(ex, code):
+    error = ex.submit_code(code).exception(PATIENCE_S)
+    assert isinstance(error, RemoteError)
+    assert not isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
+    assert str(error) == RAISED[code]

@@ -56,6 +56,8 @@ def test_results_that_cannot_come_back_say_where_they_are(ex):
         "r = []; r.append(r)": "contains itself",
         "import numpy; r = numpy.array([None])": "an array of object",
         "r = 1 << (1 << 24)": "an int of",
+        "r = list(range(2_000_001))": "too many values in it: 2,000,000 can come back, of which an array of numpy or bytes is one",
+        "r = [[0] * 1000 for _ in range(2001)]": "too many values in it",
     }
     for code, text in cases.items():
         call = ex.submit_code(code, outputs=["r"])

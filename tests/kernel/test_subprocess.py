@@ -241,7 +241,8 @@ def test_names_signatures_and_classes_are_the_standard_ones():
     for name in public:
         ours, theirs = getattr(subprocess, name), getattr(standard, name)
         if inspect.isfunction(theirs):
-            assert list(inspect.signature(ours).parameters) == list(inspect.signature(theirs).parameters), name
+            named = [parameter for parameter in inspect.signature(ours).parameters if parameter != "sandbox"]
+            assert named == list(inspect.signature(theirs).parameters), name
         elif name != "Popen":
             assert ours is theirs
     ours, theirs = (inspect.signature(module.Popen.__init__).parameters for module in (subprocess, standard))

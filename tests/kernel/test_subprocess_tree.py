@@ -170,7 +170,7 @@ def test_other_trees_of_this_process_live_on(signs):
 
 
 def test_nothing_stays_stopped_when_the_kill_is_interrupted(signs, monkeypatch):
-    from shoal.subprocess import tree as trees
+    from shoal.handles import tree as trees
 
     def interrupted(*_):
         raise KeyboardInterrupt

@@ -167,6 +167,9 @@ class Opening:
         if self._process is not None:
             await self._process.aclose()
 
+    def __repr__(self) -> str:
+        return f"<open_process({self._request.words!r}), {'to be entered with async with' if self._process is None else 'entered'}>"
+
     def __await__(self) -> NoReturn:
         raise TypeError("open_process() is not awaited but entered: async with open_process([...]) as process")
 

@@ -54,6 +54,9 @@ class _End:
             notify_closing(fd)
             os.close(fd)
 
+    def __repr__(self) -> str:
+        return f"<shoal.aio.{type(self).__name__} {'closed' if self._fd < 0 else f'fd {self._fd}'}>"
+
     def _check_open(self) -> None:
         if self._fd < 0:
             raise ClosedResourceError
@@ -216,6 +219,9 @@ class TextReceiver(ObjectReceiveStream[str]):
         self._at = 0  # so much of it has been given
         self._is_over = False
 
+    def __repr__(self) -> str:
+        return repr(self._bytes).replace("ByteReceiver", "TextReceiver")
+
     async def receive(self) -> str:
         """The next characters, as soon as there are any.
 
@@ -270,6 +276,9 @@ class TextSender(ObjectSendStream[str]):
     def __init__(self, bytes_of: ByteSender, encoding: str | None, errors: str | None) -> None:
         self._bytes = bytes_of
         self._encoder = codecs.getincrementalencoder(encoding_of(encoding))(errors or "strict")
+
+    def __repr__(self) -> str:
+        return repr(self._bytes).replace("ByteSender", "TextSender")
 
     async def send(self, item: str) -> None:
         """Write all of it. Raises UnicodeEncodeError where the encoding lacks a character, and what is raised for bytes."""

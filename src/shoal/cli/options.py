@@ -127,6 +127,15 @@ def sandbox_of(args: argparse.Namespace, executable: str) -> Sandbox:
         from shoal.sandbox.profiles import load
 
         box = load(args.profile, executable)
+    return changed(box, args)
+
+
+def changed(box: Sandbox, args: argparse.Namespace) -> Sandbox:
+    """A sandbox, changed by the options.
+
+    Raises:
+        CommandError: an option has a mistake; names it.
+    """
     changes: dict[str, Any] = {}
     for option in (*LIMITS, *PROTECTIONS):
         given = getattr(args, option.dest)

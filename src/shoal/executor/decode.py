@@ -30,6 +30,7 @@ from shoal.executor.wire import Container, Leaf
 
 _SAME_HASH_MOST = 64
 _DTYPE = re.compile(rb"[<>|=]?(?:b1|[iu][1248]|f(?:2|4|8|12|16)|c(?:8|16|24|32)|[SU][0-9]{1,9}|[mM]8(?:\[[0-9]{0,6}[a-zA-Z]{1,7}\])?)")
+_TOO_MANY = f"it has too many values in it: {wire.ITEMS_MOST:,} can come back, of which an array of numpy or bytes is one"
 _CONTAINERS = frozenset({list, dict, tuple, set, frozenset})
 
 
@@ -71,6 +72,8 @@ def decode(message: bytes | bytearray | memoryview, *, items: int = wire.ITEMS_M
     except MemoryError:
         raise BadMessageError("it takes more memory than there is") from None
     except Exception as error:  # msgpack has many, and this is no place to let one pass
+        if isinstance(error, ValueError) and str(error).endswith((f"max_array_len({most})", f"max_map_len({most})")) and most == items:
+            raise BadMessageError(_TOO_MANY) from None
         raise BadMessageError(f"it is not what a result looks like ({type(error).__name__}: {str(error)[:200]})") from None
 
 
@@ -88,7 +91,7 @@ class _Decoder:
     def _note(self, made: object, holds: Sequence[object]) -> None:
         self._left -= len(holds) + 1
         if self._left < 0:
-            raise BadMessageError("it has too many values in it")
+            raise BadMessageError(_TOO_MANY)
         depth = 1
         if self._depths:
             inside = [self._depths.pop(id(item), 1) for item in holds if type(item) in _CONTAINERS]

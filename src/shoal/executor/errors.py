@@ -154,7 +154,9 @@ class RemoteError(CallError):
         if isinstance(self, OSError) and len(self.args) > 1 and isinstance(self.args[0], int) and isinstance(self.args[1], str):
             self.errno, self.strerror = self.args[:2]
         if traceback_text:
-            self.add_note("Inside the sandbox:\n" + harmless(traceback_text.rstrip("\n")))
+            from shoal.executor.source_lines import with_source_lines
+
+            self.add_note("Inside the sandbox:\n" + harmless(with_source_lines(traceback_text.rstrip("\n"))))
 
     def __str__(self) -> str:
         own = self.type_name in REBUILT

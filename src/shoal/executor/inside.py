@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Never, TextIO
 
 from shoal.executor import wire
@@ -75,7 +75,7 @@ def become_call(talk: int) -> Never:
 def _prepare(talk: int) -> socket.socket:
     global _channel
     _reseed()
-    sys.stdin, sys.stdout, sys.stderr = _streams(0, 1, 2)
+    sys.stdin, sys.stdout, sys.stderr = _made_streams or _streams(0, 1, 2)
     for name in ("stdin", "stdout", "stderr"):
         setattr(sys, f"__{name}__", getattr(sys, name))
     _channel = socket.socket(fileno=talk)
@@ -89,6 +89,25 @@ def _streams(stdin: int, stdout: int, stderr: int) -> tuple[TextIO, TextIO, Text
         io.TextIOWrapper(io.FileIO(stdout, "w", closefd=False), "utf-8", "backslashreplace", line_buffering=True),
         io.TextIOWrapper(io.FileIO(stderr, "w", closefd=False), "utf-8", "backslashreplace", line_buffering=True),
     )
+
+
+_made_streams: tuple[TextIO, TextIO, TextIO] | None = None
+"""Those of every copy: a stream is a number and its state, and the numbers are the same in all of them."""
+
+
+def _make_streams() -> None:
+    """Make the streams once. Meanwhile 1 and 2 are what they will be in a copy, pipes: a stream looks at that when it is made."""
+    global _made_streams
+    kept = [(fd, os.dup(fd)) for fd in (1, 2)]
+    ends = os.pipe()
+    for fd, _ in kept:
+        os.dup2(ends[1], fd)
+    _made_streams = _streams(0, 1, 2)
+    for fd, own in kept:
+        os.dup2(own, fd)
+        os.close(own)
+    for end in ends:
+        os.close(end)
 
 
 _SEEDED = ("random", "numpy.random")
@@ -273,6 +292,46 @@ def _is_output(name: str, value: object, inputs: Mapping[str, object]) -> bool:
     except UnfitError:
         return False
     return True
+
+
+# --- before the first copy ------------------------------------------------------------------------------------------------------
+
+
+def rehearse() -> None:
+    """Go through what every call goes through, in the zygote, with functions of our own.
+
+    What an interpreter does for the first time it writes down: looked-up attributes, specialized instructions, names bound to libraries. In
+    a copy each of those takes time, and a copy of the page that it is written to, once for every call.
+    """
+    import cloudpickle
+
+    hooks = [getattr(sys.modules.get(module), name, None) for module, name in _FORK_HOOKS]
+    near, far = socket.socketpair()
+    with near, far:
+        payloads = [cloudpickle.dumps((function, (1,), {"more": (2.0, "x")})) for function in _REHEARSED]
+        for _ in range(_REHEARSALS):
+            for payload in payloads:
+                far.sendall(wire.ORDER.pack(len(payload), 0, wire.RAISED_BYTES, 0) + payload)
+                order = _next_order(near)
+                if order is not None:
+                    _run(near, *order)
+                    far.recv(1 << 20)
+            for hook in hooks:
+                if hook is not None:
+                    hook()
+    _make_streams()
+    _reseed()
+
+
+_FORK_HOOKS = (("threading", "_after_fork"), ("logging", "_after_at_fork_child_reinit_locks"))
+"""What the standard library does in each copy. It makes the state of a process with one thread, which the zygote is. Those of other modules
+may note that this is a fork, so they are not rehearsed."""
+_REHEARSALS = 20
+"""From the eighth time on CPython 3.11 specializes what it executes."""
+_REHEARSED: tuple[Callable[..., object], ...] = (
+    lambda number, more: [number, more, {"a": b"b"}, None, True, -1.5],
+    lambda number, more: {}[number],
+)
 
 
 def freeze() -> None:

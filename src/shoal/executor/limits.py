@@ -76,6 +76,14 @@ class Limits:
             self.changed or bool(asked.keys() - {"open_files", "file_size"}),
         )
 
+    def __str__(self) -> str:
+        """Those that there are, in words."""
+        found = [f"{name}={value!r}" for name in OF_THE_BOX if (value := getattr(self.box, name)) not in (None, {}) and name != "swap"]
+        found += [] if self.timeout_s is None else [f"timeout={self.timeout_s:g}"]
+        usual = (("output", self.output_bytes, OUTPUT_BYTES), ("result", self.result_bytes, RESULT_BYTES))
+        found += [f"{name}={value}" for name, value, default in usual if value != default]
+        return ", ".join(found)
+
     @property
     def enforced(self) -> dict[str, bool | str]:
         """What is in force without a group."""

@@ -69,7 +69,13 @@ class Bar:
             text = f"{self._name} {self._done}  {rate:.0f}/s"
         if self._failed:
             text += f"  {self._failed} failed"
-        self._write("\r\x1b[K" + text[: _columns() - 1])
+        self._write("\r\x1b[K" + text[: self._columns() - 1])
+
+    def _columns(self) -> int:
+        try:
+            return os.get_terminal_size(self._stream.fileno()).columns or 80
+        except (OSError, ValueError):
+            return 80
 
     def _write(self, text: str) -> None:
         try:
@@ -77,13 +83,6 @@ class Bar:
             self._stream.flush()
         except (OSError, ValueError):
             pass  # nobody looks any more
-
-
-def _columns() -> int:
-    try:
-        return os.get_terminal_size(2).columns or 80
-    except OSError:
-        return 80
 
 
 def _clock(seconds: float) -> str:

@@ -246,7 +246,8 @@ class SandboxExecutor(Executor):
     def __repr__(self) -> str:
         running, waiting, ready = self._engine.counts
         state = "shut down, " if self._closed or self._engine.is_closed else ""
-        return f"<{type(self).__name__}: {state}{running} of {self._workers} running, {waiting} waiting, {ready} sandboxes ready>"
+        limits = f", a call has {told}" if (told := str(self._limits)) else ""
+        return f"<{type(self).__name__}: {state}{running} of {self._workers} running, {waiting} waiting, {ready} sandboxes ready{limits}>"
 
     def _submit(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: Mapping[str, Any], on_progress: Progress | None) -> Call[T]:
         return self._enqueue(_name_of(fn), self._arguments.pickled(fn, args, kwargs), on_progress)

@@ -96,6 +96,7 @@ def main() -> None:
     if problem:
         os._exit(1)
     inside = importlib.import_module("shoal.executor.inside")
+    inside.rehearse()
     inside.freeze()
     serve(requests, configuration)
     os._exit(0)

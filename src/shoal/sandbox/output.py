@@ -34,7 +34,7 @@ import os
 import select
 import sys
 import termios
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -47,6 +47,9 @@ from shoal.status import Stage, Status, failure, failure_from_errno
 
 Policy = Literal["drain", "kill", "spill"]
 """What becomes of output beyond the limit: read and counted; the run stops; or the whole stream goes to a file."""
+
+Heard = Callable[[str, memoryview], None]
+"""Takes a piece of output, which is gone when it returns, and the name of the stream, "stdout" or "stderr"."""
 
 _POLICIES: Final = ("drain", "kill", "spill")
 _PIPE_BYTES: Final = 64 << 10
@@ -198,6 +201,7 @@ class Pump:
         spill_directory: where "spill" makes its files, mode 0600; None is $TMPDIR, or /tmp. Nothing is made there unless needed.
         spill_limit_bytes: how long each file may become; None is as long as the disk allows. The rest is read and counted.
         in_loop: there is a descriptor to wait for, `fileno()`, for who takes turns instead of calling `run()`.
+        heard: told of every piece as it comes, by the name of its stream, before and beyond any limit. What it raises ends the run.
     Raises:
         RequestError: no such policy, or a limit below 0.
         SpawnError: the spill directory is not there (NotFoundError), is no directory (NotDirError), or may not be written to
@@ -218,6 +222,7 @@ class Pump:
         spill_directory: str | os.PathLike[str] | None = None,
         spill_limit_bytes: int | None = None,
         in_loop: bool = False,
+        heard: Heard | None = None,
     ) -> None:
         if policy not in _POLICIES:
             raise RequestError(f"{policy!r} is not something to do with too much output; it is one of {', '.join(_POLICIES)}")
@@ -227,6 +232,7 @@ class Pump:
         self._sent = 0
         self._buffer = memoryview(bytearray(_PIPE_BYTES if stdout or stderr else 0))
         self._stops = policy == "kill"
+        self._heard = heard
         self._spill_to: _Directory | None = None
         self._writer = -1
         self._poller: select.poll | _Set = _Set() if in_loop and (data is not None or stdout or stderr) else select.poll()
@@ -405,6 +411,8 @@ class Pump:
             self._stop_reading(stream)
             return 0
         stream.add(self._buffer[:count])
+        if self._heard is not None:
+            self._heard(stream.name, self._buffer[:count])
         if stream.total_bytes >= _GROW_AFTER_BYTES and not stream.grown:
             stream.grown = True
             grow(stream.fd)

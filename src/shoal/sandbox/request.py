@@ -17,7 +17,7 @@ from shoal.handles.process import Process
 from shoal.handles.reaper import OwnedFd
 from shoal.sandbox.box import Sandbox
 from shoal.sandbox.launch import Order
-from shoal.sandbox.output import Policy
+from shoal.sandbox.output import Heard, Policy
 from shoal.status import Stage, Status, failure
 from shoal.units import parse_duration, parse_size
 
@@ -71,6 +71,7 @@ class Request:
         as_text, encoding, errors: how its output is given back.
         timeout_s: how long it may take. Who has another view of it than the box raises.
         output_limit_bytes, on_output_limit, spill_directory: what becomes of much output.
+        heard: told of every piece of output as it comes.
     """
 
     starter: Starter
@@ -88,6 +89,7 @@ class Request:
     output_limit_bytes: int | None = None
     on_output_limit: Policy = "drain"
     spill_directory: str | os.PathLike[str] | None = None
+    heard: Heard | None = None
 
     @classmethod
     def of(

@@ -85,21 +85,30 @@ def run(
         on_output_limit=on_output_limit,
         spill_directory=spill_directory,
     )
-    with Running(request) as running:
-        try:
-            running.begin()
-            _drive(running.following(), running.pump)
-        except BaseException:
-            _drive(running.ending(), running.pump)
-            raise
-    result = running.result()
+    result = carry_out(request)
     if check:
         result.check_returncode()
     return result
 
 
-def _drive(steps: Steps[None], pump: Pump | None) -> None:
-    """Take the steps, and let this thread sleep between them."""
+def carry_out(request: Request) -> Result:
+    """From the start to the result. This thread sleeps meanwhile. Whatever is raised meanwhile, nothing of the run is left then.
+
+    Raises:
+        As `run()`, `check` aside.
+    """
+    with Running(request) as running:
+        try:
+            running.begin()
+            drive(running.following(), running.pump)
+        except BaseException:
+            drive(running.ending(), running.pump)
+            raise
+    return running.result()
+
+
+def drive(steps: Steps[None], pump: Pump | None) -> None:
+    """Take the steps of a `Running`, and let this thread sleep between them."""
     answer: object = None
     try:
         while True:

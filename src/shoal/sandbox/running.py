@@ -16,6 +16,7 @@ from collections.abc import Generator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
 
+from shoal import records
 from shoal.cells import fetch
 from shoal.handles import reaper
 from shoal.handles.deadline import Deadline, Wait
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from shoal.sandbox.unkilled import Unkilled
 
 T = TypeVar("T")
+LOGGER = "shoal.run"
 LOOK_S = 0.2
 """How often somebody looks after a cell that outlives its program."""
 
@@ -127,6 +129,7 @@ class Running:
                 policy=request.on_output_limit,
                 spill_directory=request.spill_directory,
                 in_loop=self._in_loop,
+                heard=request.heard,
             )
             ends = self.pump.ends
         self._order = Order(program, request.words[1:], request.descriptors(ends), host_cwd)
@@ -138,6 +141,7 @@ class Running:
             enforced["user"] = has_own_user(process)
         self.enforced = enforced
         # What is to be done once for each run is done while the program starts.
+        records.began(LOGGER, request.words[0], process.pid)
         process.look_ahead()
         reaper.sweep()
         fetch()
@@ -248,6 +252,8 @@ class Running:
         by_itself: Reason = "exited" if returncode >= 0 else "signaled"
         self.reason = by_itself if self._end is None else "killed" if self._end == "timeout" else self._end
         self.is_over = True
+        if self.process is not None:
+            records.ended(LOGGER, self.request.words[0], self.process.pid, returncode, self.reason, self.message)
 
     @property
     def message(self) -> str:

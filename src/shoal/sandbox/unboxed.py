@@ -21,10 +21,10 @@ from shoal.arguments import StrOrBytesPath
 from shoal.draft import Draft
 from shoal.flags import SpawnFlags
 from shoal.handles import reaper
-from shoal.handles.descendants import kill_tree
 from shoal.handles.job import Job, given_job
 from shoal.handles.process import Process
 from shoal.handles.reaper import OwnedFd
+from shoal.handles.tree import kill_descendants
 from shoal.launcher import run
 from shoal.loader import FileIdentity
 from shoal.lowering import Lowered
@@ -122,7 +122,7 @@ class Unboxed:
         """Kill it, and what descends from it. The pidfds of the latter, to be waited for."""
         found: Sequence[OwnedFd] = ()
         if (pidfd := process.pidfd) is not None and process.returncode is None:
-            found = kill_tree(pidfd, process.pid)
+            found = kill_descendants(process.pid, pidfd)
         process.kill()
         return found
 

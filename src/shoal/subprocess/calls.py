@@ -9,11 +9,12 @@ from subprocess import PIPE, STDOUT, CalledProcessError, CompletedProcess, Timeo
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import shoal.subprocess as package
+from shoal.handles.tree import END_S
 from shoal.subprocess.popen import Popen
-from shoal.subprocess.tree import END_S
 
 if TYPE_CHECKING:
     from shoal.arguments import StrOrBytesPath
+    from shoal.sandbox.box import Sandbox
     from shoal.subprocess.options import Called, Checked, Command, Ran
 
 
@@ -265,19 +266,23 @@ def check_output(*popenargs: Any, timeout: float | None = None, **kwargs: Any) -
     return package.run(*popenargs, stdout=PIPE, timeout=timeout, check=True, **kwargs).stdout
 
 
-def getstatusoutput(cmd: str | bytes, *, encoding: str | None = None, errors: str | None = None) -> tuple[int, str]:
-    """The status and the output, stderr's included, of a command in a shell. As subprocess.getstatusoutput()."""
+def getstatusoutput(
+    cmd: str | bytes, *, encoding: str | None = None, errors: str | None = None, sandbox: Sandbox | str | None = None
+) -> tuple[int, str]:
+    """The status and the output, stderr's included, of a command in a shell. As subprocess.getstatusoutput(); `sandbox` as in run()."""
+    more: dict[str, Any] = {} if sandbox is None else {"sandbox": sandbox}
     try:
-        data = package.check_output(cmd, shell=True, text=True, stderr=STDOUT, encoding=encoding, errors=errors)
+        data = package.check_output(cmd, shell=True, text=True, stderr=STDOUT, encoding=encoding, errors=errors, **more)
         status = 0
     except CalledProcessError as error:
         data, status = error.output, error.returncode
     return status, data[:-1] if data[-1:] == "\n" else data
 
 
-def getoutput(cmd: str | bytes, *, encoding: str | None = None, errors: str | None = None) -> str:
-    """The output, stderr's included, of a command in a shell. As subprocess.getoutput()."""
-    return package.getstatusoutput(cmd, encoding=encoding, errors=errors)[1]
+def getoutput(cmd: str | bytes, *, encoding: str | None = None, errors: str | None = None, sandbox: Sandbox | str | None = None) -> str:
+    """The output, stderr's included, of a command in a shell. As subprocess.getoutput(); `sandbox` as in run()."""
+    more: dict[str, Any] = {} if sandbox is None else {"sandbox": sandbox}
+    return package.getstatusoutput(cmd, encoding=encoding, errors=errors, **more)[1]
 
 
 def _end(process: Popen[Any], late: TimeoutExpired) -> None:

@@ -21,7 +21,7 @@ from shoal import _native
 from shoal.handles.deadline import Deadline
 from shoal.handles.pidfd import reaped_status, zombie_status
 from shoal.handles.reaper import Ended, OwnedFd, pause_for_tracer
-from shoal.subprocess.tree import Left, Tree
+from shoal.handles.tree import Left, Tree
 
 if TYPE_CHECKING:
     from shoal.sandbox.result import Reason, RunUsage

@@ -16,11 +16,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from shoal import records
 from shoal.cells import fetch
 from shoal.handles import reaper
 from shoal.handles.deadline import Deadline, is_ready
 from shoal.handles.process import Process, Usage
 from shoal.handles.reaper import OwnedFd
+from shoal.handles.tree import Left
 from shoal.launcher import END_S
 from shoal.sandbox.box import Sandbox
 from shoal.sandbox.denied import Denied
@@ -34,7 +36,6 @@ from shoal.sandbox.running import LOOK_S
 from shoal.status import BadHandleError, BadStateError, Stage, Status, failure
 from shoal.subprocess import watch
 from shoal.subprocess.inheritance import kept_fds
-from shoal.subprocess.tree import Left
 from shoal.units import parse_duration
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ _profiles: dict[str, Sandbox] = {}
 
 _elsewhere: weakref.WeakKeyDictionary[Boxed, dict[str, Boxed]] = weakref.WeakKeyDictionary()
 _KEPT = 64
+LOGGER = "shoal.subprocess"
 
 
 def start_inside(sandbox: object, request: Request, words: list[Any], executable: Any) -> Inside:
@@ -110,6 +112,7 @@ class Inside:
         self.reason: Reason = "exited"
         self.usage: RunUsage | None = None
         self.enforced: Mapping[str, bool | str] = enforced
+        records.began(LOGGER, order.program.argv0, self.pid)
         process.look_ahead()
         reaper.sweep()
         fetch()
@@ -249,6 +252,7 @@ class Inside:
             assert reason != "timeout"
             self.usage, self.reason = usage, reason or ("exited" if returncode >= 0 else "signaled")
             self.returncode = returncode
+            records.ended(LOGGER, self._order.program.argv0, self.pid, returncode, self.reason, self._message)
             if box.linger != "keep":  # then there is still something to be killed
                 process.close()
 

@@ -16,17 +16,17 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, AnyStr, Literal, NamedTuple, Unpack, overload
 
+from shoal.handles.tree import make_mark, mark_process, marking, now
 from shoal.subprocess.child import Child, PidfdLost
 from shoal.subprocess.inheritance import Traits, kept_fds, places_of, start
-from shoal.subprocess.tree import make_mark, mark_process, marking, now
 
 if TYPE_CHECKING:
     from shoal.arguments import StrOrBytesPath
+    from shoal.handles.tree import Left
     from shoal.sandbox.box import Sandbox
     from shoal.sandbox.result import Reason, Result, RunUsage
     from shoal.subprocess.inside import Inside
     from shoal.subprocess.options import Command, Env, File, Popened
-    from shoal.subprocess.tree import Left
 
 
 class Request(NamedTuple):

@@ -8,12 +8,16 @@ something in the tree.
 Members are stopped as they are found, since nothing stopped forks; then all are killed, and waited for; and all of it again until a
 look at every process finds none. Each is held by its pidfd before it is believed to be one, so no recycled pid is hit.
 
-What escapes: a process that has changed the limit and has lost its parent; one that we may not signal; and one that keeps forking and
-ending faster than /proc can be read. Who has to be sure uses a sandbox. Ways that were rejected: a control group, which changes
+`kill_descendants()` is for who may not wait, and may have thousands of trees: it goes from parents to their children only, without marks,
+and never looks at a process that is not in the tree.
+
+What escapes `Tree`: a process that has changed the limit and has lost its parent; one that we may not signal; and one that keeps
+forking and ending faster than /proc can be read. Who has to be sure uses a sandbox. Ways that were rejected: a control group, which changes
 what the program and the service manager see and which most users may not make; PR_SET_CHILD_SUBREAPER, which hands the caller, or
 the child, children that it does not know; a variable in the environment, which is seen.
 
-Source: getrlimit(2), fork(2), proc(5), pidfd_open(2). The mark does what the cookie in the environment does in Jenkins.
+Source: getrlimit(2), fork(2), proc(5), proc_pid_task(5) (`children`), pidfd_open(2). The mark does what the cookie in the environment
+does in Jenkins.
 """
 
 from __future__ import annotations
@@ -34,6 +38,10 @@ from shoal.handles.reaper import OwnedFd
 
 END_S = 2.0
 """How long killing a tree may take; what has not ended by then sleeps where no signal reaches it, or forks faster than it is found."""
+PASSES = 100
+"""So often `kill_descendants()` looks, whatever a program does to be faster."""
+QUIET_PASSES = 2
+"""After so many that found nothing new there is nothing new: a fork that had begun when its process was told to stop is over by then."""
 _LIMIT = b"Max file locks"
 _LOCKS = 10  # RLIMIT_LOCKS, which the resource module does not name
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -144,10 +152,25 @@ class Tree:
         return _Hunt(self._pid, root, self._mark, int(self._since * _TICKS_PER_S) - 1).end(Deadline(timeout))
 
 
-class _Hunt:
-    """One pass at a tree."""
+def kill_descendants(pid: int, root: OwnedFd) -> list[OwnedFd]:
+    """Kill a child of this process, and what descends from it as far as parents lead there. Returns at once.
 
-    def __init__(self, pid: int, root: OwnedFd | None, mark: int, since: int) -> None:
+    Args:
+        pid: of the child, which has not been reaped, so that the number is its own. root: its pidfd.
+    Returns:
+        The pidfds of the descendants, to wait for their end. They are nobody's business here: their parents or init reap them.
+    """
+    return _Hunt(pid, root, None, 0).kill_below(pid)
+
+
+class _Hunt:
+    """One pass at a tree.
+
+    Args:
+        mark: what its members have; None: only their parents tell.
+    """
+
+    def __init__(self, pid: int, root: OwnedFd | None, mark: int | None, since: int) -> None:
         self._since = since
         self._mark = mark
         self._makers: set[int] = set()
@@ -170,6 +193,29 @@ class _Hunt:
             if pid in self._looks and not is_ready(member.fd, select.POLLIN)
         ]
         return (*late, *self._refused.values())
+
+    def kill_below(self, root: int) -> list[OwnedFd]:
+        """Kill what is found below the members, and them. The pidfds of all but `root`."""
+        quiet = 0
+        try:
+            for _ in range(PASSES):
+                quiet = 0 if self._find_below() else quiet + 1
+                if quiet == QUIET_PASSES:
+                    break
+        finally:
+            self._signal_all()
+        return [member for pid, member in self._members.items() if pid != root]
+
+    def _find_below(self) -> bool:
+        """Stop the children of members; whether there was any that is new."""
+        found = False
+        for parent in tuple(self._members):
+            with suppress(OSError):
+                for thread in os.listdir(f"/proc/{parent}/task"):
+                    for child in _read_all(f"/proc/{parent}/task/{thread}/children").split():
+                        if int(child) not in self._members:
+                            found |= self._look_at(int(child))
+        return found
 
     def _find(self) -> bool:
         """Stop what is found to be a member; whether there was any."""
@@ -201,7 +247,7 @@ class _Hunt:
         return parent is not None and not is_ready(parent.fd, select.POLLIN)
 
     def _is_marked(self, pid: int) -> bool:
-        mark = _mark_of(pid)
+        mark = None if self._mark is None else _mark_of(pid)
         return mark is not None and (mark == self._mark or mark >> 32 in self._makers)
 
     def _stop(self, pid: int, pidfd: OwnedFd, look: _Look | None) -> bool:
@@ -223,12 +269,15 @@ class _Hunt:
     def _kill(self, deadline: Deadline) -> bool:
         """Kill the members and wait for their end; whether there was anything to be killed."""
         alive = [member for member in self._members.values() if not is_ready(member.fd, select.POLLIN)]
-        for member in alive:
-            with suppress(OSError):
-                signal.pidfd_send_signal(member.fd, signal.SIGKILL)
+        self._signal_all()
         for member in alive:
             deadline.wait_ready(member.fd, select.POLLIN)
         return bool(alive)
+
+    def _signal_all(self) -> None:
+        for member in self._members.values():
+            with suppress(OSError):  # it has ended
+                signal.pidfd_send_signal(member.fd, signal.SIGKILL)
 
 
 def _look(pid: int) -> _Look | None:
@@ -245,6 +294,15 @@ def _mark_of(pid: int) -> int | None:
     at = text.find(_LIMIT)
     value = text[at + len(_LIMIT) :].split(None, 1)[0] if at >= 0 else b""
     return int(value) if value.isdigit() else None
+
+
+def _read_all(path: str) -> bytes:
+    """A file of /proc that may be long; nothing where there is none."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
+    except OSError:
+        return b""
 
 
 def _read(path: str) -> bytes:
