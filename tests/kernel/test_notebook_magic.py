@@ -247,6 +247,26 @@ answer(True)
         os.close(reader)
 
 
+def test_a_fork_that_ends_leaves_what_runs_in_the_background_to_its_parent(run_python, tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    os.chmod(tmp_path / "pipe", 0o666)
+    text = f"""
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+shell.run_cell("%load_ext shoal")
+shell.run_cell("%%shoal --bg --out job --ro {tmp_path}:/gate\\nread line < /gate/pipe; echo got $line")
+child = os.fork()
+if child == 0:
+    sys.exit(0)  # with all that is done at the end of an interpreter
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+with open("{tmp_path}/pipe", "w") as pipe:
+    pipe.write("news\\n")
+answer(shell.user_ns["job"].result(60).stdout)
+"""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    assert run_python(text) == "got news\n"
+
+
 def test_nothing_is_left_of_a_cell(notebook):
     cells = ["%%shoal\nsetsid sleep 600 &\necho x", "%%shoal --python\nprint(1)", "%%shoal --no-raise\nfalse", "%shoal --bg --out job true"]
     for cell in cells:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextvars
+import os
 import threading
 import weakref
 from concurrent.futures import Future
@@ -87,3 +88,4 @@ def _end_all() -> None:
 
 
 atexit.register(_end_all)
+os.register_at_fork(after_in_child=_all.clear)  # they are the parent's, to whose end a fork's own has nothing to say
