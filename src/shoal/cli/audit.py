@@ -16,7 +16,7 @@ examples:
   shoal audit -n 20
   shoal audit --json | jq '.[] | select(.refused)'
 """
-_ACTS = {"spawnprogram": "spawn"}
+_ACTS = {"spawnprogram": "spawn", "addspawnd": "add spawnd"}
 """Requests that have another name on the command line."""
 
 
