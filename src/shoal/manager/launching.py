@@ -115,7 +115,14 @@ class Launcher:
         init = await self.spawnds.take_init(core, makes_cell=cooked is not None)
         self._highest = init.socket.fileno()
         gone: asyncio.Future[None] = self._loop.create_future()
-        link = Link(self._loop, init.socket, lambda: gone.set_result(None))
+        has_begun = False
+
+        def over() -> None:
+            gone.set_result(None)
+            if has_begun:
+                self._on_end(seat.id)  # now: whoever waits for the future is told two turns of the loop later
+
+        link = Link(self._loop, init.socket, over)
         pipes: list[int] = []
         try:
             if bounds is not None:
@@ -135,7 +142,9 @@ class Launcher:
             raise as_manager_error(error, request) from error
         finally:
             _close(pipes)
-        gone.add_done_callback(lambda _: self._on_end(seat.id))
+        has_begun = True
+        if gone.done():
+            self._loop.call_soon(self._on_end, seat.id)  # once it is known that it had begun
         return Kept(seat, link, pid)
 
     def plan(self, request: SpawnProgram) -> Plan | None:
