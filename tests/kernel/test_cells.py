@@ -13,7 +13,6 @@ import time
 
 import pytest
 from rig.cells import (
-    SHORT_PATIENCE,
     STAYS,
     WORDS,
     children,
@@ -224,9 +223,7 @@ def test_eight_threads_get_what_they_asked_for_and_never_more_cells_wait_than_ar
 
 
 def test_the_limit_can_be_set_while_others_launch(script):
-    text = (
-        SHORT_PATIENCE
-        + """
+    text = """
 done = threading.Event()
 def work():
     while not done.is_set():
@@ -243,7 +240,6 @@ for thread in working:
     thread.join()
 answer("done")
 """
-    )
     assert script(text) == "done"
 
 
