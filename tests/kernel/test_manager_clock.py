@@ -5,7 +5,6 @@ import subprocess
 import pytest
 from rig import managed
 
-import shoal.manager
 from shoal import Sandbox
 from shoal.manager import DomainRights, ExitStatus, ManagerError
 
@@ -72,10 +71,7 @@ def state(set_clock, monkeypatch):
         yield directory
 
 
-@pytest.fixture
-def manager(state):
-    with shoal.manager.connect() as made:
-        yield made
+manager = managed.manager
 
 
 def sh(manager, script, **how):

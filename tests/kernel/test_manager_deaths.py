@@ -20,16 +20,7 @@ KILLED = ExitStatus(9, "killed", 9)
 COUNTED = 40
 
 
-@pytest.fixture
-def state(monkeypatch):
-    with managed.state_directory(monkeypatch.setenv) as directory:
-        yield directory
-
-
-@pytest.fixture
-def manager(state):
-    with shoal.manager.connect() as made:
-        yield made
+state, manager = managed.state, managed.manager
 
 
 def kill_manager(state):

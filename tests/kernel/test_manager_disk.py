@@ -49,16 +49,7 @@ def kill_manager():
 """
 
 
-@pytest.fixture
-def state(monkeypatch):
-    with managed.state_directory(monkeypatch.setenv) as directory:
-        yield directory
-
-
-@pytest.fixture
-def manager(state):
-    with shoal.manager.connect() as made:
-        yield made
+state, manager = managed.state, managed.manager
 
 
 @pytest.fixture

@@ -26,16 +26,7 @@ from shoal.manager.nursery import AHEAD
 KILLED = ExitStatus(9, "killed", 9)
 
 
-@pytest.fixture
-def state(monkeypatch):
-    with managed.state_directory(monkeypatch.setenv) as directory:
-        yield directory
-
-
-@pytest.fixture
-def manager(state):
-    with shoal.manager.connect() as made:
-        yield made
+state, manager = managed.state, managed.manager
 
 
 class Raw:

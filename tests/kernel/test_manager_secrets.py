@@ -15,10 +15,7 @@ SCRIPT = 'test -n "$TOKEN" && echo started && exec sleep 1000'
 WORLD = Sandbox(read=["/"], env={"TOKEN": SECRET, "PLAIN": "seen"}, secrets=["TOKEN"])
 
 
-@pytest.fixture
-def state(monkeypatch):
-    with managed.state_directory(monkeypatch.setenv) as directory:
-        yield directory
+state = managed.state
 
 
 def files_with(state, text):

@@ -9,7 +9,6 @@ import threading
 import pytest
 from rig import managed
 
-import shoal.manager
 from shoal import Sandbox, Vmo
 from shoal.manager import CNode, ExitStatus, ManagerError
 
@@ -23,16 +22,7 @@ BOX = Sandbox(memory="300M", env={"TOKEN": "hush-hush"}, secrets=["TOKEN"], limi
 SHELL = Sandbox(read=["/usr", "/bin", "/lib", "/lib64"], limits="best-effort")
 
 
-@pytest.fixture
-def state(monkeypatch):
-    with managed.state_directory(monkeypatch.setenv) as directory:
-        yield directory
-
-
-@pytest.fixture
-def manager(state):
-    with shoal.manager.connect() as made:
-        yield made
+state, manager = managed.state, managed.manager
 
 
 def sleeper(manager, box=BOX, **how):

@@ -21,10 +21,7 @@ pytestmark = pytest.mark.skipif(len(CORES) < 2, reason="needs two processors")
 READY = f"proc_mgmt.{OTHER}.ready"
 
 
-@pytest.fixture
-def state(monkeypatch):
-    with managed.state_directory(monkeypatch.setenv) as directory:
-        yield directory
+state = managed.state
 
 
 @pytest.fixture

@@ -14,10 +14,7 @@ import shoal.manager
 BRIEF_S = 0.2
 
 
-@pytest.fixture
-def state(monkeypatch):
-    with managed.state_directory(monkeypatch.setenv) as directory:
-        yield directory
+state = managed.state
 
 
 @pytest.fixture

@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+import shoal.manager
 from shoal.manager import ledger
 from shoal.manager.ledger import Slot
 
@@ -124,6 +127,20 @@ def state_directory(set_env: Callable[[str, str], None]) -> Iterator[Path]:
             yield state
         finally:
             end_all(state)
+
+
+@pytest.fixture
+def state(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The same for a test. A module that wants it says `state = managed.state`."""
+    with state_directory(monkeypatch.setenv) as directory:
+        yield directory
+
+
+@pytest.fixture
+def manager(state: Path) -> Iterator[shoal.manager.Manager]:
+    """A client of the daemon of that directory."""
+    with shoal.manager.connect() as made:
+        yield made
 
 
 def end_all(state: Path) -> None:

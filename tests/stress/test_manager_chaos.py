@@ -15,10 +15,7 @@ from rig.workload import build_workload
 SECONDS = float(os.environ.get("SHOAL_CHAOS_SECONDS", "20"))
 
 
-@pytest.fixture
-def state(monkeypatch):
-    with managed.state_directory(monkeypatch.setenv) as directory:
-        yield directory
+state = managed.state
 
 
 @pytest.fixture
