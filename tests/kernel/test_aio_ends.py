@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import random
 import re
 import signal
 import subprocess
@@ -308,6 +309,30 @@ def test_launches_that_hang_do_not_hold_up_the_others(in_loop, slow_launches, mo
                     await anyio.sleep(0.06)
                     await anyio.to_thread.run_sync(begun.acquire)
             allowed.set()
+
+    in_loop(main)
+    world.assert_unchanged()
+
+
+@BOXES
+def test_launches_that_are_cancelled_at_any_moment_leave_nothing(in_loop, box, world):
+    """A thread launches it, and it ends by itself or runs on, whenever that happens to be."""
+
+    async def main():
+        ended, moments = [], random.Random(3)
+
+        async def one(script, after):
+            with anyio.move_on_after(after):
+                ended.append((await aio.run(["sh", "-c", script], sandbox=box)).returncode)
+
+        for _ in range(20):
+            async with anyio.create_task_group() as tasks:
+                for script in ("exit 3", f"sleep {MARK}"):
+                    for _ in range(6):
+                        tasks.start_soon(one, script, moments.random() * 0.02)
+            assert processes_with(MARK) == []
+        assert set(ended) <= {3}
+        assert (await aio.run(["sh", "-c", "exit 4"], sandbox=box)).returncode == 4
 
     in_loop(main)
     world.assert_unchanged()

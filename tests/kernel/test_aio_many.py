@@ -117,7 +117,7 @@ def test_one_after_the_other_nothing_grows(in_loop, world):
             async with aio.open_process(["/usr/bin/true"], sandbox=False) as process:
                 await process.wait()
             assert len(os.listdir("/proc/self/fd")) == descriptors
-        assert threads() == before
+        assert threads() <= before  # fewer where one that trio had left idle has ended meanwhile
 
     in_loop(main)
     assert not reaper.pending()

@@ -36,8 +36,7 @@ async def conduct(request: Request) -> Result:
         SpawnError, RequestError, ValueError: it could not be started.
     """
     running = Running(request, in_loop=True)
-    await launch(running)
-    await follow(running)
+    await follow(running, is_over=await launch(running))
     (result,) = await outcomes_of([running])
     if running.is_late:
         raise too_late(request.words, request.timeout_s, [result])
@@ -84,8 +83,9 @@ async def conduct_all(requests: Sequence[Request], lent: Sequence[dict[int, Owne
     return await outcomes_of(begun), any(running.is_late for running in begun)
 
 
-async def launch(running: Running, lent: dict[int, OwnedFd] | None = None) -> None:
-    """Start its program. On an error nothing is left of it.
+async def launch(running: Running, lent: dict[int, OwnedFd] | None = None) -> bool:
+    """Start its program, and where nothing is to be done before its end, wait for that, too. Whether it has ended. On an error nothing
+    is left of it.
 
     Args:
         lent: descriptors that are only for the start; closed afterwards, by whoever is last to need them.
@@ -101,7 +101,7 @@ async def launch(running: Running, lent: dict[int, OwnedFd] | None = None) -> No
             if lent:
                 lent.clear()
 
-    call = Call(begin, running.close)
+    call = Call(begin, running.close, running.only_end if lent is None else None)
     try:
         await call.made()
     except BaseException as error:
@@ -111,13 +111,18 @@ async def launch(running: Running, lent: dict[int, OwnedFd] | None = None) -> No
             await end(running, error)
             running.close()
         raise
+    return call.over
 
 
-async def follow(running: Running) -> None:
-    """Wait for its end, and give up what it has."""
+async def follow(running: Running, *, is_over: bool = False) -> None:
+    """Wait for its end, and give up what it has.
+
+    Args:
+        is_over: it has ended already.
+    """
     with cared_for(running):
         try:
-            await drive(running.following(), running.pump)
+            await drive(running.following(), running.pump, is_over=is_over)
         except BaseException as error:
             await end(running, error)
             raise
@@ -189,20 +194,26 @@ async def _insist(step: Wait | Move, waiter: Waiter) -> bool | Why:
         return answer
 
 
-async def drive(steps: Steps[T], pump: Pump | None, waiter: Waiter | None = None) -> T:
+async def drive(steps: Steps[T], pump: Pump | None, waiter: Waiter | None = None, *, is_over: bool = False) -> T:
     """Take steps, and let the loop go on between them.
 
     Args:
         waiter: waits for its end, and may be interrupted.
+        is_over: what the first step waits for has come already.
     """
     answer: object = None
-    other = current().waiter()
+    other: Waiter | None = None
     while True:
         try:
             step = steps.send(answer)
         except StopIteration as ended:
             result: T = ended.value
             return result
+        if is_over and isinstance(step, Move):
+            answer, is_over = Why.ENDED, False
+            continue
+        if other is None:
+            other = current().waiter()
         answer = await take(step, pump, other if waiter is None or isinstance(step, Wait) else waiter)
 
 

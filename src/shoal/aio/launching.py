@@ -38,19 +38,40 @@ class Call:
 
     Args:
         give_up: made in the thread where nobody has waited for the end of the call.
+        then: where the call has begun something, the descriptor that tells of its end, or -1. Whoever waits is then woken by that alone,
+            if the loop can do it: once instead of twice, for a program that needs nothing meanwhile.
     """
 
-    __slots__ = ("_call", "_error", "_give_up", "_loop", "_to_begin", "_to_end", "_told", "abandoned", "made_in")
+    __slots__ = (
+        "_call",
+        "_error",
+        "_give_up",
+        "_loop",
+        "_then",
+        "_to_begin",
+        "_to_end",
+        "_to_wake",
+        "_told",
+        "_watched",
+        "abandoned",
+        "made_in",
+        "over",
+    )
 
-    def __init__(self, call: Callable[[], None], give_up: Callable[[], None]) -> None:
+    def __init__(self, call: Callable[[], None], give_up: Callable[[], None], then: Callable[[], int] | None = None) -> None:
         self._call = call
         self._give_up = give_up
+        self._then = then
         self._loop: Loop = current()
         self._told = self._loop.signal()
         self._error: BaseException | None = None
-        # Each is emptied, atomically, by who is first: to begin it, and to have the say of its end.
-        self._to_begin, self._to_end = [None], [None]
+        # Each is emptied, atomically, by who is first: to begin it, to have the say of its end, and to leave or not to leave the waking
+        # to what it has begun.
+        self._to_begin, self._to_end, self._to_wake = [None], [None], [None]
+        self._watched = -1
         self.abandoned = False
+        self.over = False
+        """Whether what it has begun has ended, too."""
         self.made_in = _native.inherited_by_thread()
 
     async def made(self) -> None:
@@ -67,11 +88,14 @@ class Call:
                 self._make_here()
         except BaseException as error:
             if not _first(self._to_begin):
-                if not isinstance(error, GeneratorExit):
+                if not isinstance(error, GeneratorExit) and _first(self._to_wake):
                     with anyio.move_on_after(END_S, shield=True):
                         await self._told.wait()
                 self.abandoned = _first(self._to_end)
             raise
+        finally:
+            if not self.over:
+                self._unwatch()
         failed, self._error = self._error, None
         try:
             if failed is not None:
@@ -85,12 +109,16 @@ class Call:
             return
         try:
             self._call()
+            fd = -1 if self._then is None else self._then()
+            if fd >= 0 and self._loop.watch(fd, self._see_end):
+                self._watched = fd
         except BaseException as error:
             self._error = error
-        if _first(self._to_end):
-            self.tell()
-        else:
+        if not _first(self._to_end):
+            self._unwatch()
             self._give_up()
+        elif self._watched < 0 or not _first(self._to_wake):
+            self.tell()
 
     def tell(self) -> None:
         """Wake who waits for it."""
@@ -98,6 +126,14 @@ class Call:
             self._loop.wake(self._told.set)
         except RuntimeError:  # the loop has ended, and with it all who could have waited
             self._give_up()
+
+    def _unwatch(self) -> None:
+        if self._watched >= 0:
+            self._loop.unwatch(self._watched)
+
+    def _see_end(self) -> None:
+        self.over = True
+        self._told.set()
 
     def _make_here(self) -> None:
         self._to_begin.clear()

@@ -55,6 +55,12 @@ class Loop(Protocol):
     def wake(self, call: Callable[[], object]) -> None:
         """From any thread: let the loop make a call. RuntimeError: it has ended."""
 
+    def watch(self, fd: int, call: Callable[[], object]) -> bool:
+        """From any thread: let the loop make a call once `fd`, which nobody else waits for, is readable. False: it has no way to."""
+
+    def unwatch(self, fd: int) -> None:
+        """From any thread: no more."""
+
     def start(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> object:
         """Start a task that nobody waits for. It is cancelled when the loop ends. Keep what is returned as long as the task is needed."""
 
@@ -88,7 +94,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self._set = select.epoll()
-        self._waiting: dict[int, asyncio.Future[bool]] = {}
+        self._waiting: dict[int, Callable[[], object]] = {}
         self._mail: deque[Callable[[], object]] = deque()
         self._is_told = False
 
@@ -101,7 +107,8 @@ class _Watch:
             loop.add_reader(watch._set.fileno(), watch._look)
         return watch
 
-    def begin(self, fd: int, ready: asyncio.Future[bool]) -> None:
+    def begin(self, fd: int, ready: Callable[[], object]) -> None:
+        """From any thread: let the loop make a call once `fd` is readable."""
         self._waiting[fd] = ready
         try:
             self._set.register(fd, select.EPOLLIN | select.EPOLLONESHOT)
@@ -133,8 +140,8 @@ class _Watch:
     def _look(self) -> None:
         for fd, _ in self._set.poll(0):
             ready = self._waiting.pop(fd, None)
-            if ready is not None and not ready.done():
-                ready.set_result(True)
+            if ready is not None:
+                ready()
 
 
 _WATCH = "_shoal_watch"
@@ -150,7 +157,7 @@ class _AsyncioWaiter:
     async def readable(self, fd: int, seconds: float) -> bool:
         watch, self._ready = self._watch, self._loop.create_future()
         timer = None if seconds == math.inf else self._loop.call_later(seconds, self.interrupt)
-        watch.begin(fd, self._ready)
+        watch.begin(fd, self._see)
         try:
             return await self._ready
         finally:
@@ -162,6 +169,10 @@ class _AsyncioWaiter:
     def interrupt(self) -> None:
         if self._ready is not None and not self._ready.done():
             self._ready.set_result(False)
+
+    def _see(self) -> None:
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_result(True)
 
 
 class _Asyncio:
@@ -179,6 +190,15 @@ class _Asyncio:
 
     def wake(self, call: Callable[[], object]) -> None:
         self._watch.post(call, self._loop)
+
+    def watch(self, fd: int, call: Callable[[], object]) -> bool:
+        if self._loop.is_closed():
+            return False
+        self._watch.begin(fd, call)
+        return True
+
+    def unwatch(self, fd: int) -> None:
+        self._watch.end(fd)
 
     def start(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> object:
         return self._loop.create_task(work(), name=name)
@@ -221,6 +241,12 @@ class _Trio:
 
     def wake(self, call: Callable[[], object]) -> None:
         self._token.run_sync_soon(call)
+
+    def watch(self, fd: int, call: Callable[[], object]) -> bool:
+        return False  # only a task can wait for a descriptor
+
+    def unwatch(self, fd: int) -> None:
+        pass
 
     def start(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> object:
         import trio

@@ -280,12 +280,17 @@ class _Registry:
         self._looked_at = 0.0
         self._sweeping = threading.Lock()
 
+    @property
+    def is_at_work(self) -> bool:
+        """Whether a sweep would find something to do, if only to close the epoll set."""
+        return bool(self.queue) or self._epoll is not None
+
     def sweep(self) -> None:
         # Another thread is at it, or this one is, further up the stack: either will take what is queued, or the next call.
         if not self._sweeping.acquire(blocking=False):
             return
         try:
-            if len(self.queue) <= FEW and not self.watched:
+            if len(self.queue) <= FEW and self._epoll is None:
                 self._settle_few()
             else:
                 self._take_in()
@@ -371,7 +376,7 @@ def watch(entry: Pending) -> None:
 
 def sweep() -> None:
     """Settle what has ended meanwhile. Never blocks; next to nothing when nothing is registered."""
-    if _registry.queue or _registry.watched:
+    if _registry.is_at_work:
         _registry.sweep()
 
 

@@ -164,6 +164,13 @@ class Running:
             returncode, own = ending_of(process)
         self._sum_up(returncode, own, self._budget.spent())
 
+    def only_end(self) -> int:
+        """The descriptor that becomes readable with its end, where there is nothing to be waited for besides; else -1."""
+        has_limit = self.request.timeout_s is not None or self.request.starter.box.wall_time is not None
+        if self.process is None or self.pump is not None or has_limit or self._budget.next_look_s() is not None:
+            return -1
+        return self.process.fileno()
+
     def kill(self) -> None:
         """Kill all of it. The end is then to be waited for as ever: whoever waits for a `Move` answers it now. The reason is "killed"."""
         if self.process is not None and not self.process.closed and not self.is_over:
