@@ -96,7 +96,7 @@ def test_what_cannot_be_started_has_the_exit_codes_of_run(desk: Desk, tmp_path: 
         ([str(plain)], 126, f"shoal: {plain}: is not executable"),
         (["--core", "9999", "true"], 125, "shoal: core 9999 has no spawn daemon; there is one for"),
         (["--cwd", "/no/such", "true"], 125, "shoal: --cwd /no/such: there is no such directory\n"),
-        (["--env", "=x", "true"], 125, "shoal: --env =x: write NAME=VALUE\n"),
+        (["--env", "=x", "true"], 125, "shoal: --env =x: write NAME=VALUE, or NAME for your own value\n"),
         (["--env", "NO_SUCH_VARIABLE", "true"], 125, "shoal: --env NO_SUCH_VARIABLE: you have no variable of that name"),
         ([], 125, "shoal: which program? usage: shoal spawn"),
     ]:

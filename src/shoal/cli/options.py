@@ -6,7 +6,8 @@ What an option says wins over the profile; an option that may be repeated adds t
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from shoal.cli.output import CommandError
@@ -158,3 +159,24 @@ def listed(box: Sandbox) -> dict[str, object]:
     names = ("memory", "swap", "pids", "cpus", "io", "cpu_time", "wall_time")
     found = {name: getattr(box, name) for name in names if getattr(box, name) not in (None, {})}
     return found if box.memory is not None else {name: value for name, value in found.items() if name != "swap"}
+
+
+def assigned(texts: Iterable[str], owner: str | None = None) -> dict[str, str]:
+    """The variables of `--env NAME=VALUE`, and of `--env NAME` for the caller's own.
+
+    Args:
+        owner: whose the latter is and has to be, as the beginning of a sentence; None: it may be missing, as with `docker run`.
+    Raises:
+        CommandError: there is no such variable, or no name.
+    """
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name:
+            raise CommandError(f"--env {text}: write NAME=VALUE, or NAME for your own value")
+        own = value if equals else os.environ.get(name)
+        if own is not None:
+            found[name] = own
+        elif owner is not None:
+            raise CommandError(f"--env {name}: {owner} no variable of that name; write {name}=VALUE")
+    return found

@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from shoal.cli.options import sandbox_of
+from shoal.cli.options import assigned, sandbox_of
 from shoal.cli.output import CommandError, never_show
 from shoal.sandbox.box import ENVIRONMENT, PATH, Sandbox
 from shoal.sandbox.grants import Grant, View, parse_bind, parse_tmpfs, working_directory
@@ -55,13 +55,13 @@ def read_request(args: argparse.Namespace) -> Request:
     if not command:
         raise CommandError("which program? usage: shoal run [OPTIONS] [--] PROG [ARGS...]")
     host_cwd = current_directory()
-    assigned = dict(text.partition("=")[::2] for text in args.env)
-    never_show(_values(args.box_secrets, assigned))  # before anything can go wrong
+    given = assigned(args.env)
+    never_show(_values(args.box_secrets, given))  # before anything can go wrong
     program = find_program(command[0], os.environ.get("PATH", PATH), host_cwd)
     box = sandbox_of(args, program.executes)
-    never_show(_values(box.secrets, {**box.env, **assigned}))
-    environ = make_environ(args.env, os.environ if args.clone_env else None, box.env)
-    _check_secrets(args, {*environ, *assigned})
+    never_show(_values(box.secrets, {**box.env, **given}))
+    environ = make_environ(given, os.environ if args.clone_env else None, box.env)
+    _check_secrets(args, {*environ, *given})
     asked = [grant for text in args.ro for grant in parse_bind(text, writable=False, cwd=host_cwd)]
     asked += [grant for text in args.rw for grant in parse_bind(text, writable=True, cwd=host_cwd)]
     asked += [parse_tmpfs(text) for text in args.tmpfs]
@@ -88,8 +88,8 @@ def read_request(args: argparse.Namespace) -> Request:
     )
 
 
-def make_environ(assignments: Sequence[str], cloned: Mapping[str, str] | None, boxed: Mapping[str, str]) -> dict[str, str]:
-    """The program's variables, except for PWD unless it is assigned here.
+def make_environ(given: Mapping[str, str], cloned: Mapping[str, str] | None, boxed: Mapping[str, str]) -> dict[str, str]:
+    """The program's variables, except for PWD unless it is given here.
 
     Args:
         cloned: what to begin with instead of the fixed values.
@@ -100,16 +100,7 @@ def make_environ(assignments: Sequence[str], cloned: Mapping[str, str] | None, b
         environ = {**ENVIRONMENT, "TERM": term}
     else:
         environ = {key: value for key, value in cloned.items() if key not in _NOT_CLONED}
-    environ |= boxed
-    for text in assignments:
-        key, equals, value = text.partition("=")
-        if not key:
-            raise CommandError(f"--env {text}: write NAME=VALUE, or NAME for your own value")
-        if equals:
-            environ[key] = value
-        elif key in os.environ:
-            environ[key] = os.environ[key]
-    return environ
+    return {**environ, **boxed, **given}
 
 
 def _values(names: Iterable[str], given: Mapping[str, str]) -> list[str]:

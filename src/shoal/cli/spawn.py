@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.arguments import StrOrBytesPath
 from shoal.cli.contact import core_of, reached
-from shoal.cli.options import LIMITS, PROTECTIONS, add_options, sandbox_of
+from shoal.cli.options import LIMITS, PROTECTIONS, add_options, assigned, sandbox_of
 from shoal.cli.output import CommandError, Outcome, complain
 from shoal.cli.processes import own_core
 from shoal.cli.request import make_environ
@@ -84,10 +84,10 @@ def run(args: argparse.Namespace) -> Outcome:
     program = find_program(command[0], os.environ.get("PATH", os.defpath), current_directory())
     box = _sandbox(args, program)
     if box is not None:
-        environ = make_environ(args.env, os.environ if args.clone_env else None, box.env)
+        environ = make_environ(assigned(args.env, "you have"), os.environ if args.clone_env else None, box.env)
         args.cwd = None  # it is the sandbox that has it
     else:
-        environ = _environ(args.env)
+        environ = {**os.environ, **assigned(args.env, "you have")}
         if args.cwd is not None:
             args.cwd = os.path.abspath(args.cwd)
             if not os.path.isdir(args.cwd):
@@ -155,19 +155,6 @@ def _with(granted: Granted, more: list[str], *, writable: bool) -> Granted:
         named = [grant for path in granted for grant in grant_path(os.fsdecode(path), None, writable=writable, cwd=cwd, option=option)]
         found = {grant.dest: grant.source for grant in named}
     return found | {grant.dest: grant.source for text in more for grant in parse_bind(text, writable=writable, cwd=cwd)}
-
-
-def _environ(assignments: list[str]) -> dict[str, str]:
-    environ = dict(os.environ)
-    for text in assignments:
-        name, equals, value = text.partition("=")
-        if not name:
-            raise CommandError(f"--env {text}: write NAME=VALUE")
-        if equals:
-            environ[name] = value
-        elif name not in environ:
-            raise CommandError(f"--env {text}: you have no variable of that name; write NAME=VALUE")
-    return environ
 
 
 def _core(manager: Manager, given: str | None) -> int | str:

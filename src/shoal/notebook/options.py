@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Never
 
-from shoal.cli.options import add_options, changed
+from shoal.cli.options import add_options, assigned, changed
 from shoal.sandbox.box import Sandbox
 from shoal.sandbox.errors import RequestError
 from shoal.sandbox.grants import split_dest
@@ -182,7 +182,7 @@ def _box(args: argparse.Namespace, variables: Mapping[str, Any]) -> Sandbox:
         if given:
             more[name] = _handed(given)
     if args.env:
-        more["env"] = _environment(args.env)
+        more["env"] = assigned(args.env, "the notebook has")
     if args.cwd is not None:
         more["cwd"] = args.cwd
     return Sandbox(**merged({item.name: getattr(box, item.name) for item in fields(box)}, more)) if more else box
@@ -198,18 +198,3 @@ def _handed(texts: list[str]) -> list[str] | dict[str, str]:
         named = os.path.abspath(source)
         placed |= {dest: source} if dest is not None else {named: source, os.path.realpath(named): source}
     return placed
-
-
-def _environment(assignments: list[str]) -> dict[str, str]:
-    found = {}
-    for text in assignments:
-        key, equals, value = text.partition("=")
-        if not key:
-            raise RequestError(f"--env {text}: write NAME=VALUE, or NAME for your own value")
-        if equals:
-            found[key] = value
-        elif key in os.environ:
-            found[key] = os.environ[key]
-        else:
-            raise RequestError(f"--env {key}: the notebook has no variable of that name; write {key}=VALUE")
-    return found
