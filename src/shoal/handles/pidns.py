@@ -223,13 +223,24 @@ def _status(pid: int | str) -> dict[str, list[str]]:
 
 
 def _lives_below(pid: str, wanted: int) -> bool:
-    """Whether the namespace of `pid` is `wanted` or nested in it: by the chain of NS_GET_PARENT, ioctl_ns(2)."""
+    """Whether the namespace of `pid` is `wanted` or nested in it."""
     try:
         fd = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
+    return is_or_lies_in(fd, wanted)
+
+
+def is_or_lies_in(namespace: int, inode: int) -> bool:
+    """Whether a namespace is the one with this inode or nested in it: by the chain of NS_GET_PARENT, ioctl_ns(2).
+
+    Whoever made the other may look, also at one of a process that does not want to be looked at: user_namespaces(7).
+
+    Ownership: takes over the descriptor `namespace`.
+    """
+    fd = namespace
     try:
-        while os.fstat(fd).st_ino != wanted:
+        while os.fstat(fd).st_ino != inode:
             above = fcntl.ioctl(fd, _NS_GET_PARENT)
             os.close(fd)
             fd = above

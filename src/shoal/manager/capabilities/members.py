@@ -11,16 +11,13 @@ found out:
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from typing import Final
 
 from shoal.handles.cgroup_files import walk
+from shoal.handles.pidns import is_or_lies_in
 from shoal.manager.capabilities.procfs import ProcessDirectory
-
-_NS_GET_PARENT: Final = 0xB702
 
 
 def in_pid_namespace(inode: int) -> list[int]:
@@ -35,24 +32,12 @@ def in_pid_namespace(inode: int) -> list[int]:
 
 
 def lives_in(directory: ProcessDirectory, inode: int) -> bool:
-    """Whether a process lives in a pid namespace, or in one nested in it: ioctl_ns(2).
-
-    Whoever made the namespace may look, also at a process that does not want to be looked at: user_namespaces(7).
-    """
+    """Whether a process lives in a pid namespace, or in one nested in it."""
     try:
         fd = directory.open("ns/pid")
     except OSError:
         return False
-    try:
-        while os.fstat(fd).st_ino != inode:
-            above = fcntl.ioctl(fd, _NS_GET_PARENT)
-            os.close(fd)
-            fd = above
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
+    return is_or_lies_in(fd, inode)
 
 
 def descendants(first: Collection[int]) -> list[int]:
