@@ -21,6 +21,9 @@ enum order_kind {
                        * b: its pid, or 0 for all of which that is not said yet */
     ORDER_SIGNAL,     /* a: number, b: pid of a dispatcher, or 0 for all, c: a key, under which it is done once, or 0 */
     ORDER_END,        /* a: cause, b: what is told as its exit status */
+    /* A command: another process of a domain that runs, whose end is not the domain's. fds: a line, and, as LAUNCH has it, a socket; with
+     * a, as CELL has it, a recipe. Only who says SLOT_COMMANDS in its slot knows this one. */
+    ORDER_COMMAND,
 };
 
 struct order {
@@ -32,7 +35,7 @@ struct order {
 
 enum told_kind {
     TOLD_HERE = 1, /* to a manager that has just connected: which domain this is */
-    TOLD_STARTED,  /* pid: a process that waits for its plan; for ORDER_CELL with the socket to send it to */
+    TOLD_STARTED,  /* pid: a process that waits for its plan; where there is a recipe, with the socket to send it to */
     TOLD_FAILED,   /* err: that could not be made */
     TOLD_ENDED,    /* nothing of it is left; what the ledger says is final */
 };
@@ -44,10 +47,30 @@ struct told {
     uint64_t id, key;
 };
 
+/* The line of a command (SOCK_SEQPACKET): who wants it has the other end, so that no manager is needed between the two. What is told is in
+ * a struct line_told, what is asked for in a struct line_ask: a signal. The end of the line ends the command, and its process group. */
+enum line_kind {
+    LINE_BEGUN = 1, /* there is a process, about to become the program */
+    LINE_ENDED,     /* code, status: as waitid(2) tells them */
+    LINE_UNBEGUN,   /* the same, but it never became the program */
+};
+
+struct line_told {
+    uint32_t kind;
+    int32_t pid, code, status;
+    uint32_t with_domain; /* the domain was ending by then */
+};
+
+struct line_ask {
+    int32_t number;
+    uint32_t to_group; /* to its process group, as a keyboard sends it */
+};
+
 /* SLOT_FREE is zero: a ledger begins as a hole. */
 enum slot_state { SLOT_FREE, SLOT_ASSIGNED, SLOT_RUNNING, SLOT_ENDING, SLOT_ENDED };
 
 #define SLOT_BYTES 128
+#define SLOT_COMMANDS 1
 #define CAUSE_UNBEGUN 4 /* the first dispatcher ended before it had executed the program */
 
 struct slot {
@@ -60,7 +83,8 @@ struct slot {
     int64_t user_us, system_us, max_rss_kib;
     int64_t started_ns, ended_ns; /* CLOCK_REALTIME */
     uint64_t log_bytes, log_lost;
-    uint64_t rest[3];
+    uint64_t can; /* SLOT_* : what its init can do besides, which one of an older version cannot */
+    uint64_t rest[2];
 };
 _Static_assert(sizeof(struct slot) == SLOT_BYTES, "ledger.py reads 128 bytes a slot");
 

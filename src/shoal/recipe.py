@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shoal.confine import Confine
@@ -35,6 +36,7 @@ WAITING_SOCKET, WAITING_BASE, WAITING_RULES = 3, 4, 5
 """A waiting process's descriptors: src/native/request.h. The last one is there only with Landlock."""
 REQUESTS, RECIPE, EMPTY = 3, 4, 5
 """Those of the process that makes cells: src/native/recipe.h. The last one is a mount namespace with nothing in it."""
+_ALL_SIGNALS = (1 << 64) - 1
 _HEAD = struct.Struct("=IIIIII4sc3x16s")
 
 
@@ -124,6 +126,46 @@ def make_joining(plan: Plan) -> bytes:
     name = os.fsencode(comm(plan))
     head = _HEAD.pack(len(keeper), len(prepare), os.geteuid(), os.getegid(), first_user, False, tasks.encode(), STAY, name)
     return head + keeper + b"\0" * (-len(keeper) % 8) + prepare
+
+
+def make_command(
+    plan: Plan, targets: Sequence[int], places: Sequence[bytes], cwd: bytes | None, *, terminal: bool = False, own: bool = False
+) -> Packed:
+    """What turns a process that has joined the cell of a plan into another program than the plan's: one of the cell's own world.
+
+    Args:
+        targets: the numbers in the child of the descriptors it will be sent.
+        places: where the program may be, in the cell's world, first come first served; at least one.
+        cwd: where it starts; None: where the plan says. terminal: the first descriptor becomes its controlling terminal.
+        own: where it is in none of those places it is the plan's own program, which no path of its world leads to.
+    """
+    packer = Packer()
+    pairs = [(packer.received(), target) for target in targets]
+    begin_command(packer, pairs, cwd, RESOLVE_NO_MAGICLINKS, terminal=terminal)
+    confine = Confine(packer, plan.confinement)
+    confine.enter_rules(None if plan.confinement.landlock is None else WAITING_RULES, [fd for fd, _ in pairs])
+    packer.fd_map(pairs, 0)
+    confine.limits()
+    if not plan.confinement.early:
+        confine.filter()
+    look_for(packer, places if own else places[:-1])
+    return packer.packed(exec_fd=WAITING_BASE, exec_path=f"exe/{comm(plan)}") if own else packer.packed(exec_path=places[-1])
+
+
+def begin_command(packer: Packer, pairs: Sequence[tuple[int, int]], cwd: bytes | None, resolve: int, *, terminal: bool) -> None:
+    """The ops by which a command leaves the session it was made in, and goes where it is to start."""
+    packer.op("SETSID", "making a session")
+    if cwd is not None:
+        packer.op("CHDIR", ENTERING, text=cwd, b=resolve, flags=1)
+    if terminal:
+        packer.op("CONTROLLING_TTY", "taking the controlling terminal", fd=pairs[0][0])
+
+
+def look_for(packer: Packer, places: Sequence[bytes]) -> None:
+    """The last ops of a command: it becomes the program at the first of these places that has one."""
+    packer.op("INHERIT_SIGNALS", "resetting signals", a=_ALL_SIGNALS)
+    for place in places:
+        packer.op("TRY_EXEC", "looking for the program", text=place)
 
 
 def _maker(plan: Plan, empty_fd: int) -> Packed:

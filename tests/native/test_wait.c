@@ -468,15 +468,35 @@ static void plans_for_a_clone(void)
     REFUSED(EINVAL, h->cgroup_fd = 0);
     REFUSED(EINVAL, h->enter_fd = 0);
     REFUSED(EINVAL, h->enter_flags = 0x20000000 /* CLONE_NEWPID */);
-    struct pack *pack = peer_plan(OUT_AS_3, 1);
-    uint32_t path = pack_text(pack, "/peer");
-    size_t size;
-    op_add(pack, OP_INHERIT_SIGNALS);
-    op_add(pack, OP_TRY_EXEC)->str = path; /* before the answer */
-    struct request *request = pack_request(pack, (const char *const[]){ "peer", "self", "3", NULL }, NULL, 1, &size);
-    CHECK_REPORT(answer_to(request, size, 0), STAGE_PLAN, -1, EINVAL);
-    free(request);
-    pack_free(pack);
+}
+
+/* Where it is looked for in these places, before that of the plan. Returns what is answered last. */
+static struct report look_in(const char *const *places, const char *own, int status)
+{
+    struct waiting waiting = waiting_new();
+    struct pack *pack = pack_new(0);
+    pack_fd_map(pack, NULL, 0, 0);
+    pack_exec_path(pack, own);
+    pack->head.exec_fd = REQUEST_BASE;
+    op_add(pack, OP_INHERIT_SIGNALS)->a = ~0ull;
+    for (; *places; places++) {
+        uint32_t path = pack_text(pack, *places);
+        op_add(pack, OP_TRY_EXEC)->str = path;
+    }
+    struct report report = tell_plan(waiting, pack);
+    over(waiting, status);
+    return report;
+}
+
+/* The answer comes before any of them, so that there is one, whichever it is. */
+static void looks_in_all_places(void)
+{
+    const char *peer = peer_path(), *name = strrchr(peer, '/') + 1, *none = "/no/such", *refused = "/dev/null";
+    CHECK_REPORT(look_in((const char *const[]){ peer, none, NULL }, "none", 0), STAGE_EXEC, 1, 0);
+    CHECK_REPORT(look_in((const char *const[]){ none, refused, peer, NULL }, "none", 0), STAGE_EXEC, 1, 0);
+    CHECK_REPORT(look_in((const char *const[]){ none, refused, NULL }, name, 0), STAGE_EXEC, 1, 0);
+    CHECK_REPORT(look_in((const char *const[]){ none, none, NULL }, "none", 0), STAGE_EXEC, 1, ENOENT);
+    CHECK_REPORT(look_in((const char *const[]){ none, refused, none, NULL }, "none", 0), STAGE_EXEC, 1, EACCES);
 }
 
 static void messages_that_are_too_long(void)
@@ -786,6 +806,7 @@ int main(int argc, char **argv)
         { "counts that do not match are refused", counts_that_do_not_match },
         { "plans that do not verify are refused", plans_that_do_not_verify },
         { "plans that ask for what only a clone can do are refused", plans_for_a_clone },
+        { "the program is looked for in all places that the plan has for it", looks_in_all_places },
         { "messages that are too long are refused", messages_that_are_too_long },
         { "descriptors beyond the limit are EMFILE", descriptors_beyond_the_limit },
         { "what cannot be sent is not sent", what_cannot_be_sent },

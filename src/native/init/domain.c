@@ -24,6 +24,7 @@
 
 #define DISPATCHERS 256 /* a domain has one on a core at most */
 #define OUTPUTS (2 * DISPATCHERS)
+#define COMMANDS 64 /* at the same time */
 #define ORDER_FDS 4
 #define SIGNALS_KNOWN 32 /* of how many of the last ones it is known that they were sent */
 #define SIGKILL_ 9
@@ -49,6 +50,11 @@ static struct dispatcher {
     int tentative;    /* it may yet turn out that it could not become the program */
     int code, status; /* of a tentative one that has ended, as waitid(2) tells it; 0: it lives */
 } dispatchers[DISPATCHERS];
+static struct command {
+    int pid;  /* 0: the place is free */
+    int line; /* to who wants it; -1: they have gone */
+} commands[COMMANDS];
+static int command_count; /* one more than the highest place that was ever taken */
 static int cell_keeper;              /* pid of the cell's pid 1 */
 static struct output {
     int fd;
@@ -223,6 +229,33 @@ static void note_dispatcher(const int *info, int executed)
     }
 }
 
+static struct command *find_command(int pid)
+{
+    for (int i = 0; i < COMMANDS; i++)
+        if (commands[i].pid == pid)
+            return &commands[i];
+    return 0;
+}
+
+/* Whoever does not listen misses it, and keeps nobody waiting. */
+static void tell_line(const struct command *command, uint32_t kind, int code, int status)
+{
+    const struct line_told told = { kind, command->pid, code, status, slot.state >= SLOT_ENDING };
+    if (command->line >= 0)
+        sys6(__NR_sendto, command->line, (long)&told, sizeof told, MSG_NOSIGNAL | MSG_DONTWAIT, 0, 0);
+}
+
+static void note_command(const int *info, int executed)
+{
+    struct command *found = find_command(info[SI_PID]);
+    if (!found)
+        return;
+    tell_line(found, executed ? LINE_ENDED : LINE_UNBEGUN, info[SI_CODE], info[SI_STATUS]);
+    if (found->line >= 0)
+        sys1(__NR_close, found->line);
+    *found = (struct command){ 0 };
+}
+
 /* Reaps what has ended; false when no child is left. */
 static int reap(int options)
 {
@@ -241,6 +274,7 @@ static int reap(int options)
         if (info[SI_PID] == cell_keeper)
             cell_keeper = 0;
         note_dispatcher(info, executed);
+        note_command(info, executed);
         if (!options)
             return 1;
     }
@@ -270,6 +304,9 @@ static void kill_all(void)
     for (int i = 0; i < DISPATCHERS; i++)
         if (dispatchers[i].pid && !dispatchers[i].code)
             sys2(__NR_kill, dispatchers[i].pid, SIGKILL_);
+    for (int i = 0; i < command_count; i++)
+        if (commands[i].pid)
+            sys2(__NR_kill, commands[i].pid, SIGKILL_);
     kill_children();
 }
 
@@ -301,6 +338,7 @@ static void assign(const struct order *order)
     number = (uint32_t)order->b;
     slot = (struct slot){
         .state = SLOT_ASSIGNED,
+        .can = SLOT_COMMANDS,
         .id = order->c,
         .key = order->d,
         .init_pid = (int32_t)pid,
@@ -402,6 +440,56 @@ static void start_cell(const struct order *order, int *fds, int count)
         sys1(__NR_close, talk);
 }
 
+static void start_command(const struct order *order, int *fds, int count)
+{
+    struct command *free = find_command(0);
+    struct made made = { 0, 0, EINVAL };
+    int talk = -1;
+    long pid = free ? -EINVAL : -ENOSPC;
+    if (count == 2 && free && slot.state == SLOT_RUNNING && !order->a) {
+        pid = sys5(__NR_clone, UNEXECUTED_SIGNAL, 0, 0, 0, 0);
+        if (pid == 0)
+            become(fds[1]);
+    } else if (count == 2 && free && slot.state == SLOT_RUNNING && cell_keeper) {
+        talk = join_own_cell(fds[1], cell_keeper, &made);
+        pid = made.err ? -made.err : made.waiting;
+        if (made.err && made.waiting)
+            sys2(__NR_kill, made.waiting, SIGKILL_);
+    }
+    if (pid > 0) {
+        *free = (struct command){ (int)pid, fds[0] };
+        command_count = free - commands < command_count ? command_count : (int)(free - commands) + 1;
+        fds[0] = -1;
+        tell_line(free, LINE_BEGUN, 0, 0);
+    }
+    say(pid < 0 ? TOLD_FAILED : TOLD_STARTED, pid, -pid, &talk, talk >= 0);
+    if (talk >= 0)
+        sys1(__NR_close, talk);
+}
+
+/* A number that we have not reaped is its own, as that of a process and as that of a group. */
+static void signal_command(const struct command *command, int number, int to_group)
+{
+    if (!to_group || sys2(__NR_kill, -(long)command->pid, number) < 0)
+        sys2(__NR_kill, command->pid, number);
+}
+
+static void hear_line(struct command *command)
+{
+    struct line_ask ask;
+    long size = sys6(__NR_recvfrom, command->line, (long)&ask, sizeof ask, MSG_DONTWAIT, 0, 0);
+    if (size == -EAGAIN || size == -EINTR)
+        return;
+    if (size == sizeof ask) {
+        signal_command(command, ask.number, ask.to_group != 0);
+        return;
+    }
+    signal_command(command, SIGKILL_, 1); /* who wanted it has gone */
+    sys2(__NR_kill, command->pid, SIGKILL_);
+    sys1(__NR_close, command->line);
+    command->line = -1;
+}
+
 static void end(const struct order *order)
 {
     if (slot.state == SLOT_FREE)
@@ -461,6 +549,8 @@ static int take_order(void)
             start_dispatcher(&order, fds, count);
         else if (order.kind == ORDER_CELL)
             start_cell(&order, fds, count);
+        else if (order.kind == ORDER_COMMAND)
+            start_command(&order, fds, count);
         else if (order.kind == ORDER_KEEP)
             keep(&order);
         else if (order.kind == ORDER_SIGNAL)
@@ -537,14 +627,16 @@ static void accept_manager(void)
 
 static void watch_and_act(void)
 {
-    struct pollfd watch[2 + OUTPUTS];
+    struct pollfd watch[2 + OUTPUTS + COMMANDS], *lines = watch + 2 + output_count;
     struct timespec retry = { 0, RETRY_NS };
     int from = control >= 0 ? control : listener;
     watch[0] = (struct pollfd){ .fd = signals, .events = POLLIN };
     watch[1] = (struct pollfd){ .fd = from, .events = POLLIN };
     for (int i = 0; i < output_count; i++)
         watch[2 + i] = (struct pollfd){ .fd = outputs[i].fd, .events = POLLIN };
-    if (sys5(__NR_ppoll, watch, 2 + output_count, from < 0 ? &retry : 0, 0, 8) < 0)
+    for (int i = 0; i < command_count; i++)
+        lines[i] = (struct pollfd){ .fd = commands[i].pid ? commands[i].line : -1, .events = POLLIN };
+    if (sys5(__NR_ppoll, watch, 2 + output_count + command_count, from < 0 ? &retry : 0, 0, 8) < 0)
         return;
     if (watch[0].revents) {
         char info[128];
@@ -554,6 +646,9 @@ static void watch_and_act(void)
     for (int i = 0; i < output_count; i++)
         if (watch[2 + i].revents && outputs[i].fd >= 0)
             drain(&outputs[i]);
+    for (int i = 0; i < command_count; i++)
+        if (lines[i].revents)
+            hear_line(&commands[i]);
     if (watch[1].revents && control >= 0)
         while (take_order())
             ;

@@ -19,6 +19,7 @@ static _Alignas(struct plan_head) struct {
 } received;
 static char *strings[REQUEST_STRINGS + 2];
 static struct plan plan;
+static uint32_t places; /* where the program is looked for before the plan's own place: ops that come after the counted ones */
 
 /* Whether it could be given: a filter of the plan may forbid it, and the one who asked may be gone. */
 static int answer(void)
@@ -84,7 +85,7 @@ static int take(long size)
     if (size < (long)sizeof *request || request->plan_size < sizeof(struct plan_head) ||
         (uint64_t)size != sizeof *request + (uint64_t)request->plan_size + request->argv_size + request->envp_size)
         return EINVAL;
-    const struct plan_head *head = (const struct plan_head *)received.rest;
+    struct plan_head *head = (struct plan_head *)received.rest;
     if (head->count > PLAN_OPS_MAX || request->plan_size - sizeof *head < head->count * sizeof(struct op))
         return EINVAL;
     /* What takes a clone was not done, and must not be missing; what collects has no table of a caller's to do it on. */
@@ -100,9 +101,8 @@ static int take(long size)
     int fds = plan.slots_used;
     if (err || (err = verify_plan(&plan, request->plan_size) ? EINVAL : 0))
         return err;
-    for (uint32_t i = 0; i < head->count; i++)
-        if (plan.ops[i].code == OP_TRY_EXEC) /* the answer comes first */
-            return EINVAL;
+    for (; head->count > 0 && plan.ops[head->count - 1].code == OP_TRY_EXEC; head->count--)
+        places++; /* the answer comes first */
     if (request->fds != (uint32_t)fds)
         return EMFILE;
     plan.slots_used = plan.slots_used > fds ? plan.slots_used : fds;
@@ -140,6 +140,8 @@ void wait_for_plan(void)
         run_ops(&plan);
     if (!answer() || plan.report.err)
         return; /* who hears nothing takes it that nothing was run */
+    for (uint32_t i = 0; i < places; i++)
+        op_try_exec(&plan, &plan.ops[plan.head->count + i]);
     exec_program(&plan);
     answer();
 }

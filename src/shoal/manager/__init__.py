@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from shoal.manager.capabilities import Capabilities, observe
     from shoal.manager.client import Domain, DomainStatus, Manager, connect, embedded, exit
     from shoal.manager.cnode import CNode
+    from shoal.manager.command import Command
     from shoal.manager.domains import ExitStatus
     from shoal.manager.names import Barrier, Event, NameService, Query, Record, Semaphore, Watch
     from shoal.manager.rights import DomainRights, ManagerRights
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _WHERE: Final = {
     "CNode": "cnode",
     "Capabilities": "capabilities",
+    "Command": "command",
     "Domain": "client",
     "DomainCap": "tokens",
     "DomainRights": "rights",
@@ -38,6 +40,7 @@ __all__ = [
     "Barrier",
     "CNode",
     "Capabilities",
+    "Command",
     "Domain",
     "DomainCap",
     "DomainRights",

@@ -41,6 +41,7 @@ from shoal.units import parse_duration
 
 if TYPE_CHECKING:
     from shoal.manager.capabilities import Capabilities
+    from shoal.manager.command import Command
     from shoal.manager.names import NameService
 
 NEW_DOMAIN, OMP = 0x1, 0x2
@@ -527,6 +528,39 @@ class Domain:
         """
         sent = itertools.count()
         self._manager._ask(lambda rid: wire.Span(rid, self._token, core, again=next(sent) > 0))
+
+    def exec(
+        self,
+        argv: Sequence[str | bytes | os.PathLike[str]],
+        *,
+        env: Mapping[str, str | None] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        stdin: Any = None,
+        stdout: Any = None,
+        stderr: Any = None,
+        terminal: bool = False,
+    ) -> Command:
+        """Run a command in it: under all that holds for its program (namespaces, files, user, filters, limits, core), and with no
+        descriptor but 0, 1 and 2. Returns once it has been executed. Its end is not the domain's, but the domain's end is its end; and so
+        is that of who holds the Command.
+
+        Args:
+            argv: argv[0] is looked up in the domain's own files: with a slash as a path there, else in the PATH it has there. The domain's
+                own program is found by its name, even where the sandbox has no path to it.
+            env: what differs from the variables that the domain began with; None as a value: there is no such variable.
+            cwd: where it starts, in the domain's own files; None: where the domain began.
+            stdin, stdout, stderr: a descriptor or file; None is this process's own; subprocess.DEVNULL, and for stderr STDOUT.
+            terminal: the first of them becomes its controlling terminal, which must be nobody's yet: an end of os.openpty().
+        Raises:
+            ManagerError: it was not started: SPAWN_ERR_FIND_MODULE: the domain has no such program. SPAWN_ERR_LOAD: it cannot be executed
+                there. SPAWN_ERR_SETUP_ENV: its directory cannot be entered. PROC_MGMT_ERR_DOMAIN_NOT_RUNNING: the domain has ended.
+                SPAWN_ERR_SPAN: nothing more can be started in it. PROC_MGMT_ERR_DOMAIN_CAP_HASH: the capability lacks the right `span`.
+            TypeError, ValueError: what was given cannot be meant.
+        Source: docker-exec(1), for what is expected of it.
+        """
+        from shoal.manager.command import execute
+
+        return execute(self._manager._ask, self._token, argv, env, cwd, (stdin, stdout, stderr), terminal=terminal)
 
     def status(self) -> DomainStatus:
         """What is known of it."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Final
 
 from shoal.handles.keeper import open_null
 from shoal.loader.elf import HOST_MACHINE
 from shoal.packing import CWD_FD, Packed, Packer
+from shoal.recipe import begin_command, look_for
 
 _KEPT: Final = 256
 _plans: OrderedDict[tuple[bytes, bytes, int | None, tuple[int, ...]], Packed] = OrderedDict()
@@ -39,6 +41,19 @@ def plan(path: bytes, cwd: bytes, core: int | None, targets: tuple[int, ...]) ->
     while len(_plans) > _KEPT:
         _plans.popitem(last=False)
     return made
+
+
+def command(targets: Sequence[int], places: Sequence[bytes], cwd: bytes, core: int | None, *, terminal: bool) -> Packed:
+    """The plan of a command in a domain: `make_command()`, for those that see what we do."""
+    packer = Packer()
+    pairs = [(packer.received(), target) for target in targets]
+    null = open_null(packer)
+    begin_command(packer, pairs, cwd, 0, terminal=terminal)
+    if core is not None:
+        packer.affinity([core], f"binding it to core {core}")
+    packer.fd_map(pairs, null)
+    look_for(packer, places[:-1])
+    return packer.packed(exec_fd=CWD_FD, exec_path=places[-1])
 
 
 def foreign_machine(path: bytes) -> bool:

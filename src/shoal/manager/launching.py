@@ -111,7 +111,7 @@ class Launcher:
             ManagerError: it was not started.
         """
         core = self.spawnds.number(request.core)
-        cooked = None if request.sandbox is None else self._cooked(request, core)
+        cooked = None if request.sandbox is None else self.cooked(request, core)
         init = await self.spawnds.take_init(core, makes_cell=cooked is not None)
         self._highest = init.socket.fileno()
         gone: asyncio.Future[None] = self._loop.create_future()
@@ -153,7 +153,7 @@ class Launcher:
         Raises:
             ManagerError: the sandbox is not possible here, or not for this program.
         """
-        return None if request.sandbox is None else self._cooked(request, self.spawnds.number(request.core)).plan
+        return None if request.sandbox is None else self.cooked(request, self.spawnds.number(request.core)).plan
 
     async def _start_flat(
         self, seat: Seat, link: Link, request: SpawnProgram, core: int, fds: Sequence[int], which: int, outputs: tuple[int, ...]
@@ -180,7 +180,12 @@ class Launcher:
             outcome.close()
         return told.pid
 
-    def _cooked(self, request: SpawnProgram, core: int) -> Cooked:
+    def cooked(self, request: SpawnProgram, core: int) -> Cooked:
+        """What it takes to make a cell for a request with a sandbox, or to enter the one that was made for it.
+
+        Raises:
+            ManagerError: the sandbox is not possible here, or not for this program.
+        """
         assert request.sandbox is not None
         box = known_box(on_core(request.sandbox, core))
         environ = None
@@ -206,7 +211,7 @@ class Launcher:
             os.close(file)
         told = await started
         if told.kind != orders.STARTED or not told.fds:
-            raise _not_in_cell(seat, told.error, joins=joins)
+            raise not_in_cell(seat, told.error, joins=joins)
         talk = socket.socket(fileno=told.fds[0])
         outcome = Outcome(self._loop, talk)
         try:
@@ -220,7 +225,7 @@ class Launcher:
             if joins:
                 link.order(orders.KEEP, 0, told.pid)
             if isinstance(error, TimeoutError):
-                raise _not_in_cell(seat, errno.ETIMEDOUT, joins=True) from None
+                raise not_in_cell(seat, errno.ETIMEDOUT, joins=True) from None
             raise
         finally:
             outcome.close()
@@ -242,7 +247,7 @@ class Launcher:
             told = _told_of_handles(request, fds)
             if request.sandbox is None:
                 return await self._start_flat(kept.seat, kept.link, told, core, given, which, outputs)
-            return await self._start_in_cell(kept.seat, kept.link, told, self._cooked(told, core), given, which, outputs)
+            return await self._start_in_cell(kept.seat, kept.link, told, self.cooked(told, core), given, which, outputs)
         except (SpawnError, OSError) as error:
             raise as_manager_error(error, request) from error
         finally:
@@ -309,7 +314,8 @@ def as_manager_error(error: BaseException, request: SpawnProgram) -> BaseExcepti
     return ManagerError("SPAWN_ERR_RUN", error.detail) if isinstance(error, SpawnError) else out_of(error, "no process", "SPAWN_ERR_RUN")
 
 
-def _not_in_cell(seat: Seat, error: int, *, joins: bool) -> ManagerError:
+def not_in_cell(seat: Seat, error: int, *, joins: bool) -> ManagerError:
+    """Why a cell was not made, or not entered."""
     if not joins:
         return ManagerError("SPAWN_ERR_SETUP_CSPACE", f"no cell could be made: {os.strerror(error)}")
     if error == errno.EINVAL:

@@ -20,7 +20,9 @@ CAUSE_ITSELF, CAUSE_KILLED, CAUSE_WALL_TIME, CAUSE_CPU_TIME, CAUSE_UNBEGUN = ran
 
 SLOTS_MOST: Final = 1 << 20
 """More domains no machine has: a number beyond is damage."""
-_SLOT: Final = struct.Struct("=IiQQQiiiiqqqqqQQ24x")
+_SLOT: Final = struct.Struct("=IiQQQiiiiqqqqqQQQ16x")
+COMMANDS: Final = 1
+"""In `can`: its init starts commands."""
 SIZE: Final = 128
 """Bytes of a slot."""
 _STEP: Final = 1024
@@ -35,6 +37,7 @@ class Slot:
         state: FREE to ENDED. cause: who ended it; CAUSE_UNBEGUN: its program was never executed.
         init_start: in clock ticks since boot, which with the pid tells it from any other process.
         code, status: of the dispatcher that ended first, as waitid(2) tells; where a cause is given, the status is the one ordered.
+        can: what an init of an older version could not.
     """
 
     state: int
@@ -53,6 +56,7 @@ class Slot:
     ended_ns: int
     log_bytes: int
     log_lost: int
+    can: int = 0
 
 
 class Ledger:

@@ -41,6 +41,11 @@ class Link:
         loop.add_reader(sock.fileno(), self._readable)
 
     @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The one whose thread it is for."""
+        return self._loop
+
+    @property
     def lives(self) -> bool:
         """Whether its init does, as far as is known."""
         return self._socket is not None

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-LAUNCH, CELL, KEEP, SIGNAL, END = range(1, 6)
+LAUNCH, CELL, KEEP, SIGNAL, END, COMMAND = range(1, 7)
 HERE, STARTED, FAILED, TOLD_ENDED = range(1, 5)
 OUT, ERR, EMPTY, TENTATIVE = 1, 2, 4, 8
 """Which descriptors come with LAUNCH and CELL; TENTATIVE: it is no dispatcher until KEEP says so."""

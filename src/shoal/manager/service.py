@@ -18,6 +18,7 @@ from shoal.manager.authority import Authority
 from shoal.manager.callers import Caller, defect
 from shoal.manager.endings import Endings
 from shoal.manager.errors import ManagerError
+from shoal.manager.executing import Executing
 from shoal.manager.following import Following
 from shoal.manager.launching import Launcher
 from shoal.manager.layout import Layout, out_of
@@ -57,6 +58,7 @@ class Service:
         self._adopting = Adopting(table, endings)
         self._spawning = Spawning(table, self._naming, self._connected)
         self._spanning = Spanning(table, self._spawning)
+        self._executing = Executing(table)
         self._waiting = Waiting(table, lambda caller, request: self.handle(caller, request, []))
         self._following = Following(table, self._waiting)
         self._listing = Listing(table)
@@ -126,6 +128,9 @@ class Service:
         """Carry out a request. Takes over the descriptors."""
         if isinstance(request, wire.SpawnProgram):
             self._table.begin(self._spawning.spawn(caller, request, fds))
+            return
+        if isinstance(request, wire.Exec):
+            self._table.begin(self._executing.execute(caller, request, fds))
             return
         try:
             if isinstance(request, wire.NameRequest):

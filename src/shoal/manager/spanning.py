@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from contextlib import ExitStack
 
@@ -49,13 +48,8 @@ class Spanning:
             return domain.pids[core]
         domain.check_span(core)
         self._table.launcher.spawnds.number(core)
-        kept = self._table.kept.get(domain.id)
-        if kept is None and (adopting := self._table.adopting.get(domain.id)) is not None:
-            await asyncio.wait((adopting,))
-            domain.check_span(core)
-            kept = self._table.kept.get(domain.id)
-        if kept is None:
-            raise ManagerError("PROC_MGMT_ERR_SPAWND_REQUEST", f"domain {domain.id} cannot be reached: its init listens to nobody")
+        kept = await self._table.reached(domain)
+        domain.check_span(core)
         others = list(domain.pids)
         first = domain.pids[others[0]]
         shared = self._table.shared.setdefault(domain.id, Shared())

@@ -70,6 +70,20 @@ class Table:
         if kept is not None:
             kept.kill(cause)
 
+    async def reached(self, domain: Domain) -> Kept:
+        """The link to its init, as soon as that has been found again.
+
+        Raises:
+            ManagerError: it has ended, or listens to nobody.
+        """
+        if domain.id not in self.kept and (adopting := self.adopting.get(domain.id)) is not None:
+            await asyncio.wait((adopting,))
+        domain.check_running()
+        kept = self.kept.get(domain.id)
+        if kept is None:
+            raise ManagerError("PROC_MGMT_ERR_SPAWND_REQUEST", f"domain {domain.id} cannot be reached: its init listens to nobody")
+        return kept
+
     def find(self, id: int) -> Domain:
         domain = self.domains.get(id)
         if domain is not None:

@@ -108,6 +108,24 @@ class Span(Request):
     again: bool = False
 
 
+class Exec(Request):
+    """Run a command in a domain; answered with the number of its process. Its descriptors are the line to the domain's init, by which the
+    command is signalled and its end is told (src/native/domain.h), and then those of `targets`.
+
+    Attributes:
+        variables: what differs from those that the domain began with; None: it has no such variable.
+        cwd: where it starts, as the domain sees it; None: where the domain began.
+        terminal: the first of what `targets` speaks of becomes its controlling terminal.
+    """
+
+    domain: str | int
+    argv: list[bytes]
+    variables: dict[bytes, bytes | None]
+    cwd: bytes | None
+    targets: list[int]
+    terminal: bool = False
+
+
 class Channel(Request):
     """Answered with a dispatcher's end of the channel to another one, once."""
 
@@ -310,6 +328,7 @@ AnyRequest = (
     | Kill
     | Signal
     | Span
+    | Exec
     | Channel
     | Memory
     | Status
