@@ -116,12 +116,15 @@ def make_recipe(plan: Plan, no_mounts: NoMounts) -> Recipe:
     return Recipe(_maker(plan, empty_fd), file, finish, sources, plan.name, name, plan.dies_with_caller, empty_fd != NO_FD)
 
 
-def make_joining(plan: Plan) -> bytes:
+def make_joining(plan: Plan, cwd: bytes | None = None) -> bytes:
     """What takes another process into the cell that a recipe for the same plan has made, but for its processors: into the same namespaces,
     under the same rules and filters. It finds the program where the first one did.
+
+    Args:
+        cwd: where it stands then, or it is not made: in the cell's own files. None: where the plan says, if it can.
     """
     keeper, tasks = _keeper(plan, NO_FD)
-    prepare, _, _ = _prepare(plan, empty=False, joins=True)
+    prepare, _, _ = _prepare(plan, empty=False, joins=True, cwd=cwd)
     first_user = FIRST_USER if plan.confinement.own_user else 0
     name = os.fsencode(comm(plan))
     head = _HEAD.pack(len(keeper), len(prepare), os.geteuid(), os.getegid(), first_user, False, tasks.encode(), STAY, name)
@@ -129,19 +132,19 @@ def make_joining(plan: Plan) -> bytes:
 
 
 def make_command(
-    plan: Plan, targets: Sequence[int], places: Sequence[bytes], cwd: bytes | None, *, terminal: bool = False, own: bool = False
+    plan: Plan, targets: Sequence[int], places: Sequence[bytes], *, terminal: bool = False, own: bool = False
 ) -> Packed:
     """What turns a process that has joined the cell of a plan into another program than the plan's: one of the cell's own world.
 
     Args:
         targets: the numbers in the child of the descriptors it will be sent.
         places: where the program may be, in the cell's world, first come first served; at least one.
-        cwd: where it starts; None: where the plan says. terminal: the first descriptor becomes its controlling terminal.
+        terminal: the first descriptor becomes its controlling terminal.
         own: where it is in none of those places it is the plan's own program, which no path of its world leads to.
     """
     packer = Packer()
     pairs = [(packer.received(), target) for target in targets]
-    begin_command(packer, pairs, cwd, RESOLVE_NO_MAGICLINKS, terminal=terminal)
+    begin_command(packer, pairs, terminal=terminal)
     confine = Confine(packer, plan.confinement)
     confine.enter_rules(None if plan.confinement.landlock is None else WAITING_RULES, [fd for fd, _ in pairs])
     packer.fd_map(pairs, 0)
@@ -152,11 +155,9 @@ def make_command(
     return packer.packed(exec_fd=WAITING_BASE, exec_path=f"exe/{comm(plan)}") if own else packer.packed(exec_path=places[-1])
 
 
-def begin_command(packer: Packer, pairs: Sequence[tuple[int, int]], cwd: bytes | None, resolve: int, *, terminal: bool) -> None:
-    """The ops by which a command leaves the session it was made in, and goes where it is to start."""
+def begin_command(packer: Packer, pairs: Sequence[tuple[int, int]], *, terminal: bool) -> None:
+    """The ops by which a command leaves the session it was made in."""
     packer.op("SETSID", "making a session")
-    if cwd is not None:
-        packer.op("CHDIR", ENTERING, text=cwd, b=resolve, flags=1)
     if terminal:
         packer.op("CONTROLLING_TTY", "taking the controlling terminal", fd=pairs[0][0])
 
@@ -194,7 +195,7 @@ def _keeper(plan: Plan, empty_fd: int) -> tuple[bytes, str]:
     return packer.packed(clone_flags=clone_flags).filled(()), tasks
 
 
-def _prepare(plan: Plan, *, empty: bool, joins: bool = False) -> tuple[bytes, str, bool]:
+def _prepare(plan: Plan, *, empty: bool, joins: bool = False, cwd: bytes | None = None) -> tuple[bytes, str, bool]:
     """What the waiting process does ahead, how it is to be executed, and whether it has rules to live by.
 
     Args:
@@ -221,7 +222,7 @@ def _prepare(plan: Plan, *, empty: bool, joins: bool = False) -> tuple[bytes, st
         packer.op("WAIT_READY", "waiting for the cell's first process", fd=control, fd2=init)
     else:
         enter_network(packer, init, control)
-    packer.op("CHDIR", ENTERING, text=plan.cwd, b=RESOLVE_NO_MAGICLINKS)
+    packer.op("CHDIR", ENTERING, text=plan.cwd if cwd is None else cwd, b=RESOLVE_NO_MAGICLINKS, flags=cwd is not None)
     leave_keys(packer, plan)
     confine = Confine(packer, plan.confinement)
     confine.as_process()

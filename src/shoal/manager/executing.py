@@ -35,6 +35,8 @@ from shoal.status import SpawnError, Stage
 
 PLACES_MOST: Final = 256
 """Directories of a PATH that are looked into: the domain, which nobody need trust, may have changed it."""
+_NO_DIRECTORY: Final = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
+"""What the way into a cell ends with where it is the directory that cannot be entered: all else there has been entered before."""
 _DEFAULT_PATH: Final = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _STANDARD: Final[tuple[list[int], ...]] = ([0], [1], [2], [0, 1], [0, 2], [1, 2], [0, 1, 2], [])
 
@@ -88,7 +90,6 @@ class Executing:
                 cooked.plan,
                 request.targets,
                 _places(request.argv[0], environ),
-                request.cwd,
                 terminal=request.terminal,
                 own=_is_own(request.argv[0], domain, cooked),
             )
@@ -123,7 +124,8 @@ class Executing:
         else:
             file = os.memfd_create("shoal-recipe", os.MFD_CLOEXEC)
             try:
-                os.write(file, make_joining(cooked.plan))
+                cwd = None if request.cwd is None else os.path.join(cooked.plan.cwd or b"/", request.cwd)
+                os.write(file, make_joining(cooked.plan, cwd))
                 started = kept.link.answer()
                 kept.link.order(orders.COMMAND, 1, fds=(line, file))
             finally:
@@ -132,7 +134,7 @@ class Executing:
         try:
             told = await started
             if told.kind != orders.STARTED:
-                raise _not_started(kept, told.error, in_cell=cooked is not None)
+                raise _not_started(kept, told.error, request, in_cell=cooked is not None)
             if near is None:
                 if not told.fds:
                     raise not_in_cell(kept.seat, errno.EMFILE, joins=True)
@@ -204,12 +206,18 @@ def _is_own(name: bytes, domain: Domain, cooked: Cooked) -> bool:
     return name in (os.fsencode(domain.path), os.path.basename(os.fsencode(domain.path))) and cooked.plan.program.interpreter_for is None
 
 
-def _not_started(kept: Kept, error: int, *, in_cell: bool) -> ManagerError:
+def _not_started(kept: Kept, error: int, request: wire.Exec, *, in_cell: bool) -> ManagerError:
     if error == errno.ENOSPC:
         return ManagerError("SPAWN_ERR_SPAN", f"domain {kept.seat.id} runs as many commands as it may: 64; end some")
+    if in_cell and request.cwd is not None and error in _NO_DIRECTORY:
+        return _no_directory(kept.seat.id, request.cwd, error)
     if in_cell or error == errno.EINVAL:
         return not_in_cell(kept.seat, error, joins=True)
     return out_of(OSError(error, ""), "no process could be made", "SPAWN_ERR_RUN")
+
+
+def _no_directory(id: int, cwd: bytes, error: int) -> ManagerError:
+    return ManagerError("SPAWN_ERR_SETUP_ENV", f"{shown_bytes(cwd)}: a command of domain {id} cannot start there: {os.strerror(error)}")
 
 
 def _refusal(error: SpawnError, domain: Domain, request: wire.Exec, environ: Sequence[bytes]) -> ManagerError:
@@ -222,9 +230,7 @@ def _refusal(error: SpawnError, domain: Domain, request: wire.Exec, environ: Seq
     if error.stage is Stage.EXEC:
         return ManagerError("SPAWN_ERR_LOAD", f"domain {domain.id} cannot execute {name}: {os.strerror(error.errno or errno.EACCES)}")
     if ENTERING in error.detail:
-        where = shown_bytes(request.cwd or os.fsencode(domain.cwd))
-        what = f"{where}: a command of domain {domain.id} cannot start there: {os.strerror(error.errno or errno.ENOENT)}"
-        return ManagerError("SPAWN_ERR_SETUP_ENV", what)
+        return _no_directory(domain.id, request.cwd or os.fsencode(domain.cwd), error.errno or errno.ENOENT)
     return ManagerError("SPAWN_ERR_RUN", error.detail)
 
 

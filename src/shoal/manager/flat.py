@@ -48,7 +48,8 @@ def command(targets: Sequence[int], places: Sequence[bytes], cwd: bytes, core: i
     packer = Packer()
     pairs = [(packer.received(), target) for target in targets]
     null = open_null(packer)
-    begin_command(packer, pairs, cwd, 0, terminal=terminal)
+    begin_command(packer, pairs, terminal=terminal)
+    packer.op("CHDIR", ENTERING, text=cwd, flags=1)
     if core is not None:
         packer.affinity([core], f"binding it to core {core}")
     packer.fd_map(pairs, null)
