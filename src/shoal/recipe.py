@@ -131,15 +131,13 @@ def make_joining(plan: Plan, cwd: bytes | None = None) -> bytes:
     return head + keeper + b"\0" * (-len(keeper) % 8) + prepare
 
 
-def make_command(
-    plan: Plan, targets: Sequence[int], places: Sequence[bytes], *, terminal: bool = False, own: bool = False
-) -> Packed:
+def make_command(plan: Plan, targets: Sequence[int], places: Sequence[bytes], *, terminal: int | None = None, own: bool = False) -> Packed:
     """What turns a process that has joined the cell of a plan into another program than the plan's: one of the cell's own world.
 
     Args:
         targets: the numbers in the child of the descriptors it will be sent.
         places: where the program may be, in the cell's world, first come first served; at least one.
-        terminal: the first descriptor becomes its controlling terminal.
+        terminal: which of the descriptors becomes its controlling terminal, by its place among them.
         own: where it is in none of those places it is the plan's own program, which no path of its world leads to.
     """
     packer = Packer()
@@ -155,11 +153,11 @@ def make_command(
     return packer.packed(exec_fd=WAITING_BASE, exec_path=f"exe/{comm(plan)}") if own else packer.packed(exec_path=places[-1])
 
 
-def begin_command(packer: Packer, pairs: Sequence[tuple[int, int]], *, terminal: bool) -> None:
+def begin_command(packer: Packer, pairs: Sequence[tuple[int, int]], *, terminal: int | None) -> None:
     """The ops by which a command leaves the session it was made in."""
     packer.op("SETSID", "making a session")
-    if terminal:
-        packer.op("CONTROLLING_TTY", "taking the controlling terminal", fd=pairs[0][0])
+    if terminal is not None:
+        packer.op("CONTROLLING_TTY", "taking the controlling terminal", fd=pairs[terminal][0])
 
 
 def look_for(packer: Packer, places: Sequence[bytes]) -> None:

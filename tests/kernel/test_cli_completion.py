@@ -36,6 +36,9 @@ CASES = [
     ("shoal spawn -d --name x my-own-pro", ["my-own-program"]),
     ("shoal run my-own-pro", ["my-own-program"]),
     ("shoal spawn my-own-program some-fi", ["some-file"]),
+    ("shoal exec we", ["web"]),
+    ("shoal exec --cwd /tmp we", ["web"]),
+    ("shoal exec web my-own-pro", ["my-own-program"]),
     ("shoal nothing ", []),
 ]
 

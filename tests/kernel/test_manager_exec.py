@@ -95,19 +95,14 @@ def test_it_is_in_the_same_namespaces_cgroup_limits_and_filters_as_the_program(m
 @each_box
 def test_nothing_is_open_in_it_but_0_1_and_2(manager, box):
     domain = sleeper(manager, box)
-    with open("/etc/passwd", "rb") as file, socket_pair() as ends, domain.exec(["sleep", "1000"], stdin=file) as command:
+    with open("/etc/passwd", "rb") as file, tempfile.TemporaryFile() as other:
+        os.set_inheritable(other.fileno(), True)
+        command = domain.exec(["sleep", "1000"], stdin=file)
+    with command, open("/etc/passwd", "rb") as file:
         # Once it sleeps: before, it opens its own libraries.
         managed.wait_until(lambda: b"nanosleep" in text(f"/proc/{command.pid}/wchan") or managed.state_of(command.pid) == "S")
         assert sorted(map(int, os.listdir(f"/proc/{command.pid}/fd"))) == [0, 1, 2]
         assert os.path.samestat(os.stat(f"/proc/{command.pid}/fd/0"), os.fstat(file.fileno()))
-        assert ends
-
-
-def socket_pair():
-    """Something that is open here meanwhile, and would be inherited."""
-    file = tempfile.TemporaryFile()
-    os.set_inheritable(file.fileno(), True)
-    return file
 
 
 def test_it_cannot_see_nor_write_what_the_program_cannot(manager, tmp_path):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from shoal.cli.output import TIMED_OUT, CommandError
-from shoal.sandbox.errors import NOT_EXECUTABLE, SHOAL_FAILED
+from shoal.sandbox.errors import NOT_EXECUTABLE, NOT_FOUND, SHOAL_FAILED
 
 if TYPE_CHECKING:
     from shoal.manager import Domain, Manager, ManagerError
@@ -28,7 +28,12 @@ _ADVICE = {
 }
 NO_MATCH = 1
 """Exit code of a question that nothing is an answer to, as grep(1) has it."""
-_EXIT_CODES = {"SPAWN_ERR_LOAD": NOT_EXECUTABLE, "OCT_ERR_TIMEOUT": TIMED_OUT, "OCT_ERR_NO_RECORD": NO_MATCH}
+_EXIT_CODES = {
+    "SPAWN_ERR_FIND_MODULE": NOT_FOUND,
+    "SPAWN_ERR_LOAD": NOT_EXECUTABLE,
+    "OCT_ERR_TIMEOUT": TIMED_OUT,
+    "OCT_ERR_NO_RECORD": NO_MATCH,
+}
 
 
 @contextmanager

@@ -34,6 +34,7 @@ VERBS = {
     "logs": "what a domain has written",
     "wait": "wait until domains have ended, and tell how",
     "kill": "end domains with everything in them, or send them a signal",
+    "exec": "run a command in a domain, beside its program",
     "span": "start another dispatcher of a domain, on another core",
     "caps": "everything that a domain can touch",
     "names": "what is registered with the name service: list, get, wait, watch, set, remove",

@@ -550,7 +550,7 @@ class Domain:
             env: what differs from the variables that the domain began with; None as a value: there is no such variable.
             cwd: where it starts, in the domain's own files; None: where the domain began.
             stdin, stdout, stderr: a descriptor or file; None is this process's own; subprocess.DEVNULL, and for stderr STDOUT.
-            terminal: the first of them becomes its controlling terminal, which must be nobody's yet: an end of os.openpty().
+            terminal: the first of them that is a terminal becomes its controlling one. It must be nobody's yet: an end of os.openpty().
         Raises:
             ManagerError: it was not started: SPAWN_ERR_FIND_MODULE: the domain has no such program. SPAWN_ERR_LOAD: it cannot be executed
                 there. SPAWN_ERR_SETUP_ENV: its directory cannot be entered. PROC_MGMT_ERR_DOMAIN_NOT_RUNNING: the domain has ended.

@@ -75,6 +75,7 @@ class Executing:
         core, first = next(iter(domain.pids.items()))
         environ = _environment(first, request)
         line, given = fds[0], fds[1:]
+        terminal = next(index for index, fd in enumerate(given) if os.isatty(fd)) if request.terminal else None
         try:
             if domain.sandbox is None:
                 plan = flat.command(
@@ -82,7 +83,7 @@ class Executing:
                     _places(request.argv[0], environ),
                     os.fsencode(domain.cwd) if request.cwd is None else os.path.join(os.fsencode(domain.cwd), request.cwd),
                     self._table.launcher.spawnds.number(core),
-                    terminal=request.terminal,
+                    terminal=terminal,
                 )
                 return await self._start(kept, plan, request, environ, line, given)
             cooked = self._cooked(domain, core, request)
@@ -90,7 +91,7 @@ class Executing:
                 cooked.plan,
                 request.targets,
                 _places(request.argv[0], environ),
-                terminal=request.terminal,
+                terminal=terminal,
                 own=_is_own(request.argv[0], domain, cooked),
             )
             return await self._start(kept, plan, request, environ, line, given, cooked)
@@ -163,8 +164,8 @@ def _check(request: wire.Exec, fds: Sequence[int]) -> None:
     if request.targets not in _STANDARD or len(fds) != 1 + len(request.targets):
         what = f"{len(fds)} descriptors came for a line and the numbers {request.targets}: each once, and none but 0, 1 and 2 in this order"
         raise ManagerError("SPAWN_ERR_SETUP_FDCAP", what)
-    if request.terminal and not request.targets:
-        raise ManagerError("SPAWN_ERR_SETUP_FDCAP", "a controlling terminal is one of 0, 1 and 2, and none of them came")
+    if request.terminal and not any(map(os.isatty, fds[1:])):
+        raise ManagerError("SPAWN_ERR_SETUP_FDCAP", "there is to be a controlling terminal, and none of stdin, stdout and stderr is one")
     strings = [*request.argv, *request.variables, *(value for value in request.variables.values() if value is not None), request.cwd or b""]
     if any(b"\0" in word for word in strings) or any(not name or b"=" in name for name in request.variables):
         raise ManagerError("SPAWN_ERR_GET_CMDLINE_ARGS", "a word holds a zero byte, or the name of a variable is empty or holds =")

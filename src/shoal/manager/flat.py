@@ -43,7 +43,7 @@ def plan(path: bytes, cwd: bytes, core: int | None, targets: tuple[int, ...]) ->
     return made
 
 
-def command(targets: Sequence[int], places: Sequence[bytes], cwd: bytes, core: int | None, *, terminal: bool) -> Packed:
+def command(targets: Sequence[int], places: Sequence[bytes], cwd: bytes, core: int | None, *, terminal: int | None) -> Packed:
     """The plan of a command in a domain: `make_command()`, for those that see what we do."""
     packer = Packer()
     pairs = [(packer.received(), target) for target in targets]

@@ -115,7 +115,7 @@ class Exec(Request):
     Attributes:
         variables: what differs from those that the domain began with; None: it has no such variable.
         cwd: where it starts, as the domain sees it; None: where the domain began.
-        terminal: the first of what `targets` speaks of becomes its controlling terminal.
+        terminal: the first of what `targets` speaks of that is a terminal becomes its controlling one.
     """
 
     domain: str | int
