@@ -6,9 +6,12 @@ The command stands for what it runs: its input and output, its exit code, and wh
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import select
 import signal
+import threading
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -70,10 +73,15 @@ def run(args: argparse.Namespace) -> Outcome:
             variables.setdefault("TERM", os.environ.get("TERM", "dumb"))
         fds = [terminal.slave if terminal and fd in terminal.slots else fd for fd in (0, 1, 2)]
         _open_to(domain, fds)
-        running = stack.enter_context(
-            domain.exec(command, env=variables, cwd=args.cwd, stdin=fds[0], stdout=fds[1], stderr=fds[2], terminal=terminal is not None)
+        start = functools.partial(
+            domain.exec, command, env=variables, cwd=args.cwd, stdin=fds[0], stdout=fds[1], stderr=fds[2], terminal=terminal is not None
         )
-        end = _follow(running, stack.enter_context(Signals()), terminal)
+        signals = stack.enter_context(Signals())
+        running, meanwhile = _started(start, signals)
+        stack.enter_context(running)
+        for number in meanwhile:
+            _on_signal(running, number, signals, terminal)
+        end = _follow(running, signals, terminal)
     if end.reason == "killed":
         complain(f"domain {domain.id} has ended, and the command with it")
     elif end.reason == "lost":
@@ -113,6 +121,40 @@ def _open_to(domain: Domain, fds: list[int]) -> None:
                 os.fchown(fd, user, -1)
             elif os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:"):
                 os.fchmod(fd, 0o666)
+
+
+def _started(start: Callable[[], Command], signals: Signals) -> tuple[Command, list[int]]:
+    """Start it in a thread of its own, and what we were sent meanwhile: who waits for the manager cannot wait for signals as well.
+
+    Raises:
+        ManagerError: it was not started; why. CommandError: somebody insisted on leaving before it was.
+    """
+    outcome: list[Command | BaseException] = []
+
+    def attempt() -> None:
+        try:
+            outcome.append(start())
+        except BaseException as error:
+            outcome.append(error)
+        os.close(over)
+
+    told, over = os.pipe()
+    thread = threading.Thread(target=attempt, name="shoal-exec", daemon=True)
+    thread.start()
+    held: list[int] = []
+    while not outcome:
+        if told in _poll(signals, None, told):
+            thread.join()
+        held += signals.take()
+        insisting = [number for number in held if number in _GIVE_UP]
+        if not outcome and len(insisting) > 1:
+            raise CommandError(
+                "the manager has not answered yet; what it may start all the same ends with this command", 128 + insisting[0]
+            )
+    os.close(told)
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0], held
 
 
 def _follow(command: Command, signals: Signals, terminal: Terminal | None) -> ExitStatus:
