@@ -22,6 +22,7 @@ from typing import Any, Final, Self
 from shoal.arguments import Duration
 from shoal.handles.deadline import Deadline
 from shoal.manager import wire
+from shoal.manager.adoption import has_executed
 from shoal.manager.domains import LOST_STATUS, ExitStatus
 from shoal.manager.errors import ManagerError
 from shoal.units import parse_duration
@@ -30,6 +31,7 @@ _TOLD: Final = struct.Struct("=IiiiI")
 _ASK: Final = struct.Struct("=iI")
 _BEGUN, _ENDED, _UNBEGUN = 1, 2, 3
 _EXITED: Final = 1  # CLD_EXITED of waitid(2)
+_LOOK_MS: Final = 10
 
 Ask = Callable[[Callable[[int], wire.Request], list[int]], tuple[Any, list[int]]]
 
@@ -208,12 +210,27 @@ class _Line:
         if self._near is not None and self._far is not None:
             # The manager is gone, so that nobody has the other end but an init, which tells at once that there is a process, if there is.
             self._far.close()
-            told = self._near.recv(_TOLD.size, socket.MSG_PEEK)
+            told = self._near.recv(_TOLD.size)
             if len(told) == _TOLD.size:
-                raise _Begun(_TOLD.unpack(told)[1])
+                self._check_unbegun(_TOLD.unpack(told)[1])
             self._near.close()
         self._near, self._far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         return self._far.fileno()
+
+    def _check_unbegun(self, pid: int) -> None:
+        """
+        Raises:
+            _Begun: the process has become the command. Else it has ended, since nobody was left to tell it what to become.
+        """
+        assert self._near is not None
+        told = select.poll()
+        told.register(self._near, select.POLLIN)
+        while not told.poll(_LOOK_MS):  # of an execve(2) nothing tells
+            if has_executed(pid) or not os.path.exists(f"/proc/{pid}"):
+                raise _Begun(pid)
+        answer = self._near.recv(_TOLD.size, socket.MSG_PEEK)
+        if len(answer) != _TOLD.size or _TOLD.unpack(answer)[0] != _UNBEGUN:
+            raise _Begun(pid)
 
     def taken(self) -> socket.socket:
         """Our end, which is the caller's from now on."""

@@ -22,7 +22,7 @@ class DomainRights(enum.Flag):
     SIGNAL = enum.auto()
     """Send it a signal."""
     SPAN = enum.auto()
-    """Start another dispatcher of it on another core."""
+    """Start another dispatcher of it on another core, or a command in it."""
     STATUS = enum.auto()
     """See its state, arguments, processes and resource use."""
     CAPABILITIES = enum.auto()
