@@ -474,6 +474,25 @@ def test_an_init_of_an_older_version_is_not_asked(manager, state):
     assert "older version" in error.message
 
 
+@either_way
+def test_of_a_sandbox_that_no_database_knows_any_more_nothing_runs_outside(manager, state, box):
+    domain = sleeper(manager, box)
+    pid = managed.manager_pid(state)
+    os.kill(pid, signal.SIGKILL)
+    managed.wait_gone(pid)
+    for path in state.glob("manager.db*"):
+        path.unlink()
+    with shoal.manager.connect() as fresh:
+        found = fresh.domain(domain.id)
+        if box is None:
+            assert output(found, "echo", "as ever") == ("as ever\n", 0)
+        else:
+            error = refusal(found.exec, ["sh", "-c", "true"])
+            assert error.code == "SPAWN_ERR_SPAN"
+            assert "database" in error.message
+        found.kill()
+
+
 # --- what goes through it -------------------------------------------------------------------------------------------------------
 
 

@@ -29,6 +29,10 @@ CLIENTS = 3
 NEITHER_DONE_NOR_REFUSED = ("lost", "timeout", "asks")
 
 
+COMMAND_ENDS = ([7, "exited", None], [9, "killed", 9], [255, "lost", None])
+"""Of a command that exits with 7: as it does, with its domain, with the init of that."""
+
+
 @dataclass
 class Request:
     """What one client asked for, and what came of it."""
@@ -257,6 +261,8 @@ class Model:
                 self.say(f"{request.op} ({request.kind} {request.about}) was refused: {request.values}")
             elif request.outcome == "ok" and request.kind in ("refused spawn", "forbidden kill", "revoked status"):
                 self.say(f"{request.op} ({request.kind} {request.about}) was carried out: {request.values}")
+            elif request.outcome == "ok" and request.kind == "command" and request.value not in COMMAND_ENDS:
+                self.say(f"{request.op} (a command of {request.about}) ended as {request.value}")
 
     def _may_be_refused(self, request: Request) -> bool:
         code, message = request.values
@@ -279,6 +285,10 @@ class Model:
             if code in ("PROC_MGMT_ERR_DOMAIN_NOT_RUNNING", "PROC_MGMT_ERR_ALREADY_SPANNED", "SPAWN_ERR_SPAN"):
                 return True
             return bool(self.chaos.killed["init"]) and "init was killed meanwhile" in message
+        if request.kind == "command":
+            if code in ("PROC_MGMT_ERR_DOMAIN_NOT_RUNNING", "SPAWN_ERR_SPAN"):
+                return True
+            return "has not begun" in message or (bool(self.chaos.killed["init"]) and "init was killed meanwhile" in message)
         if request.kind in ("spawn", "again"):
             return "init was killed meanwhile" in message and bool(self.chaos.killed["init"] + self.chaos.killed["waiting init"])
         return False

@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 
 import shoal.manager
@@ -101,6 +102,7 @@ class Client:
             (10, self.signal),
             (8, self.logs),
             (3, self.span),
+            (6, self.command),
             (3, self.statuses),
             (3, self.narrowed),
             (2, self.revoke),
@@ -197,6 +199,13 @@ class Client:
         if found is not None and found[2] == "pause":
             core = self.pick.choice(CORES)
             self.do("span", [found[0], core], lambda: self.manager[0].domain(found[1]).span(core))
+
+    def command(self) -> None:
+        def act(domain: Domain) -> Any:
+            with domain.exec([self.workload, "exit", "7"], stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL) as command:
+                return shown(command.wait(timeout=60))
+
+        self.about("command", act)
 
     def logs(self) -> None:
         self.about("logs", lambda domain: b"".join(domain.logs()).decode())

@@ -56,6 +56,7 @@ static struct command {
 } commands[COMMANDS];
 static int command_count; /* one more than the highest place that was ever taken */
 static int cell_keeper;              /* pid of the cell's pid 1 */
+static int is_confined;              /* it began in a cell, whatever has become of that */
 static struct output {
     int fd;
     uint32_t stream;
@@ -423,6 +424,7 @@ static void start_cell(const struct order *order, int *fds, int count)
     if (count >= recipe_fds && slot.state == SLOT_ASSIGNED) {
         talk = make_own_cell(fds[0], recipe_fds > 1 ? fds[1] : -1, &made);
         cell_keeper = made.keeper;
+        is_confined = 1;
     } else if (count >= recipe_fds && slot.state == SLOT_RUNNING && cell_keeper) {
         talk = join_own_cell(fds[0], cell_keeper, &made);
     }
@@ -445,12 +447,15 @@ static void start_command(const struct order *order, int *fds, int count)
     struct command *free = find_command(0);
     struct made made = { 0, 0, EINVAL };
     int talk = -1;
+    int ready = count == 2 && free && slot.state == SLOT_RUNNING;
     long pid = free ? -EINVAL : -ENOSPC;
-    if (count == 2 && free && slot.state == SLOT_RUNNING && !order->a) {
+    if (ready && !order->a && is_confined) {
+        pid = -EXDEV; /* a manager that does not know about the cell any more; never outside of it */
+    } else if (ready && !order->a) {
         pid = sys5(__NR_clone, UNEXECUTED_SIGNAL, 0, 0, 0, 0);
         if (pid == 0)
             become(fds[1]);
-    } else if (count == 2 && free && slot.state == SLOT_RUNNING && cell_keeper) {
+    } else if (ready && cell_keeper) {
         talk = join_own_cell(fds[1], cell_keeper, &made);
         pid = made.err ? -made.err : made.waiting;
         if (made.err && made.waiting)

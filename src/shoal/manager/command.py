@@ -22,7 +22,6 @@ from typing import Any, Final, Self
 from shoal.arguments import Duration
 from shoal.handles.deadline import Deadline
 from shoal.manager import wire
-from shoal.manager.adoption import has_executed
 from shoal.manager.domains import LOST_STATUS, ExitStatus
 from shoal.manager.errors import ManagerError
 from shoal.units import parse_duration
@@ -222,6 +221,8 @@ class _Line:
         Raises:
             _Begun: the process has become the command. Else it has ended, since nobody was left to tell it what to become.
         """
+        from shoal.manager.adoption import has_executed  # which loads what else only a manager needs
+
         assert self._near is not None
         told = select.poll()
         told.register(self._near, select.POLLIN)

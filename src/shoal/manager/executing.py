@@ -26,6 +26,7 @@ from shoal.manager.layout import out_of
 from shoal.manager.ledger import COMMANDS
 from shoal.manager.link import Outcome, send_plan
 from shoal.manager.rights import DomainRights
+from shoal.manager.spawnds import number_of
 from shoal.manager.table import Table
 from shoal.manager.wording import shown_bytes
 from shoal.packing import Packed, count_strings
@@ -82,7 +83,7 @@ class Executing:
                     request.targets,
                     _places(request.argv[0], environ),
                     os.fsencode(domain.cwd) if request.cwd is None else os.path.join(os.fsencode(domain.cwd), request.cwd),
-                    self._table.launcher.spawnds.number(core),
+                    None if number_of(core) < 0 else number_of(core),
                     terminal=terminal,
                 )
                 return await self._start(kept, plan, request, environ, line, given)
@@ -103,7 +104,7 @@ class Executing:
         like = wire.SpawnProgram(
             0, "", core, os.fsencode(domain.path), domain.argv, [], os.fsencode(domain.cwd), request.targets, [], None, 0, domain.sandbox
         )
-        return self._table.launcher.cooked(like, self._table.launcher.spawnds.number(core))
+        return self._table.launcher.cooked(like, number_of(core))
 
     async def _start(
         self,
@@ -210,6 +211,9 @@ def _is_own(name: bytes, domain: Domain, cooked: Cooked) -> bool:
 def _not_started(kept: Kept, error: int, request: wire.Exec, *, in_cell: bool) -> ManagerError:
     if error == errno.ENOSPC:
         return ManagerError("SPAWN_ERR_SPAN", f"domain {kept.seat.id} runs as many commands as it may: 64; end some")
+    if error == errno.EXDEV:
+        what = "it is in a sandbox, and the manager has lost the database that says in which; start it anew"
+        return ManagerError("SPAWN_ERR_SPAN", f"domain {kept.seat.id} takes no command: {what}")
     if in_cell and request.cwd is not None and error in _NO_DIRECTORY:
         return _no_directory(kept.seat.id, request.cwd, error)
     if in_cell or error == errno.EINVAL:

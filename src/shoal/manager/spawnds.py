@@ -64,7 +64,7 @@ class Spawnds:
         Raises:
             ManagerError: PROC_MGMT_ERR_INVALID_SPAWND.
         """
-        found = _number(core)
+        found = number_of(core)
         if found not in self._serving:
             what = f"core {core} has no spawn daemon; there is one for {_listed(self.cores)}"
             advice = f"wait= waits for proc_mgmt.{found}.ready, which tells that there is one" if found >= 0 else "cores are numbers"
@@ -80,7 +80,7 @@ class Spawnds:
             ManagerError: PROC_MGMT_ERR_SPAWND_EXISTS: another one does. PROC_MGMT_ERR_INVALID_SPAWND: it may not run there, or there is no
                 such core. PROC_MGMT_ERR_SPAWND_REQUEST: there is none at that address, or none of use.
         """
-        number = _number(core)
+        number = number_of(core)
         if number < 0:
             raise ManagerError("PROC_MGMT_ERR_INVALID_SPAWND", f"core {core}: a core of this machine has a number")
         async with self._adding:
@@ -141,8 +141,8 @@ class Spawnds:
             self._on_change(core)
 
 
-def _number(core: int | str) -> int:
-    """-1: it is none of this machine."""
+def number_of(core: int | str) -> int:
+    """The number of a core, served or not. -1: it is none of this machine."""
     node, _, number = core.rpartition("/") if isinstance(core, str) else (LOCAL, "", str(core))
     return int(number) if node in ("", LOCAL) and number.isdecimal() and number.isascii() and len(number) < 10 else -1
 
