@@ -17,6 +17,7 @@ from rig import managed
 import shoal.manager
 from shoal import Sandbox
 from shoal.manager import DomainRights, ExitStatus, ManagerError
+from shoal.sandbox.landlock import abi
 
 CORES = sorted(os.sched_getaffinity(0))
 FIRST = CORES[0]
@@ -119,6 +120,28 @@ def test_it_cannot_see_nor_write_what_the_program_cannot(manager, tmp_path):
     """
     found, code = output(domain, "sh", "-c", script, stderr=subprocess.DEVNULL)
     assert (found, code) == ("", 7)
+
+
+LOOKING = """
+    while [ ! -e /tmp/go ]; do sleep 0.01; done
+    for process in /proc/[0-9]*; do
+        [ ${process#/proc/} -le 2 ] && continue
+        cat $process/environ && echo read
+        cat <$process/fd/0 && echo taken
+    done
+    echo over
+    exec sleep 1000
+"""
+
+
+@pytest.mark.skipif(not abi(), reason="the kernel has no Landlock")
+@pytest.mark.parametrize("name", ["tools", "unfiltered"])
+def test_the_program_gets_at_nothing_that_the_command_was_handed(manager, name):
+    domain = manager.spawn_program(FIRST, "sh", ["sh", "-c", LOOKING], sandbox=BOXES[name], stderr=subprocess.DEVNULL)
+    with open("/etc/passwd", "rb") as file, domain.exec(["sleep", "1000"], stdin=file, env={"SECRET": "hush"}):
+        assert output(domain, "touch", "/tmp/go") == ("", 0)
+        assert next(domain.logs(follow=True)) == b"over\n"
+    domain.kill()
 
 
 def test_what_the_program_has_written_it_sees(manager):

@@ -176,8 +176,7 @@ uint64_t namespaces_of_its_own(void)
     return flags;
 }
 
-/* `searches`: it may execute before its end, which a process that waits may not. */
-static void add_ops(struct pack *pack, int slots, int careful, int searches)
+static void add_ops(struct pack *pack, int slots, int careful)
 {
     static const uint8_t needs[] = {
 #define X(name, fn, operands) operands,
@@ -199,7 +198,7 @@ static void add_ops(struct pack *pack, int slots, int careful, int searches)
                 add_inherited(pack);
             continue;
         }
-        if ((code == OP_INHERIT_SIGNALS || code == OP_TRY_EXEC) && (!searches || !one_in(20))) /* at the end, as a rule */
+        if ((code == OP_INHERIT_SIGNALS || code == OP_TRY_EXEC) && !one_in(20)) /* at the end, as a rule */
             continue;
         if (code == OP_SECCOMP) {
             if (!collect && one_in(3))
@@ -245,7 +244,7 @@ static void add_ops(struct pack *pack, int slots, int careful, int searches)
         op_add(pack, OP_SIGNALS);
     if (!collect && one_in(4)) {
         op_add(pack, OP_INHERIT_SIGNALS)->a = odd_number();
-        for (uint32_t count = searches ? below(4) : 0; count > 0; count--) {
+        for (uint32_t count = below(4); count > 0; count--) {
             uint32_t path = pack_text(pack, one_in(3) ? "/peer" : some_text());
             op_add(pack, OP_TRY_EXEC)->str = path;
         }
@@ -268,7 +267,7 @@ struct pack *make_plan(void)
     }
     if (one_in(40))
         pack->head.cgroup_fd = (int32_t)below(FUZZ_FDS);
-    add_ops(pack, slots, careful, 1);
+    add_ops(pack, slots, careful);
     if (!one_in(4))
         pack_exec_path(pack, one_in(4) ? some_text() : "/peer");
     else
@@ -284,7 +283,7 @@ struct pack *make_last_plan(int slots)
         begin_careful(pack);
         pack->head.clone_flags = 0; /* it was cloned before */
     }
-    add_ops(pack, slots > 2 ? slots : 2, careful, 0);
+    add_ops(pack, slots > 2 ? slots : 2, careful);
     if (slots && !one_in(3)) {
         int32_t pairs[REQUEST_FDS][2], first = (int32_t)below(10);
         for (int i = 0; i < slots; i++) {
