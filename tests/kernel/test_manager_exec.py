@@ -280,6 +280,30 @@ def test_an_init_that_is_killed_leaves_neither_a_command_nor_a_wait(manager, sta
         managed.wait_gone(command.pid)
 
 
+def test_closing_it_wakes_who_waits_and_ends_it(manager):
+    domain = sleeper(manager)
+    command = domain.exec(["sleep", "1000"])
+    told = []
+
+    def wait():
+        try:
+            command.wait()
+        except ValueError as error:
+            told.append(str(error))
+
+    threads = [threading.Thread(target=wait) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    managed.wait_until(lambda: command._waiting == 2)
+    command.close()
+    command.close()
+    for thread in threads:
+        thread.join()
+    assert told == ["this command is closed, and was ended by that"] * 2
+    assert command.fileno() == -1
+    managed.wait_gone(command.pid)
+
+
 def test_several_run_at_the_same_time_and_any_number_wait(manager):
     domain = sleeper(manager, BOXES["tools"])
     with domain.exec(["sh", "-c", "read line; exit 1"], stdin=(ends := os.pipe())[0]) as first, domain.exec(["sleep", "1000"]) as second:

@@ -48,6 +48,8 @@ class Command:
     def __init__(self, line: socket.socket, pid: int) -> None:
         self._line, self.pid = line, pid
         self._lock = threading.Lock()
+        self._waiting = 0
+        self._is_closed = False
         self._end: ExitStatus | None = None
         self._never_began = False
 
@@ -84,9 +86,17 @@ class Command:
         patience_s = None if timeout is None else parse_duration(timeout)
         deadline = Deadline(patience_s)
         while (end := self.poll()) is None:
-            if self._line.fileno() < 0:
-                raise ValueError("this command is closed, and was ended by that")
-            if not deadline.wait_ready(self._line.fileno(), select.POLLIN):
+            with self._lock:
+                if self._is_closed:
+                    raise ValueError("this command is closed, and was ended by that")
+                self._waiting += 1
+            try:
+                in_time = deadline.wait_ready(self._line.fileno(), select.POLLIN)
+            finally:
+                with self._lock:
+                    self._waiting -= 1
+                    self._close_line()
+            if not in_time:
                 raise TimeoutError(f"the command has not ended within {patience_s:g} s")
         return end
 
@@ -97,7 +107,7 @@ class Command:
             ManagerError: as `wait()`.
         """
         with self._lock:
-            while self._end is None and self._line.fileno() >= 0:
+            while self._end is None and not self._is_closed:
                 try:
                     told = self._line.recv(_TOLD.size, socket.MSG_DONTWAIT)
                 except BlockingIOError:
@@ -145,6 +155,13 @@ class Command:
     def close(self) -> None:
         """Let go of it. One that still runs is ended; with `wait()` before, it ends by itself."""
         with self._lock:
+            if not self._is_closed:
+                self._is_closed = True
+                self._line.shutdown(socket.SHUT_RDWR)  # which wakes whoever waits, and is the end of the line
+                self._close_line()
+
+    def _close_line(self) -> None:
+        if self._is_closed and not self._waiting:
             self._line.close()
 
 

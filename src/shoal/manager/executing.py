@@ -36,6 +36,7 @@ from shoal.status import SpawnError, Stage
 
 PLACES_MOST: Final = 256
 """Directories of a PATH that are looked into: the domain, which nobody need trust, may have changed it."""
+_PATH_SHOWN: Final = 1000
 _NO_DIRECTORY: Final = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
 """What the way into a cell ends with where it is the directory that cannot be entered: all else there has been entered before."""
 _DEFAULT_PATH: Final = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -244,7 +245,7 @@ def _where(request: wire.Exec, domain: Domain, environ: Sequence[bytes]) -> str:
         what = "there is no such file, or the interpreter that it names is missing"
     else:
         path = next((item[5:] for item in environ if item.startswith(b"PATH=")), _DEFAULT_PATH)
-        what = f"it is in no directory of PATH={shown_bytes(path)}, or the interpreter that it names is missing"
+        what = f"it is in no directory of PATH={shown_bytes(path[:_PATH_SHOWN])}, or the interpreter that it names is missing"
     if domain.sandbox is None:
         return what
     return (
