@@ -117,6 +117,17 @@ def test_a_killed_shoal_takes_the_command_with_it(desk: Desk, name: str) -> None
     assert desk.shoal("exec", name, "true").returncode == 0
 
 
+@either
+def test_it_does_not_notice_that_the_manager_is_killed(desk: Desk, name: str) -> None:
+    with desk.begin("exec", name, "sh", "-c", "echo ready; read line; echo $line; exit 8", stdin=subprocess.PIPE) as running:
+        ready(running)
+        manager = desk.manager_pid()
+        os.kill(manager, signal.SIGKILL)
+        assert wait_gone([manager])
+        assert running.communicate("still here\n", timeout=30) == ("still here\n", "")
+        assert running.returncode == 8
+
+
 # --- at a terminal ------------------------------------------------------------------------------------
 
 
