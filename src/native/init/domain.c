@@ -1,5 +1,6 @@
-/* The init of a domain: the parent of all its dispatchers and of whatever they leave behind. It starts what it is told to, keeps
- * their output, and writes how the domain ended to its slot of a ledger, where it outlives everybody: domain.h.
+/* The init of a domain: the parent of all its dispatchers, of commands that run beside them, and of whatever they leave behind. It starts
+ * what it is told to, keeps the dispatchers' output, and writes how the domain ended to its slot of a ledger, where it outlives everybody:
+ * domain.h.
  *
  * A domain ends when the first of its dispatchers does, or when it is ordered to; then everything in it is ended. A cell ends with
  * its pid 1. Without one, orphans become our children (we are their reaper), so that each round of killing our children reaches

@@ -34,6 +34,7 @@ from shoal.manager.handing import lowest_free
 from shoal.manager.layout import Layout
 from shoal.manager.logs import Entry, LogReader
 from shoal.manager.tokens import DomainCap
+from shoal.manager.wording import as_bytes
 from shoal.sandbox.box import Sandbox
 from shoal.sandbox.errors import RequestError
 from shoal.sandbox.program import current_directory, find_program
@@ -220,7 +221,7 @@ class Manager(AbstractContextManager["Manager"]):
     ) -> Domain:
         if isinstance(argv, str | bytes):
             raise TypeError('argv must be a sequence of strings, not one string; for example ["prog", "-v"]')
-        words = [_word(word, f"argv[{index}]") for index, word in enumerate(argv)]
+        words = [as_bytes(word, f"argv[{index}]") for index, word in enumerate(argv)]
         environ = os.environ if envp is None and sandbox is None else envp
         variables = None
         if environ is not None:
@@ -705,18 +706,9 @@ def _find(path: str) -> str:
         raise ManagerError("SPAWN_ERR_LOAD", error.message) from None
 
 
-def _word(word: object, what: str) -> bytes:
-    if not isinstance(word, str | bytes | os.PathLike):
-        raise TypeError(f"{what} must be str or bytes, not {type(word).__name__}")
-    data = os.fsencode(word)
-    if b"\0" in data:
-        raise ValueError(f"{what} holds a zero byte")
-    return data
-
-
 def _assignment(name: object, value: object) -> bytes:
-    data = _word(name, "a variable's name") + b"=" + _word(value, f"the value of {name}")
-    if b"=" in _word(name, "a variable's name"):
+    data = as_bytes(name, "a variable's name") + b"=" + as_bytes(value, f"the value of {name}")
+    if b"=" in as_bytes(name, "a variable's name"):
         raise ValueError(f"the variable's name {name!r} holds =")
     return data
 

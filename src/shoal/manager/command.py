@@ -24,6 +24,7 @@ from shoal.handles.deadline import Deadline
 from shoal.manager import wire
 from shoal.manager.domains import LOST_STATUS, ExitStatus
 from shoal.manager.errors import ManagerError
+from shoal.manager.wording import as_bytes
 from shoal.units import parse_duration
 
 _TOLD: Final = struct.Struct("=IiiiI")
@@ -106,6 +107,13 @@ class Command:
         Raises:
             ManagerError: as `wait()`.
         """
+        self._hear()
+        if self._never_began:
+            what = "the command has not begun: what was to start it was killed meanwhile; try again"
+            raise ManagerError("PROC_MGMT_ERR_SPAWND_REQUEST", what)
+        return self._end
+
+    def _hear(self) -> None:
         with self._lock:
             while self._end is None and not self._is_closed:
                 try:
@@ -115,10 +123,6 @@ class Command:
                 except OSError:
                     told = b""
                 self._take(told)
-        if self._never_began:
-            what = "the command has not begun: what was to start it was killed meanwhile; try again"
-            raise ManagerError("PROC_MGMT_ERR_SPAWND_REQUEST", what)
-        return self._end
 
     def _take(self, told: bytes) -> None:
         if len(told) != _TOLD.size:
@@ -182,9 +186,11 @@ def execute(
     """
     if isinstance(argv, str | bytes):
         raise TypeError('argv must be a sequence of strings, not one string; for example ["sh", "-c", "..."]')
-    words = [_word(word, f"argv[{index}]") for index, word in enumerate(argv)]
-    variables = {_word(name, "a variable's name"): None if value is None else _word(value, name) for name, value in (env or {}).items()}
-    directory = None if cwd is None else _word(cwd, "cwd")
+    words = [as_bytes(word, f"argv[{index}]") for index, word in enumerate(argv)]
+    variables = {
+        as_bytes(name, "a variable's name"): None if value is None else as_bytes(value, name) for name, value in (env or {}).items()
+    }
+    directory = None if cwd is None else as_bytes(cwd, "cwd")
     given, targets = _stdio(stdio)
     line = _Line()
     try:
@@ -198,7 +204,9 @@ def execute(
             pid = ask(request, fds)[0]
         except _Begun as begun:  # which nobody was left to say
             pid = begun.pid
-        return Command(line.taken(), pid)
+        command = Command(line.taken(), pid)
+        command._hear()  # that it has begun, so that there is nothing to be read but its end
+        return command
     finally:
         line.close()
 
@@ -260,15 +268,6 @@ class _Line:
         for end in (self._near, self._far):
             if end is not None:
                 end.close()
-
-
-def _word(word: object, what: str) -> bytes:
-    if not isinstance(word, str | bytes | os.PathLike):
-        raise TypeError(f"{what} must be str or bytes, not {type(word).__name__}")
-    data = os.fsencode(word)
-    if b"\0" in data:
-        raise ValueError(f"{what} holds a zero byte")
-    return data
 
 
 def _stdio(stdio: tuple[Any, Any, Any]) -> tuple[list[int], list[int]]:

@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+import os
+
 
 def shown_bytes(name: bytes) -> str:
     """For people, and for what takes nothing but characters."""
     return name.decode("utf-8", "backslashreplace")
+
+
+def as_bytes(word: object, what: str) -> bytes:
+    """What is handed to the kernel as a string, and what to call it in an error.
+
+    Raises:
+        TypeError, ValueError: it cannot be one.
+    """
+    if not isinstance(word, str | bytes | os.PathLike):
+        raise TypeError(f"{what} must be str or bytes, not {type(word).__name__}")
+    data = os.fsencode(word)
+    if b"\0" in data:
+        raise ValueError(f"{what} holds a zero byte")
+    return data
