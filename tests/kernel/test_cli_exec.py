@@ -68,7 +68,7 @@ def test_mistakes_are_one_line_and_tell_what_to_do(desk: Desk, name: str) -> Non
         (("nobody", "true"), 125, "shoal ps -a"),
         ((name,), 125, "which program"),
         (("-e", "=x", name, "true"), 125, "NAME=VALUE"),
-        (("-e", "SHOAL_NO_SUCH_VARIABLE", name, "true"), 125, "NAME=VALUE"),
+        (("-e", "SHOAL_NO_SUCH_VARIABLE", name, "true"), 125, "SHOAL_NO_SUCH_VARIABLE=VALUE"),
     ):
         done = desk.shoal("exec", *words)
         assert (done.returncode, done.stdout) == (code, "")

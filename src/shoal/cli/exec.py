@@ -17,6 +17,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from shoal.cli.contact import reached_with
+from shoal.cli.options import assigned
 from shoal.cli.output import CommandError, Outcome, complain
 from shoal.cli.signals import FORWARDED, Signals
 from shoal.cli.wording import exit_code
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> Outcome:
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
         raise CommandError("which program? usage: shoal exec [OPTIONS] ID [--] PROG [ARGS...]")
-    variables = _variables(args.env)
+    variables: dict[str, str | None] = {**assigned(args.env, "you have")}
     with reached_with([args.id]) as (_, [domain]), ExitStack() as stack:
         terminal = _terminal()
         if terminal:
@@ -88,18 +89,6 @@ def run(args: argparse.Namespace) -> Outcome:
         complain(f"domain {domain.id} is lost, and how the command ended is not known")
     data = {"pid": running.pid, "exit": asdict(end), "exit_code": exit_code(end)}
     return Outcome(data=data if args.json else None, code=exit_code(end), stream="stderr")
-
-
-def _variables(assignments: list[str]) -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    for text in assignments:
-        name, equals, value = text.partition("=")
-        if not name:
-            raise CommandError(f"--env {text}: write NAME=VALUE")
-        if not equals and name not in os.environ:
-            raise CommandError(f"--env {text}: you have no variable of that name; write NAME=VALUE")
-        found[name] = value if equals else os.environ[name]
-    return found
 
 
 def _terminal() -> Terminal | None:

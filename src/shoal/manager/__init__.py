@@ -8,10 +8,11 @@ from shoal.manager.errors import ManagerError, ManagerTimeoutError
 
 if TYPE_CHECKING:
     from shoal.manager.capabilities import Capabilities, observe
-    from shoal.manager.client import Domain, DomainStatus, Manager, connect, embedded, exit
+    from shoal.manager.client import Manager, connect, embedded, exit
     from shoal.manager.cnode import CNode
     from shoal.manager.command import Command
     from shoal.manager.domains import ExitStatus
+    from shoal.manager.held import Domain, DomainStatus
     from shoal.manager.names import Barrier, Event, NameService, Query, Record, Semaphore, Watch
     from shoal.manager.rights import DomainRights, ManagerRights
     from shoal.manager.tokens import DomainCap, ManagerCap
@@ -21,10 +22,10 @@ _WHERE: Final = {
     "CNode": "cnode",
     "Capabilities": "capabilities",
     "Command": "command",
-    "Domain": "client",
+    "Domain": "held",
     "DomainCap": "tokens",
     "DomainRights": "rights",
-    "DomainStatus": "client",
+    "DomainStatus": "held",
     "ExitStatus": "domains",
     "Manager": "client",
     "ManagerCap": "tokens",

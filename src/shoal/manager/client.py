@@ -1,4 +1,4 @@
-"""The client: a Manager and its Domains, as programs see them, over a connection to a daemon or to a manager in this process.
+"""The client: a Manager, as programs see it, over a connection to a daemon or to a manager in this process.
 
 Source: proc_mgmt_bind_client() and the spawn_*() functions of Barrelfish's spawn_client.h.
 """
@@ -7,74 +7,38 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import os
-import secrets
 import socket
-import subprocess
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from shoal.actions import Action, AddHandle, CloneFd
+from shoal.actions import Action
 from shoal.arguments import Duration
 from shoal.handles.base import Handle
 from shoal.manager import wire
-from shoal.manager.boxes import to_text
 from shoal.manager.cnode import CNode
 from shoal.manager.connection import Connection, ConnectionLost
-from shoal.manager.domains import ExitStatus
 from shoal.manager.errors import ManagerError, ManagerTimeoutError
-from shoal.manager.handing import lowest_free
+from shoal.manager.given import Given
+from shoal.manager.held import Domain, DomainStatus
 from shoal.manager.layout import Layout
-from shoal.manager.logs import Entry, LogReader
 from shoal.manager.tokens import DomainCap
-from shoal.manager.wording import as_bytes
 from shoal.sandbox.box import Sandbox
-from shoal.sandbox.errors import RequestError
-from shoal.sandbox.program import current_directory, find_program
 from shoal.units import parse_duration
 
 if TYPE_CHECKING:
-    from shoal.manager.capabilities import Capabilities
-    from shoal.manager.command import Command
     from shoal.manager.names import NameService
 
 NEW_DOMAIN, OMP = 0x1, 0x2
-_NOT_PASSED_ON = frozenset(("SHOAL_STARTUP", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID"))
-"""What tells this process of its own descriptors."""
 _TRIES = 3
 """How often a request is sent again over a new connection."""
 _DYING_S = 10.0
 """How long a manager that has closed its connections may take to be gone, before which no other can take its place."""
-
-
-@dataclass(frozen=True, slots=True)
-class DomainStatus:
-    """What is known of a domain.
-
-    Attributes:
-        cores, pids: of its dispatchers, in the same order; empty once it has ended.
-        started_s, ended_s: seconds since 1970; ended_s is None while it has not ended.
-    """
-
-    id: int
-    name: str
-    state: Literal["nil", "running", "stop_pending", "stopped", "cleaned"]
-    argv: Sequence[str]
-    cores: Sequence[int | str]
-    pids: Sequence[int]
-    exit: ExitStatus | None
-    started_s: float = 0.0
-    user_s: float = 0.0
-    system_s: float = 0.0
-    max_memory_bytes: int = 0
-    ended_s: float | None = None
 
 
 class Manager(AbstractContextManager["Manager"]):
@@ -219,26 +183,13 @@ class Manager(AbstractContextManager["Manager"]):
         cwd: str | os.PathLike[str] | None,
         stdio: tuple[Any, Any, Any],
     ) -> Domain:
-        if isinstance(argv, str | bytes):
-            raise TypeError('argv must be a sequence of strings, not one string; for example ["prog", "-v"]')
-        words = [as_bytes(word, f"argv[{index}]") for index, word in enumerate(argv)]
-        environ = os.environ if envp is None and sandbox is None else envp
-        variables = None
-        if environ is not None:
-            variables = [_assignment(key, value) for key, value in environ.items() if envp is not None or key not in _NOT_PASSED_ON]
-        found = _find(os.fspath(path))
-        fds, targets, kept = _stdio(*stdio)
-        given = _handed_over(actions, fds, targets, kept)
-        directory = current_directory() if cwd is None else os.path.abspath(os.fspath(cwd))
-        box = None if sandbox is None else to_text(sandbox, directory)
+        given = Given.of(path, argv, envp, actions, sandbox, cwd, stdio)
         key = uuid.uuid4().hex
 
         def request(rid: int) -> wire.Request:
-            return wire.SpawnProgram(
-                rid, key, core, os.fsencode(found), words, variables, os.fsencode(directory), targets, kept, name, flags, box, given, own
-            )
+            return given.request(rid, key, core, name=name, flags=flags, own=own)
 
-        (id, token), _ = self._ask(request, fds)
+        (id, token), _ = self._ask(request, given.fds)
         return Domain._started(self, id, token)
 
     def spawn_program_on_all_cores(
@@ -334,7 +285,7 @@ class Manager(AbstractContextManager["Manager"]):
 
     def statuses(self) -> list[DomainStatus]:
         """The status of each of them, by number. Of very long arguments only the beginning is there."""
-        return list(map(_status, self._listed()))
+        return list(map(DomainStatus.told, self._listed()))
 
     def _listed(self) -> Iterator[dict[str, Any]]:
         after: int | None = None
@@ -346,7 +297,7 @@ class Manager(AbstractContextManager["Manager"]):
         """The status of each that has ended and is remembered, newest first; asked for piece by piece. Takes the manager capability."""
         before: int | None = None
         while found := self._ask(lambda rid, before=before: wire.History(rid, before))[0]:  # type: ignore[misc]
-            yield from map(_status, found)
+            yield from map(DomainStatus.told, found)
             before = found[-1]["id"]
 
     def status(self, domain_id: int) -> DomainStatus:
@@ -354,7 +305,7 @@ class Manager(AbstractContextManager["Manager"]):
 
         Source: spawn_get_status() in Barrelfish's spawn_client.c.
         """
-        return _status(self._ask(lambda rid: wire.Status(rid, domain_id))[0])
+        return DomainStatus.told(self._ask(lambda rid: wire.Status(rid, domain_id))[0])
 
     def status_of(self, cap: DomainCap | str) -> DomainStatus:
         """What is known of a domain, by its capability."""
@@ -454,151 +405,6 @@ class Manager(AbstractContextManager["Manager"]):
             return made
 
 
-class Domain:
-    """A domain, held by its capability."""
-
-    def __init__(self, manager: Manager, cap: DomainCap) -> None:
-        self._manager = manager
-        self.id = cap.domain_id
-        self._token = cap.to_token()
-
-    @classmethod
-    def _started(cls, manager: Manager, id: int, token: str) -> Domain:
-        """One that was started just now, whose capability most programs never look at."""
-        self = object.__new__(cls)
-        self._manager, self.id, self._token = manager, id, token
-        return self
-
-    @functools.cached_property
-    def cap(self) -> DomainCap:
-        """What it is held by."""
-        return DomainCap.from_token(self._token)
-
-    def __repr__(self) -> str:
-        return f"<shoal.manager.Domain {self.id}>"
-
-    def wait(self, nohang: bool = False, *, timeout: Duration | None = None) -> ExitStatus | None:
-        """Wait for its end. Any number may wait, each gets the same; waiting does not use it up.
-
-        Args:
-            nohang: return None at once where it has not ended.
-            timeout: seconds, or text such as "1m30s".
-        Raises:
-            TimeoutError: it has not ended in time. ManagerError: the capability does not allow it, or the domain is forgotten.
-        Source: spawn_wait() in Barrelfish's spawn_client.c.
-        """
-        patience = None if timeout is None else parse_duration(timeout)
-        try:
-            told = self._manager._ask(lambda rid: wire.Wait(rid, self._token, nohang), timeout=patience)[0]
-        except TimeoutError:
-            raise TimeoutError(f"domain {self.id} has not ended within {patience:g} s") from None
-        except ManagerError as error:
-            if nohang and error.code == "SPAWN_ERR_DOMAIN_RUNNING":
-                return None
-            raise
-        return ExitStatus(*told)
-
-    def kill(self) -> None:
-        """End everything in it. Returns when nothing of it runs any more.
-
-        Raises:
-            ManagerError: PROC_MGMT_ERR_DOMAIN_NOT_RUNNING: it has ended already. PROC_MGMT_ERR_KILL: it cannot be ended.
-        Source: spawn_kill() in Barrelfish's spawn_client.c.
-        """
-        sent = itertools.count()
-        self._manager._ask(lambda rid: wire.Kill(rid, self._token, again=next(sent) > 0))
-
-    def send_signal(self, signal: int) -> None:
-        """Signal each of its dispatchers.
-
-        Raises:
-            ManagerError: PROC_MGMT_ERR_DOMAIN_NOT_RUNNING: it has ended.
-        """
-        key = secrets.randbits(63)
-        self._manager._ask(lambda rid: wire.Signal(rid, self._token, int(signal), key))
-
-    def span(self, core: int | str) -> None:
-        """Start another dispatcher of it: the same program on another core, with a memory object that all of them share, and a channel
-        to each of the others; of a domain in a sandbox, in the same cell. Returns once it has been executed; a kill and a wait cover all
-        of them, and the end of any is the domain's.
-
-        Raises:
-            ManagerError: PROC_MGMT_ERR_DOMAIN_NOT_RUNNING, PROC_MGMT_ERR_ALREADY_SPANNED, PROC_MGMT_ERR_INVALID_SPAWND: as they say;
-                SPAWN_ERR_SPAN: it is in a sandbox, whose cell cannot be entered.
-        Source: spawn_span() in Barrelfish's spawn_client.c.
-        """
-        sent = itertools.count()
-        self._manager._ask(lambda rid: wire.Span(rid, self._token, core, again=next(sent) > 0))
-
-    def exec(
-        self,
-        argv: Sequence[str | bytes | os.PathLike[str]],
-        *,
-        env: Mapping[str, str | None] | None = None,
-        cwd: str | os.PathLike[str] | None = None,
-        stdin: Any = None,
-        stdout: Any = None,
-        stderr: Any = None,
-        terminal: bool = False,
-    ) -> Command:
-        """Run a command in it: under all that holds for its program (namespaces, files, user, filters, limits, core), and with no
-        descriptor but 0, 1 and 2. Returns once it has been executed. Its end is not the domain's, but the domain's end is its end; and so
-        is that of who holds the Command.
-
-        Args:
-            argv: argv[0] is looked up in the domain's own files: with a slash as a path there, else in the PATH it has there. The domain's
-                own program is found by its name, even where the sandbox has no path to it.
-            env: what differs from the variables that the domain began with; None as a value: there is no such variable.
-            cwd: where it starts, in the domain's own files; None: where the domain began.
-            stdin, stdout, stderr: a descriptor or file; None is this process's own; subprocess.DEVNULL, and for stderr STDOUT.
-            terminal: the first of them that is a terminal becomes its controlling one. It must be nobody's yet: an end of os.openpty().
-        Raises:
-            ManagerError: it was not started: SPAWN_ERR_FIND_MODULE: the domain has no such program. SPAWN_ERR_LOAD: it cannot be executed
-                there. SPAWN_ERR_SETUP_ENV: its directory cannot be entered. PROC_MGMT_ERR_DOMAIN_NOT_RUNNING: the domain has ended.
-                SPAWN_ERR_SPAN: nothing more can be started in it. PROC_MGMT_ERR_DOMAIN_CAP_HASH: the capability lacks the right `span`.
-            TypeError, ValueError: what was given cannot be meant.
-        Source: docker-exec(1), for what is expected of it.
-        """
-        from shoal.manager.command import execute
-
-        return execute(self._manager._ask, self._token, argv, env, cwd, (stdin, stdout, stderr), terminal=terminal)
-
-    def status(self) -> DomainStatus:
-        """What is known of it."""
-        return _status(self._manager._ask(lambda rid: wire.Status(rid, self._token))[0])
-
-    def capabilities(self) -> Capabilities:
-        """Everything that it can touch: as granted, as the kernel has it, and where the two differ.
-
-        Raises:
-            ManagerError: PROC_MGMT_ERR_DOMAIN_NOT_RUNNING: it has ended.
-        Source: spawn_dump_capabilities_compat() in Barrelfish's spawn_client.c.
-        """
-        from shoal.manager.capabilities import Capabilities
-
-        told, _ = self._manager._ask(lambda rid: wire.Capabilities(rid, self._token))
-        return Capabilities.from_dict(json.loads(told))
-
-    def logs(self, *, stream: Literal["stdout", "stderr", "both"] = "both", follow: bool = False) -> Iterator[bytes]:
-        """What it has written, piece by piece as it was written.
-
-        Args:
-            follow: also what it writes from now on, until it has ended.
-        """
-        return (entry.data for entry in self.log_entries(stream=stream, follow=follow))
-
-    def log_entries(
-        self, *, stream: Literal["stdout", "stderr", "both"] = "both", follow: bool = False, last: int | None = None
-    ) -> Iterator[Entry]:
-        """The same, each piece with its time and its stream.
-
-        Args:
-            last: of what is there already only so many lines.
-        """
-        reader = LogReader(lambda seen: self._manager._ask(lambda rid: wire.Logs(rid, self._token, seen)), stream)
-        return reader.entries(follow=follow, last=last)
-
-
 def connect(address: str | None = None, *, timeout: Duration | None = None) -> Manager:
     """A client of the user's process manager, which is started where none runs.
 
@@ -684,77 +490,6 @@ def exit(status: int) -> None:
     os._exit(status & 0xFF)  # of a dispatcher that ends, its init is told by the kernel: domain.c
 
 
-def _status(told: dict[str, Any]) -> DomainStatus:
-    ended = told["ended"]
-    return DomainStatus(
-        told["id"],
-        told["name"],
-        told["state"],
-        tuple(os.fsdecode(word) for word in told["argv"]),
-        tuple(told["cores"]) if ended is None else (),
-        tuple(told["pids"]) if ended is None else (),
-        None if ended is None else ExitStatus(ended["code"], ended["reason"], ended["signal"]),
-        told["started_s"],
-        *((0.0, 0.0, 0, None) if ended is None else (ended["user_s"], ended["system_s"], ended["max_memory_bytes"], ended["at_s"])),
-    )
-
-
-def _find(path: str) -> str:
-    try:
-        return find_program(path, os.environ.get("PATH", "/usr/bin:/bin"), current_directory()).path
-    except RequestError as error:
-        raise ManagerError("SPAWN_ERR_LOAD", error.message) from None
-
-
-def _assignment(name: object, value: object) -> bytes:
-    data = as_bytes(name, "a variable's name") + b"=" + as_bytes(value, f"the value of {name}")
-    if b"=" in as_bytes(name, "a variable's name"):
-        raise ValueError(f"the variable's name {name!r} holds =")
-    return data
-
-
-def _stdio(stdin: Any, stdout: Any, stderr: Any) -> tuple[list[int], list[int], list[int]]:
-    """Descriptors to send, their numbers in the child, and which are kept in the log."""
-    fds: list[int] = []
-    targets: list[int] = []
-    kept: list[int] = []
-    for number, given in enumerate((stdin, stdout, stderr)):
-        if given is None:
-            kept += [number] if number else []
-        elif given == subprocess.STDOUT and number == 2:
-            if 1 in targets:
-                fds.append(fds[targets.index(1)])
-                targets.append(2)
-            elif 1 in kept:
-                raise ValueError("stderr=STDOUT: the log keeps both apart; leave stderr out, or give stdout a file")
-        elif given in (subprocess.PIPE, subprocess.STDOUT):
-            raise ValueError(f"{('stdin', 'stdout', 'stderr')[number]} cannot be {given}: give a descriptor, or None to keep it in the log")
-        elif given != subprocess.DEVNULL:
-            fds.append(given if isinstance(given, int) else given.fileno())
-            targets.append(number)
-    return fds, targets, kept
-
-
-def _handed_over(actions: Sequence[Action], fds: list[int], targets: list[int], kept: list[int]) -> list[wire.Given]:
-    """Adds the descriptors of actions to those to be sent. What the child is told of handles among them."""
-    for action in actions:
-        if isinstance(action, CloneFd):
-            if action.target_fd in kept:
-                kept.remove(action.target_fd)
-            if action.target_fd in targets:
-                raise ValueError(f"descriptor {action.target_fd} is given twice: inherited, and as a standard stream")
-            targets.append(action.target_fd)
-            fds.append(action.local_fd if isinstance(action.local_fd, int) else action.local_fd.fileno())
-    given = []
-    for action in actions:
-        if isinstance(action, AddHandle):
-            target = lowest_free((*targets, *kept))
-            targets.append(target)
-            fds.append(action.handle.fileno())
-            given.append(wire.Given(action.id, action.handle.kind, int(action.handle.rights), action.name, target))
-    return given
-
-
 def _virtual() -> str:
     """What a service for virtual machines would find here: kvm(4)."""
     if not os.path.exists("/dev/kvm"):
@@ -769,4 +504,4 @@ def _own_core() -> int:
         return int(file.read().rpartition(b")")[2].split()[36])
 
 
-__all__ = ["NEW_DOMAIN", "OMP", "Domain", "DomainStatus", "Manager", "connect", "embedded", "exit"]
+__all__ = ["NEW_DOMAIN", "OMP", "Manager", "connect", "embedded", "exit"]
