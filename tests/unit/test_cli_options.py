@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.cli.options import LIMITS, PROTECTIONS, add_options, listed, parse_core_set, sandbox_of
+from shoal.cli.options import LIMITS, PROTECTIONS, add_options, assigned, listed, parse_core_set, sandbox_of
 from shoal.cli.output import CommandError
 from shoal.cli.request import make_environ, parse_fd
 from shoal.sandbox.box import ENVIRONMENT, Sandbox
@@ -121,20 +121,28 @@ def test_the_limits_of_all_together_are_listed() -> None:
 def test_variables_come_from_the_profile_and_from_options_which_win(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINE", "here")
     monkeypatch.delenv("NONE", raising=False)
-    assert make_environ([], None, {}) == ENVIRONMENT
-    made = make_environ(["A=1=2", "MINE", "NONE", "E="], None, {"A": "0", "B": "0", "TERM": "vt100"})
+    assert make_environ({}, None, {}) == ENVIRONMENT
+    made = make_environ(assigned(["A=1=2", "MINE", "NONE", "E="]), None, {"A": "0", "B": "0", "TERM": "vt100"})
     assert made == {**ENVIRONMENT, "TERM": "vt100", "A": "1=2", "B": "0", "MINE": "here", "E": ""}
 
 
 def test_cloned_variables_replace_the_fixed_ones_and_leave_out_what_speaks_of_this_process() -> None:
     ours = {"HOME": "/home/me", "PWD": "/x", "OLDPWD": "/y", "LISTEN_FDS": "1", "LISTEN_PID": "2", "SHOAL_STARTUP": "z"}
-    assert make_environ([], ours, {"B": "1"}) == {"HOME": "/home/me", "B": "1"}
+    assert make_environ({}, ours, {"B": "1"}) == {"HOME": "/home/me", "B": "1"}
 
 
 @pytest.mark.parametrize("text", ["=x", "="])
 def test_a_variable_has_a_name(text: str) -> None:
     with pytest.raises(CommandError, match="NAME=VALUE"):
-        make_environ([text], None, {})
+        assigned([text])
+
+
+def test_a_variable_of_the_callers_may_have_to_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINE", "here")
+    monkeypatch.delenv("NONE", raising=False)
+    assert assigned(["MINE", "B="], "you have") == {"MINE": "here", "B": ""}
+    with pytest.raises(CommandError, match="--env NONE: you have no variable of that name; write NONE=VALUE"):
+        assigned(["MINE", "NONE"], "you have")
 
 
 def test_descriptors() -> None:
