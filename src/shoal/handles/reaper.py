@@ -18,6 +18,7 @@ from __future__ import annotations
 import atexit
 import errno
 import fcntl
+import functools
 import os
 import select
 import signal
@@ -68,7 +69,7 @@ class Keeper:
     Source: pid_namespaces(7).
     """
 
-    __slots__ = ("__weakref__", "_alone_since", "_children", "_control", "_pidfd", "_reaped", "pid")
+    __slots__ = ("__weakref__", "_alone_since", "_children", "_control", "_namespace", "_pidfd", "_reaped", "pid")
 
     def __init__(self, pidfd: int, pid: int) -> None:
         self._pidfd: OwnedFd | None = OwnedFd(pidfd)
@@ -76,7 +77,20 @@ class Keeper:
         self._children: OwnedFd | None = None
         self._reaped = False
         self._alone_since: float | None = None
+        self._namespace = 0
         self.pid = pid
+
+    def note_namespace(self, program: int, pid: int) -> None:
+        """Its program has ended, and has not been reaped: the last moment to learn which namespace is this one, where nobody tells later.
+
+        Args:
+            program: a pidfd; pid: its number.
+        """
+        if not _namespaces_tell():
+            with suppress(OSError):
+                found = os.stat(f"/proc/{pid}/ns/pid").st_ino
+                signal.pidfd_send_signal(program, 0)  # so the pid was its own
+                self._namespace = found
 
     def left_alone(self) -> None:
         """Its program has been collected: from now on nobody waits for anything in its cell but the cell's end."""
@@ -90,7 +104,7 @@ class Keeper:
     def is_first_in(self, namespace: int) -> bool:
         """Whether it is the first process of a pid namespace, given as a descriptor.
 
-        Newer kernels tell. Older ones let us look at our own process even while it ends, which the newer do not.
+        Newer kernels tell. With older ones it was noted; or we look at our own process, which only root may while it ends.
         """
         pidfd = self._pidfd
         if pidfd is None or not self.pid:
@@ -100,7 +114,8 @@ class Keeper:
         except OSError as error:
             if error.errno != errno.ENOTTY:
                 return False
-            is_first = os.stat(f"/proc/{self.pid}/ns/pid").st_ino == os.fstat(namespace).st_ino
+            own = self._namespace or os.stat(f"/proc/{self.pid}/ns/pid").st_ino
+            is_first = own == os.fstat(namespace).st_ino
         signal.pidfd_send_signal(pidfd.fd, 0)  # not reaped yet, so the pid is still its own
         return is_first
 
@@ -201,6 +216,17 @@ class Keeper:
 
     def __repr__(self) -> str:
         return f"<shoal.Keeper of the cell with first process {self.pid}>"
+
+
+@functools.cache
+def _namespaces_tell() -> bool:
+    """Whether a pid namespace says which process is its first: ioctl_ns(2), Linux 6.11."""
+    try:
+        namespace = OwnedFd(os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC))
+        fcntl.ioctl(namespace.fd, _NS_GET_PID_FROM_PIDNS, 1)
+    except OSError as error:
+        return error.errno != errno.ENOTTY
+    return True
 
 
 def reap_brothers(keepers: Iterable[Pending]) -> None:
