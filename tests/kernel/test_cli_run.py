@@ -33,6 +33,12 @@ def started(script: str, *options: str) -> subprocess.Popen[str]:
 # --- exit codes -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("option", ["--wall-time", "--timeout"])
+def test_a_limit_of_a_month_is_longer_than_one_wait_of_the_kernel(option: str) -> None:
+    done = sh("echo done", option, "30d")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
 @pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 7", 7), ("exit 255", 255), ("kill $$", 143), ("kill -KILL $$", 137)])
 def test_the_exit_code_is_the_programs(script: str, code: int) -> None:
     done = sh(script)

@@ -26,6 +26,16 @@ def test_the_time_of_the_sandbox_is_that_of_each_call():
         assert one.with_limits(timeout=None).submit(time.sleep, 0.7).result(PATIENCE_S) is None
 
 
+@pytest.mark.parametrize("timeout", ["30d", 1e300])
+def test_a_call_may_have_more_time_than_one_wait_of_the_kernel(timeout):
+    with SandboxExecutor(max_workers=2) as one:
+        assert one.with_limits(timeout=timeout).submit(pow, 2, 5).result(PATIENCE_S) == 32
+        patient = one.with_limits(timeout=timeout).submit(time.sleep, 600)
+        with pytest.raises(CallTimeoutError):
+            one.with_limits(timeout=0.2).submit(time.sleep, 600).result(PATIENCE_S)
+        assert patient.cancel()
+
+
 def test_output_is_kept_up_to_its_limit_and_counted(ex):
     code = "import os, sys\nfor _ in range(1000): os.write(1, b'x' * 1000)\nos.write(2, b'e' * 10)"
     call = ex.with_limits(output=1500).submit_code(code)

@@ -230,6 +230,18 @@ def test_what_lingers_is_waited_for_or_kept_if_the_box_says_so(pipe):
         assert os.read(pipe.read, 1) == b""
 
 
+@pytest.mark.parametrize("long", ["30d", 1e300])
+def test_a_limit_longer_than_one_wait_of_the_kernel_keeps_no_other_from_being_held_to_its_own(long):
+    with (
+        subprocess.Popen(["sleep", "987"], sandbox=BOX.replace(wall_time=long), stdout=subprocess.PIPE) as patient,
+        subprocess.Popen(["sleep", "987"], sandbox=BOX.replace(wall_time=0.3), stdout=subprocess.PIPE) as brief,
+    ):
+        assert brief.stdout.read() == b""  # nobody else than the thread that watches ends it
+        assert patient.poll() is None
+        patient.kill()
+    assert (patient.reason, brief.reason) == ("signaled", "wall_time")
+
+
 def test_a_limit_of_time_holds_while_the_caller_does_something_else(world):
     with subprocess.Popen(["sh", "-c", "sleep 987 & sleep 987"], sandbox=BOX.replace(wall_time=0.3), stdout=subprocess.PIPE) as process:
         assert process.stdout.read() == b""

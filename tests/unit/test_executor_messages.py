@@ -255,12 +255,22 @@ def test_what_cannot_come_back_is_named_with_its_place():
         encode([numpy.array([{}])])
     with pytest.raises(UnfitError, match="is an array of"):
         encode(numpy.zeros(1, dtype=[("a", "i4")]))
+    with pytest.raises(UnfitError, match="is an array of"):
+        encode(numpy.ma.zeros(1, dtype=[("a", "i4")]))
+    with pytest.raises(UnfitError, match=r"result\['a'\] is an array with masked values"):
+        encode({"a": numpy.ma.array([1, 2], mask=[False, True])})
     with pytest.raises(UnfitError, match="whole number of seconds"):
         encode(datetime.datetime(2024, 1, 1, tzinfo=datetime.timezone(datetime.timedelta(microseconds=1))))
     loop = []
     loop.append(loop)
     with pytest.raises(UnfitError, match="contains itself"):
         encode(loop)
+
+
+def test_a_masked_array_in_which_nothing_is_masked_is_its_data():
+    found = decode(encode(numpy.ma.array([1, 2], mask=[False, False])))
+    assert type(found) is numpy.ndarray
+    assert found.tolist() == [1, 2]
 
 
 def test_text_from_inside_does_nothing_to_a_terminal():

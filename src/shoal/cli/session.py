@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from shoal.cli.signals import FORWARDED, Signals
+from shoal.handles.deadline import LONGEST_S
 from shoal.handles.process import Process, ProcessInfo, Usage
 from shoal.launcher import END_S
 
@@ -249,4 +250,4 @@ class Session:
             if self._terminal.pause_s is not None:
                 left_s = min(self._terminal.pause_s, left_s if left_s is not None else self._terminal.pause_s)
         # Rounded up: waking a moment early would make the last millisecond a busy loop.
-        return dict(poller.poll(None if left_s is None else int(left_s * 1000) + 1))
+        return dict(poller.poll(None if left_s is None else int(min(LONGEST_S, left_s) * 1000) + 1))

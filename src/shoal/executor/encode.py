@@ -162,6 +162,10 @@ def _array(value: Any, numpy: Any, place: str) -> Any:
     dtype = value.dtype
     if dtype.hasobject or dtype.kind not in "biufcSUmM" or dtype.metadata or dtype.subdtype is not None:
         raise UnfitError(f"{_shown(place)} is an array of {dtype}; arrays of numbers, bool, text, bytes and times can come back")
+    masked = getattr(sys.modules.get("numpy.ma"), "MaskedArray", ())
+    if isinstance(value, masked) and value.mask.any():
+        advice = "no mask can come back; return its filled(), or its data and its mask"
+        raise UnfitError(f"{_shown(place)} is an array with masked values; {advice}")
     name = dtype.str.encode()
     shape = value.shape
     if len(shape) > wire.ARRAY_DIMENSIONS_MOST:

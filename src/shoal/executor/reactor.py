@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from shoal.handles.deadline import LONGEST_S
+
 Handler = Callable[[], None]
 
 
@@ -77,7 +79,7 @@ class Reactor:
         self._until = float("inf")  # from here on whoever adds one sooner wakes us
         self._until = until = timers[0][0] if timers else float("inf")
         try:
-            found = self._epoll.poll(-1 if until == float("inf") else max(0.0, until - time.monotonic()))
+            found = self._epoll.poll(-1 if until == float("inf") else min(LONGEST_S, max(0.0, until - time.monotonic())))
         except InterruptedError:
             found = []
         self._until = 0.0  # whatever comes now is seen before the next wait

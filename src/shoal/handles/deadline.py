@@ -17,7 +17,8 @@ from typing import NamedTuple, TypeVar
 from shoal.units import parse_duration
 
 T = TypeVar("T")
-_LONGEST_MS = 1 << 30
+LONGEST_S = 1 << 20
+"""Twelve days: the longest that the kernel is asked to wait at once. What waits with it looks at its clock, and waits again."""
 
 
 class Deadline:
@@ -42,7 +43,7 @@ class Deadline:
         if self._end is None:
             return None
         left = self._end - time.monotonic()
-        return 0 if left <= 0 else min(_LONGEST_MS, math.ceil(left * 1000))
+        return 0 if left <= 0 else math.ceil(min(LONGEST_S, left) * 1000)
 
     def at_most(self, seconds: float) -> Deadline:
         """The same, or one that is over after `seconds`: whichever comes first."""

@@ -19,6 +19,7 @@ import time
 from collections import deque
 from typing import Protocol
 
+from shoal.handles.deadline import LONGEST_S
 from shoal.handles.reaper import OwnedFd, pause_for_tracer
 
 IDLE_S = 0.5
@@ -123,7 +124,7 @@ class _Round:
     def _patience(self) -> float:
         if not self._watched:
             return 0
-        return max(0.0, self._times[0][0] - time.monotonic()) if self._times else -1
+        return min(LONGEST_S, max(0.0, self._times[0][0] - time.monotonic())) if self._times else -1
 
     def _follow(self, watched: Watched) -> bool:
         """Sleep until its next stage; whether there is one."""
