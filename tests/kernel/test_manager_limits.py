@@ -288,6 +288,31 @@ def test_an_init_that_somebody_has_stopped_ends_its_domain_as_soon_as_it_can(sta
     assert domain.wait() == KILLED
 
 
+def test_what_an_init_was_not_told_takes_no_answer_from_what_it_is_told_next(state, manager):
+    domain = sh(manager, "sleep 1000")
+    init = managed.init_of(state, domain.id)
+    managed.stop(init)
+    with pytest.raises(ManagerError, match="does not take orders at the moment"):
+        until_refused(lambda: domain.send_signal(signal.SIGCONT), [])
+    for _ in range(3):
+        with pytest.raises(ManagerError, match="does not take orders at the moment"):
+            domain.exec(["/bin/true"])
+    os.kill(init, signal.SIGCONT)
+    managed.wait_until(lambda: takes_orders(domain))
+    for code in (3, 4):
+        with domain.exec(["/bin/sh", "-c", f"exit {code}"]) as command:
+            assert command.wait(timeout=30).code == code
+    domain.kill()
+
+
+def takes_orders(domain):
+    try:
+        domain.send_signal(signal.SIGCONT)
+    except ManagerError:
+        return False
+    return True
+
+
 def test_many_clients_come_and_go_and_leave_nothing(state, manager):
     domain = sh(manager, "sleep 1000")
     pid = managed.manager_pid(state)

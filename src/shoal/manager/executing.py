@@ -122,15 +122,13 @@ class Executing:
         if cooked is None:
             near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with far:
-                started = kept.link.answer()
-                kept.link.order(orders.COMMAND, fds=(line, far.fileno()))
+                started = kept.link.ask(orders.COMMAND, fds=(line, far.fileno()))
         else:
             file = os.memfd_create("shoal-recipe", os.MFD_CLOEXEC)
             try:
                 cwd = None if request.cwd is None else os.path.join(cooked.plan.cwd or b"/", request.cwd)
                 os.write(file, make_joining(cooked.plan, cwd))
-                started = kept.link.answer()
-                kept.link.order(orders.COMMAND, 1, fds=(line, file))
+                started = kept.link.ask(orders.COMMAND, 1, fds=(line, file))
             finally:
                 os.close(file)
         outcome = None

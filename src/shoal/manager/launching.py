@@ -163,8 +163,7 @@ class Launcher:
         outcome = Outcome(self._loop, near)
         try:
             with far:
-                started = link.answer()
-                link.order(orders.LAUNCH, which, seat.slot, c=seat.id, d=seat.key, e=LOG_BYTES, fds=(far.fileno(), *outputs))
+                started = link.ask(orders.LAUNCH, which, seat.slot, c=seat.id, d=seat.key, e=LOG_BYTES, fds=(far.fileno(), *outputs))
             send_plan(near, plan.filled(()), count_strings(request.argv), _with_startup(count_strings(request.environ or ()), request), fds)
             told = await started
             if told.kind != orders.STARTED:
@@ -204,9 +203,8 @@ class Launcher:
             os.write(file, make_joining(cooked.plan) if joins else recipe.file)
             empty = empty_mounts() if recipe.begins_empty and not joins else -1
             given = (file, empty) if empty >= 0 else (file,)
-            started = link.answer()
             which |= orders.EMPTY if empty >= 0 else 0
-            link.order(orders.CELL, which, seat.slot, c=seat.id, d=seat.key, e=LOG_BYTES, fds=(*given, *outputs))
+            started = link.ask(orders.CELL, which, seat.slot, c=seat.id, d=seat.key, e=LOG_BYTES, fds=(*given, *outputs))
         finally:
             os.close(file)
         told = await started

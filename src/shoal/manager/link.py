@@ -8,6 +8,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 from shoal import _native
@@ -75,8 +76,25 @@ class Link:
         self._loop.remove_writer(self._socket.fileno())
         self.order(orders.END, *self._last)
 
+    def ask(
+        self, kind: int, a: int = 0, b: int = 0, *, c: int = 0, d: int = 0, e: int = 0, fds: Sequence[int] = ()
+    ) -> asyncio.Future[Told]:
+        """Tell it to start something, and get what it will tell of that.
+
+        Raises:
+            ManagerError: as `order()`. It was not told, and tells nothing.
+        """
+        future = self.answer()
+        try:
+            self.order(kind, a, b, c=c, d=d, e=e, fds=fds)
+        except BaseException:
+            with suppress(ValueError):
+                self._awaited.remove(future)  # or it would get what is told of the next
+            raise
+        return future
+
     def answer(self) -> asyncio.Future[Told]:
-        """What it tells next about an order to start something."""
+        """What it tells next of itself, or about an order to start something."""
         future: asyncio.Future[Told] = self._loop.create_future()
         future.add_done_callback(_seen)
         if self._socket is None:
