@@ -48,18 +48,17 @@ class Line:
     @property
     def has_more(self):
         """Whether something was written that has not been read."""
-        poll = select.poll()
-        poll.register(self.read_end, select.POLLIN)
-        events = poll.poll(0)
-        return bool(events) and bool(events[0][1] & select.POLLIN)
+        return bool(self._events() & select.POLLIN)
 
     @property
     def is_over(self):
         """Whether nobody is left who could write."""
+        return bool(self._events() & select.POLLHUP)
+
+    def _events(self):
         poll = select.poll()
         poll.register(self.read_end, select.POLLIN)
-        events = poll.poll(0)
-        return bool(events) and bool(events[0][1] & select.POLLHUP)
+        return sum(events for _, events in poll.poll(0))
 
     def wait_over(self):
         deadline = time.monotonic() + PATIENCE_S

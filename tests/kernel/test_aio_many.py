@@ -50,6 +50,10 @@ def threads():
     return len(os.listdir("/proc/self/task"))
 
 
+def own_threads():
+    return {thread.ident for thread in threading.enumerate() if thread.name.startswith("shoal")}
+
+
 @pytest.mark.slow
 def test_two_thousand_programs_at_once_take_no_threads_and_no_handlers(in_loop, many_descriptors, gate, workload, world):
     """All of them run before the first may end."""
@@ -111,12 +115,13 @@ def test_one_after_the_other_nothing_grows(in_loop, world):
             for _ in range(20):
                 tasks.start_soon(lambda: aio.run(["/usr/bin/true"], sandbox=False))
         cells.drain()
-        before, descriptors = threads(), len(os.listdir("/proc/self/fd"))
+        before, own, descriptors = threads(), own_threads(), len(os.listdir("/proc/self/fd"))
         for _ in range(100):
             assert (await aio.run(["/usr/bin/true"], sandbox=False, capture_output=True)).returncode == 0
             async with aio.open_process(["/usr/bin/true"], sandbox=False) as process:
                 await process.wait()
             assert len(os.listdir("/proc/self/fd")) == descriptors
+        assert own_threads() == own
         assert threads() <= before  # fewer where one that trio had left idle has ended meanwhile
 
     in_loop(main)

@@ -275,11 +275,7 @@ def test_a_nursery_that_can_make_no_process_is_said_and_tried_again(state, manag
 
 
 def test_an_init_that_somebody_has_stopped_ends_its_domain_as_soon_as_it_can(state, manager):
-    domain = sh(manager, "sleep 1000")
-    init = managed.init_of(state, domain.id)
-    managed.stop(init)
-    with pytest.raises(ManagerError, match="does not take orders at the moment"):
-        until_refused(lambda: domain.send_signal(signal.SIGCONT), [])
+    domain, init = with_a_stopped_init(state, manager)
     thread = threading.Thread(target=domain.kill)
     thread.start()
     managed.wait_until(lambda: domain.status().state == "stop_pending")
@@ -289,11 +285,7 @@ def test_an_init_that_somebody_has_stopped_ends_its_domain_as_soon_as_it_can(sta
 
 
 def test_what_an_init_was_not_told_takes_no_answer_from_what_it_is_told_next(state, manager):
-    domain = sh(manager, "sleep 1000")
-    init = managed.init_of(state, domain.id)
-    managed.stop(init)
-    with pytest.raises(ManagerError, match="does not take orders at the moment"):
-        until_refused(lambda: domain.send_signal(signal.SIGCONT), [])
+    domain, init = with_a_stopped_init(state, manager)
     for _ in range(3):
         with pytest.raises(ManagerError, match="does not take orders at the moment"):
             domain.exec(["/bin/true"])
@@ -303,6 +295,16 @@ def test_what_an_init_was_not_told_takes_no_answer_from_what_it_is_told_next(sta
         with domain.exec(["/bin/sh", "-c", f"exit {code}"]) as command:
             assert command.wait(timeout=30).code == code
     domain.kill()
+
+
+def with_a_stopped_init(state, manager):
+    """A domain whose init is stopped and has as many orders as it can have."""
+    domain = sh(manager, "sleep 1000")
+    init = managed.init_of(state, domain.id)
+    managed.stop(init)
+    with pytest.raises(ManagerError, match="does not take orders at the moment"):
+        until_refused(lambda: domain.send_signal(signal.SIGCONT), [])
+    return domain, init
 
 
 def takes_orders(domain):

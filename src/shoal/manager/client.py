@@ -285,7 +285,7 @@ class Manager(AbstractContextManager["Manager"]):
 
     def statuses(self) -> list[DomainStatus]:
         """The status of each of them, by number. Of very long arguments only the beginning is there."""
-        return list(map(DomainStatus.told, self._listed()))
+        return list(map(DomainStatus._told, self._listed()))
 
     def _listed(self) -> Iterator[dict[str, Any]]:
         after: int | None = None
@@ -297,7 +297,7 @@ class Manager(AbstractContextManager["Manager"]):
         """The status of each that has ended and is remembered, newest first; asked for piece by piece. Takes the manager capability."""
         before: int | None = None
         while found := self._ask(lambda rid, before=before: wire.History(rid, before))[0]:  # type: ignore[misc]
-            yield from map(DomainStatus.told, found)
+            yield from map(DomainStatus._told, found)
             before = found[-1]["id"]
 
     def status(self, domain_id: int) -> DomainStatus:
@@ -305,7 +305,7 @@ class Manager(AbstractContextManager["Manager"]):
 
         Source: spawn_get_status() in Barrelfish's spawn_client.c.
         """
-        return DomainStatus.told(self._ask(lambda rid: wire.Status(rid, domain_id))[0])
+        return DomainStatus._told(self._ask(lambda rid: wire.Status(rid, domain_id))[0])
 
     def status_of(self, cap: DomainCap | str) -> DomainStatus:
         """What is known of a domain, by its capability."""

@@ -51,7 +51,7 @@ class DomainStatus:
     ended_s: float | None = None
 
     @classmethod
-    def told(cls, told: dict[str, Any]) -> DomainStatus:
+    def _told(cls, told: dict[str, Any]) -> DomainStatus:
         """As a manager tells it."""
         ended = told["ended"]
         return cls(
@@ -178,7 +178,7 @@ class Domain:
 
     def status(self) -> DomainStatus:
         """What is known of it."""
-        return DomainStatus.told(self._manager._ask(lambda rid: wire.Status(rid, self._token))[0])
+        return DomainStatus._told(self._manager._ask(lambda rid: wire.Status(rid, self._token))[0])
 
     def capabilities(self) -> Capabilities:
         """Everything that it can touch: as granted, as the kernel has it, and where the two differ.
