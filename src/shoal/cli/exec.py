@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from shoal.cli.contact import reached_with
 from shoal.cli.options import assigned
 from shoal.cli.output import CommandError, Outcome, complain
-from shoal.cli.signals import FORWARDED, Signals
+from shoal.cli.relay import Relay
+from shoal.cli.signals import Signals
 from shoal.cli.wording import exit_code
 
 if TYPE_CHECKING:  # the terminal's code is loaded only where there is one
@@ -47,7 +48,6 @@ examples:
   shoal exec web -- ls -l /state
   shoal exec -e DEBUG=1 --cwd /state web -- sh
 """
-_BY_KEYBOARD = (signal.SIGINT, signal.SIGQUIT)
 _GIVE_UP = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT))
 
 
@@ -80,9 +80,10 @@ def run(args: argparse.Namespace) -> Outcome:
         signals = stack.enter_context(Signals())
         running, meanwhile = _started(start, signals)
         stack.enter_context(running)
+        relay = Relay(signals, terminal, lambda number, group: running.send_signal(number, to_group=group), hangs_up_group=True)
         for number in meanwhile:
-            _on_signal(running, number, signals, terminal)
-        end = _follow(running, signals, terminal)
+            relay.on_signal(number)
+        end = _follow(running, relay)
     if end.reason == "killed":
         complain(f"domain {domain.id} has ended, and the command with it")
     elif end.reason == "lost":
@@ -131,8 +132,11 @@ def _started(start: Callable[[], Command], signals: Signals) -> tuple[Command, l
     thread = threading.Thread(target=attempt, name="shoal-exec", daemon=True)
     thread.start()
     held: list[int] = []
+    poller = select.poll()
+    poller.register(signals.fileno(), select.POLLIN)
+    poller.register(told, select.POLLIN)
     while not outcome:
-        if told in _poll(signals, None, told):
+        if told in dict(poller.poll()):
             thread.join()
         held += signals.take()
         insisting = [number for number in held if number in _GIVE_UP]
@@ -146,61 +150,21 @@ def _started(start: Callable[[], Command], signals: Signals) -> tuple[Command, l
     return outcome[0], held
 
 
-def _follow(command: Command, signals: Signals, terminal: Terminal | None) -> ExitStatus:
+def _follow(command: Command, relay: Relay) -> ExitStatus:
     """Serve signals and the terminal until the command has ended, and what it wrote to the terminal is written."""
-    told_of_hangup = False
+    signals, terminal = relay.signals, relay.terminal
     if terminal:
         terminal.claim()
     while (end := command.poll()) is None:
-        ready = _poll(signals, terminal, command.fileno())
+        ready = relay.poll(command.fileno())
         for number in signals.take():
-            _on_signal(command, number, signals, terminal)
-        if terminal:
-            terminal.serve(ready)
-            if terminal.pause_s is not None:
-                terminal.claim()
-            if terminal.hung_up and not told_of_hangup:
-                told_of_hangup = True
-                command.send_signal(signal.SIGHUP, to_group=True)
+            relay.on_signal(number)
+        relay.serve(ready)
     if terminal:
         terminal.finish()
         terminal.read_rest()  # whatever the command has left in the background may have it still
         if end.signal is not None:
             terminal.undo_modes()
         while not terminal.is_drained and not _GIVE_UP.intersection(signals.take()):
-            terminal.serve(_poll(signals, terminal))
+            terminal.serve(relay.poll(-1))
     return end
-
-
-def _on_signal(command: Command, number: int, signals: Signals, terminal: Terminal | None) -> None:
-    if number in FORWARDED:
-        if not (number in _BY_KEYBOARD and terminal and terminal.send_signal(number)):
-            command.send_signal(number, to_group=number in _BY_KEYBOARD)
-    elif number == signal.SIGWINCH and terminal:
-        terminal.resize()
-    elif number == signal.SIGTSTP:
-        command.send_signal(signal.SIGSTOP, to_group=True)
-        if terminal:
-            terminal.catch_up()
-            terminal.restore()
-        signals.stop_myself()
-        if terminal:
-            terminal.claim()
-            terminal.resize()
-        command.send_signal(signal.SIGCONT, to_group=True)
-    elif number == signal.SIGCONT and terminal:
-        terminal.claim()
-        terminal.resize()
-
-
-def _poll(signals: Signals, terminal: Terminal | None, line: int = -1) -> dict[int, int]:
-    poller = select.poll()
-    poller.register(signals.fileno(), select.POLLIN)
-    if line >= 0:
-        poller.register(line, select.POLLIN)
-    pause_s = None
-    if terminal:
-        for fd, events in terminal.interest().items():
-            poller.register(fd, events)
-        pause_s = terminal.pause_s
-    return dict(poller.poll(None if pause_s is None else int(pause_s * 1000) + 1))

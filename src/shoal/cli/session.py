@@ -12,8 +12,8 @@ import signal
 import time
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from shoal.cli.signals import FORWARDED, Signals
-from shoal.handles.deadline import LONGEST_S
+from shoal.cli.relay import Relay
+from shoal.cli.signals import Signals
 from shoal.handles.process import Process, ProcessInfo, Usage
 from shoal.launcher import END_S
 
@@ -89,7 +89,7 @@ class Session:
         self._began = time.monotonic()
         self._limit = bounds.nearest
         self._budget, self._linger = bounds.budget, bounds.linger
-        self._told_of_hangup = False
+        self._relay = Relay(signals, terminal, self._send, hangs_up_group=False)
         self._told_to_end: set[int] = set()
 
     def follow(self) -> Ended:
@@ -128,7 +128,7 @@ class Session:
             if look == 0:
                 return "cpu_time"
             left = self._left_s()
-            ready = self._poll(fd, left if look is None else look if left is None else min(look, left))
+            ready = self._relay.poll(fd, left if look is None else look if left is None else min(look, left))
             if fd in ready:
                 return None
             if self._limit is not None and self._left_s() == 0:
@@ -140,8 +140,7 @@ class Session:
                     # One that has ended meanwhile will not act upon it, so it is meant for what is left.
                     self._told_to_end.add(signal.SIGTERM if self._poll_now(fd) else number)
                 self._on_signal(number)
-            if self._terminal:
-                self._serve(self._terminal, ready)
+            self._relay.serve(ready)
 
     def _is_given_up(self, status: int) -> bool:
         """True when the end of the program is the answer to a signal, so that nobody wants to wait for what it left running.
@@ -152,42 +151,13 @@ class Session:
 
     # --- while it runs ------------------------------------------------------------------------------
 
-    def _serve(self, terminal: Terminal, ready: dict[int, int]) -> None:
-        terminal.serve(ready)
-        if terminal.pause_s is not None:
-            terminal.claim()
-        if terminal.hung_up and not self._told_of_hangup:
-            self._told_of_hangup = True
-            self._send(signal.SIGHUP)
-
     def _on_signal(self, number: int) -> None:
-        if number in FORWARDED:
-            by_keyboard = number in (signal.SIGINT, signal.SIGQUIT)
-            if by_keyboard and self._terminal and self._terminal.send_signal(number):
-                return
-            self._send(number, group=by_keyboard)
-        elif number == signal.SIGWINCH and self._terminal:
-            self._terminal.resize()
-        elif number == signal.SIGTSTP:
-            self._suspend()
-        elif number == signal.SIGCONT and self._terminal:
-            self._terminal.claim()
-            self._terminal.resize()
-        elif number == signal.SIGCHLD and self._terminal and self._limit is None and self._process.info().state == "stopped":
+        stops = number == signal.SIGCHLD and self._terminal and self._limit is None
+        if stops and self._process.info().state == "stopped":
             # It stopped itself, so the shell gets its prompt back. Not with a time limit, which would not be kept meanwhile.
-            self._suspend()
-
-    def _suspend(self) -> None:
-        """Stop the program and ourselves, with the terminal as it was; go on when somebody continues us."""
-        self._send(signal.SIGSTOP, group=True)
-        if self._terminal:
-            self._terminal.catch_up()
-            self._terminal.restore()
-        self._signals.stop_myself()
-        if self._terminal:
-            self._terminal.claim()
-            self._terminal.resize()
-        self._send(signal.SIGCONT, group=True)
+            self._relay.suspend()
+        else:
+            self._relay.on_signal(number)
 
     def _send(self, number: int, group: bool = False) -> None:
         """To the program, or to its whole process group as the keyboard would. It is our child and not yet reaped: its pid is its own."""
@@ -224,7 +194,7 @@ class Session:
                 undone = True
                 continue
             left_s = None if until is None else max(0.0, until - time.monotonic())
-            ready = self._poll(-1 if keeps or self._gone() or self._keeper is None else self._keeper.fileno(), left_s)
+            ready = self._relay.poll(-1 if keeps or self._gone() or self._keeper is None else self._keeper.fileno(), left_s)
             if left_s == 0 or _GIVE_UP.intersection(self._signals.take()):
                 return
             terminal.serve(ready)
@@ -238,16 +208,3 @@ class Session:
         poller = select.poll()
         poller.register(fd, select.POLLIN)
         return bool(poller.poll(0))
-
-    def _poll(self, fd: int, left_s: float | None) -> dict[int, int]:
-        poller = select.poll()
-        if fd >= 0:
-            poller.register(fd, select.POLLIN)
-        poller.register(self._signals.fileno(), select.POLLIN)
-        if self._terminal:
-            for terminal_fd, events in self._terminal.interest().items():
-                poller.register(terminal_fd, events)
-            if self._terminal.pause_s is not None:
-                left_s = min(self._terminal.pause_s, left_s if left_s is not None else self._terminal.pause_s)
-        # Rounded up: waking a moment early would make the last millisecond a busy loop.
-        return dict(poller.poll(None if left_s is None else int(min(LONGEST_S, left_s) * 1000) + 1))
