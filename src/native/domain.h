@@ -29,7 +29,7 @@ enum order_kind {
 struct order {
     uint32_t kind;
     int32_t a, b;
-    uint32_t pad;
+    uint32_t core; /* LAUNCH: one more than that on which the program will run, 0: any. Its plan says so, too; here it saves a move */
     uint64_t c, d, e;
 };
 

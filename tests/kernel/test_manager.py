@@ -266,6 +266,20 @@ def test_wrong_types_are_refused_before_anything_is_asked(manager):
         manager.spawn_program(core(manager), "true", ["true"], stdout=subprocess.PIPE)
 
 
+def test_a_wrong_type_costs_nothing_that_the_connection_keeps(manager):
+    manager.names.register("mine")  # as long as the connection lives
+    for message, call in {
+        "core: ": lambda: manager.spawn_program(None, "true", ["true"]),
+        "flags: ": lambda: manager.spawn_program(core(manager), "true", ["true"], flags="1"),
+        "name: ": lambda: manager.spawn_program(core(manager), "true", ["true"], name=b"x"),
+        "domain: ": lambda: manager.status(1.5),
+        "a capability": lambda: manager.domain(None),
+    }.items():
+        with pytest.raises(TypeError, match=message):
+            call()
+    assert manager.names.names("mine") == ["mine"]
+
+
 # --- nothing is lost ----------------------------------------------------------------------------------
 
 

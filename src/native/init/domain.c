@@ -6,7 +6,7 @@
  * its pid 1. Without one, orphans become our children (we are their reaper), so that each round of killing our children reaches
  * the next generation, until none is left. Nobody but us reaps them, so that a number we signal is theirs.
  *
- * Source: prctl(2) (PR_SET_CHILD_SUBREAPER), wait(2), proc_tid_children(5), unix(7). */
+ * Source: prctl(2) (PR_SET_CHILD_SUBREAPER), wait(2), sched_setaffinity(2), proc_tid_children(5), unix(7). */
 #include "../domain.h"
 #include "hold.h"
 #include "init.h"
@@ -27,6 +27,7 @@
 #define OUTPUTS (2 * DISPATCHERS)
 #define COMMANDS 64 /* at the same time */
 #define ORDER_FDS 4
+#define CORES 8192
 #define SIGNALS_KNOWN 32 /* of how many of the last ones it is known that they were sent */
 #define SIGKILL_ 9
 #define SIGCHLD_ 17
@@ -44,6 +45,7 @@ enum { SI_CODE = 2, SI_PID = 4, SI_STATUS = 6 }; /* where waitid(2) puts them, i
 
 static struct slot slot;
 static uint32_t number;       /* of the slot */
+static uint64_t init_start;   /* when we began */
 static uint64_t log_most;     /* bytes in one file, of which there are two at most */
 static int control, listener, signals, log_fd;
 static struct dispatcher {
@@ -344,7 +346,7 @@ static void assign(const struct order *order)
         .id = order->c,
         .key = order->d,
         .init_pid = (int32_t)pid,
-        .init_start = process_field(pid, START_TIME),
+        .init_start = init_start,
         .started_ns = (int64_t)now_ns(),
     };
     log_most = order->e;
@@ -400,6 +402,17 @@ static void take_outputs(int which, int *fds, int count)
         }
 }
 
+/* It has just been made, and may not run yet: then it costs nothing to have it begin where its plan would move it, which is to wait for
+ * the processor that it leaves, and for the one it goes to. A number that we have not reaped is its own. */
+static void put_on(uint32_t core, long pid)
+{
+    unsigned long mask[CORES / 8 / sizeof(unsigned long)] = { 0 }, bits = 8 * sizeof *mask;
+    if (core >= CORES)
+        return;
+    mask[core / bits] = 1ul << core % bits;
+    sys3(__NR_sched_setaffinity, pid, sizeof mask, mask);
+}
+
 static void start_dispatcher(const struct order *order, int *fds, int count)
 {
     if (count < 1 || slot.state >= SLOT_ENDING) {
@@ -409,6 +422,8 @@ static void start_dispatcher(const struct order *order, int *fds, int count)
     long pid = sys5(__NR_clone, UNEXECUTED_SIGNAL, 0, 0, 0, 0);
     if (pid == 0)
         become(fds[0]);
+    if (pid > 0 && order->core)
+        put_on(order->core - 1, pid);
     if (pid > 0 && !place(pid, order->a & 8)) {
         sys2(__NR_kill, pid, SIGKILL_);
         pid = -ENOSPC;
@@ -674,6 +689,7 @@ void keep_domain(void)
     signals = (int)sys4(__NR_signalfd4, -1, &all, sizeof all, 02004000 /* SFD_CLOEXEC | SFD_NONBLOCK */);
     control = DOMAIN_CONTROL;
     listener = log_fd = -1;
+    init_start = process_field(sys0(__NR_getpid), START_TIME); /* now, since it takes a while */
     if (signals < 0 || sys1(__NR_fchdir, DOMAIN_RUN) < 0)
         return;
     for (;;) {

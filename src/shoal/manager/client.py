@@ -273,8 +273,7 @@ class Manager(AbstractContextManager["Manager"]):
         """
         if isinstance(cap, int):
             return Domain(self, DomainCap.from_token(self._ask(lambda rid: wire.Mint(rid, cap))[0]))
-        held = DomainCap.from_token(cap) if isinstance(cap, str) else cap
-        return Domain(self, held)
+        return Domain(self, cap if isinstance(cap, DomainCap) else DomainCap.from_token(cap))
 
     def domains(self, sort: bool = True) -> list[int]:
         """The numbers of all domains that have not been cleaned up. Takes the manager capability.
@@ -313,7 +312,7 @@ class Manager(AbstractContextManager["Manager"]):
 
     def revoke(self, domain_id: int | DomainCap) -> None:
         """Make every capability for a domain worthless, or one and all narrowed from it. Takes the manager capability."""
-        which = domain_id if isinstance(domain_id, int) else domain_id.to_token()
+        which = domain_id.to_token() if isinstance(domain_id, DomainCap) else domain_id
         self._ask(lambda rid: wire.Revoke(rid, which))
 
     def audit(self, count: int = 100) -> list[tuple[float, str, str, int | None, str | None]]:

@@ -105,6 +105,7 @@ class Connection:
         Args:
             fds: borrowed. last: by time.monotonic(); None waits for ever.
         Raises:
+            TypeError: a field has what it cannot have.
             ManagerError: it was refused. ConnectionLost: nobody is there. TimeoutError: not in time.
         """
         pending = _Pending()
@@ -114,7 +115,7 @@ class Connection:
                 raise self._lost
             self._pending[request.rid] = pending
         try:
-            self._send(wire.frame(wire.encode(request), fds), fds)
+            self._send(wire.frame(wire.packed(request), fds), fds)
             if not self._await(lambda: pending.ready, last):
                 raise TimeoutError(f"the manager did not answer {type(request).__name__.lower()} in time")
         except WireError as error:
@@ -135,7 +136,7 @@ class Connection:
         Raises:
             ConnectionLost: nobody is there.
         """
-        self._send(wire.frame(wire.encode(request)), ())
+        self._send(wire.frame(wire.packed(request)), ())
 
     def _send(self, data: bytes, fds: Sequence[int]) -> None:
         with self._sending:
@@ -175,7 +176,7 @@ class Connection:
     def _send_discarded(self) -> None:
         while self._discarded:
             request = self._discarded.popleft()(self.number())
-            self._send(wire.frame(wire.encode(request)), ())
+            self._send(wire.frame(wire.packed(request)), ())
 
     def _await(self, is_ready: Callable[[], bool], last: float | None) -> bool:
         with self._lock:

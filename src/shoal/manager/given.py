@@ -18,7 +18,7 @@ from shoal.sandbox.box import Sandbox
 from shoal.sandbox.errors import RequestError
 from shoal.sandbox.program import current_directory, find_program
 
-_NOT_PASSED_ON = frozenset(("SHOAL_STARTUP", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID"))
+_NOT_PASSED_ON = frozenset((b"SHOAL_STARTUP", b"LISTEN_FDS", b"LISTEN_FDNAMES", b"LISTEN_PID"))
 """What tells this process of its own descriptors."""
 
 
@@ -62,10 +62,11 @@ class Given:
         if isinstance(argv, str | bytes):
             raise TypeError('argv must be a sequence of strings, not one string; for example ["prog", "-v"]')
         words = [as_bytes(word, f"argv[{index}]") for index, word in enumerate(argv)]
-        environ = os.environ if envp is None and sandbox is None else envp
         variables = None
-        if environ is not None:
-            variables = [_assignment(key, value) for key, value in environ.items() if envp is not None or key not in _NOT_PASSED_ON]
+        if envp is not None:
+            variables = [_assignment(key, value) for key, value in envp.items()]
+        elif sandbox is None:
+            variables = [key + b"=" + value for key, value in os.environb.items() if key not in _NOT_PASSED_ON]
         found = _find(os.fspath(path))
         fds, targets, kept = _stdio(*stdio)
         handles = _handed_over(actions, fds, targets, kept)

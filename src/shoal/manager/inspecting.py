@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
@@ -44,7 +44,7 @@ _LOG: Final = "the domain's log"
 
 def described(request: SpawnProgram, fds: Sequence[int]) -> list[dict[str, Any]]:
     """What descriptors lead to that are handed over, to be remembered."""
-    return [asdict(item) for item in _handed(request, fds)]
+    return [_as_dict(item) for item in _handed(request, fds)]
 
 
 def _handed(request: SpawnProgram, fds: Iterable[int]) -> Iterator[GrantedDescriptor]:
@@ -59,9 +59,13 @@ def _handed(request: SpawnProgram, fds: Iterable[int]) -> Iterator[GrantedDescri
 def described_later(given: Iterable[Given]) -> list[dict[str, Any]]:
     """The same of startup handles that are made when the domain begins."""
     kinds = {Vmo.kind: "memory"}
-    return [
-        asdict(_with_handle(GrantedDescriptor(item.target, kinds.get(item.kind, item.kind), item.name, 0, 0, "rw"), item)) for item in given
-    ]
+    items = (_with_handle(GrantedDescriptor(item.target, kinds.get(item.kind, item.kind), item.name, 0, 0, "rw"), item) for item in given)
+    return [_as_dict(item) for item in items]
+
+
+def _as_dict(item: GrantedDescriptor) -> dict[str, Any]:
+    """What `dataclasses.asdict()` gives, which copies strings and numbers as if they could change, and takes four times as long."""
+    return {name: getattr(item, name) for name in GrantedDescriptor.__slots__}
 
 
 def has_connection(descriptors: Iterable[dict[str, Any]]) -> bool:

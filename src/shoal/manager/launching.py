@@ -163,7 +163,8 @@ class Launcher:
         outcome = Outcome(self._loop, near)
         try:
             with far:
-                started = link.ask(orders.LAUNCH, which, seat.slot, c=seat.id, d=seat.key, e=LOG_BYTES, fds=(far.fileno(), *outputs))
+                given = (far.fileno(), *outputs)
+                started = link.ask(orders.LAUNCH, which, seat.slot, core=core, c=seat.id, d=seat.key, e=LOG_BYTES, fds=given)
             send_plan(near, plan.filled(()), count_strings(request.argv), _with_startup(count_strings(request.environ or ()), request), fds)
             told = await started
             if told.kind != orders.STARTED:

@@ -51,7 +51,9 @@ class Link:
         """Whether its init does, as far as is known."""
         return self._socket is not None
 
-    def order(self, kind: int, a: int = 0, b: int = 0, *, c: int = 0, d: int = 0, e: int = 0, fds: Sequence[int] = ()) -> None:
+    def order(
+        self, kind: int, a: int = 0, b: int = 0, *, core: int = -1, c: int = 0, d: int = 0, e: int = 0, fds: Sequence[int] = ()
+    ) -> None:
         """Tell it something. What it is told after its end is lost, and `on_end` is on its way.
 
         Raises:
@@ -60,7 +62,7 @@ class Link:
         if self._socket is None:
             return
         try:
-            orders.order(self._socket, kind, a, b, c=c, d=d, e=e, fds=fds)
+            orders.order(self._socket, kind, a, b, core=core, c=c, d=d, e=e, fds=fds)
         except ConnectionError:
             pass
         except BlockingIOError:
@@ -77,7 +79,7 @@ class Link:
         self.order(orders.END, *self._last)
 
     def ask(
-        self, kind: int, a: int = 0, b: int = 0, *, c: int = 0, d: int = 0, e: int = 0, fds: Sequence[int] = ()
+        self, kind: int, a: int = 0, b: int = 0, *, core: int = -1, c: int = 0, d: int = 0, e: int = 0, fds: Sequence[int] = ()
     ) -> asyncio.Future[Told]:
         """Tell it to start something, and get what it will tell of that.
 
@@ -86,7 +88,7 @@ class Link:
         """
         future = self.answer()
         try:
-            self.order(kind, a, b, c=c, d=d, e=e, fds=fds)
+            self.order(kind, a, b, core=core, c=c, d=d, e=e, fds=fds)
         except BaseException:
             with suppress(ValueError):
                 self._awaited.remove(future)  # or it would get what is told of the next

@@ -34,14 +34,27 @@ class Told(NamedTuple):
     fds: tuple[int, ...]
 
 
-def order(sock: socket.socket, kind: int, a: int = 0, b: int = 0, *, c: int = 0, d: int = 0, e: int = 0, fds: Sequence[int] = ()) -> None:
+def order(
+    sock: socket.socket,
+    kind: int,
+    a: int = 0,
+    b: int = 0,
+    *,
+    core: int = -1,
+    c: int = 0,
+    d: int = 0,
+    e: int = 0,
+    fds: Sequence[int] = (),
+) -> None:
     """Send an order.
 
+    Args:
+        core: where LAUNCH is to begin; -1: anywhere.
     Raises:
         OSError: the init has ended, or does not listen.
     """
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    sock.sendmsg([_ORDER.pack(kind, a, b, 0, c, d, e)], ancillary, _SENDING)
+    sock.sendmsg([_ORDER.pack(kind, a, b, core + 1, c, d, e)], ancillary, _SENDING)
 
 
 def told(sock: socket.socket) -> Told | None:

@@ -56,8 +56,8 @@ class Spawning:
         except Exception as error:
             caller.refuse(request.rid, defect(error))
         else:
-            self._table.audit(caller, request, None, domain.id)
             caller.answer(request.rid, [domain.id, self._token_of(domain.id)])
+            self._table.audit(caller, request, None, domain.id)  # before it can ask for anything else
         finally:
             for fd in fds:
                 os.close(fd)

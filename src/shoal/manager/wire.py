@@ -356,6 +356,23 @@ class WireError(Exception):
     """The other side does not keep to the format. Costs it its connection."""
 
 
+def packed(request: Request) -> bytes:
+    """A request as a body. What a manager would not take costs nobody the connection, and all that lives as long as that.
+
+    Raises:
+        TypeError: a field has what it cannot have.
+    """
+    body = encode(request)
+    try:
+        decode_request(body)
+    except msgspec.ValidationError as error:
+        what, _, place = str(error).partition(" - at `$[")
+        index = int(place.partition("]")[0] or 0)
+        name = request.__struct_fields__[index - 1] if index else type(request).__name__.lower()
+        raise TypeError(f"{name}: {what}") from None
+    return body
+
+
 def frame(body: bytes, fds: Sequence[int] = ()) -> bytes:
     """A body with its head.
 
