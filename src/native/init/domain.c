@@ -8,8 +8,10 @@
  *
  * Source: prctl(2) (PR_SET_CHILD_SUBREAPER), wait(2), sched_setaffinity(2), proc_tid_children(5), unix(7). */
 #include "../domain.h"
+#include "command.h"
 #include "hold.h"
 #include "init.h"
+#include "output.h"
 #include "../recipe.h"
 #include "../request.h"
 #include "../sys.h"
@@ -24,8 +26,7 @@
 #include <sys/un.h>
 
 #define DISPATCHERS 256 /* a domain has one on a core at most */
-#define OUTPUTS (2 * DISPATCHERS)
-#define COMMANDS 64 /* at the same time */
+_Static_assert(OUTPUTS_MOST == 2 * DISPATCHERS, "each has two");
 #define ORDER_FDS 4
 #define CORES 8192
 #define SIGNALS_KNOWN 32 /* of how many of the last ones it is known that they were sent */
@@ -38,40 +39,21 @@
 #define WNOWAIT_ 0x1000000
 #define WALL 0x40000000
 #define WCLONE 0x80000000 /* those only that end with another signal than SIGCHLD */
-#define FIONREAD 0x541b
 enum { SI_CODE = 2, SI_PID = 4, SI_STATUS = 6 }; /* where waitid(2) puts them, in ints */
 #define START_TIME 22 /* proc_pid_stat(5) */
 #define RETRY_NS 200000000 /* until a socket is tried again that could not be made */
 
 static struct slot slot;
-static uint32_t number;       /* of the slot */
-static uint64_t init_start;   /* when we began */
-static uint64_t log_most;     /* bytes in one file, of which there are two at most */
-static int control, listener, signals, log_fd;
+static uint32_t number;     /* of the slot */
+static uint64_t init_start; /* when we began */
+static int control, listener, signals;
 static struct dispatcher {
     int pid;          /* 0: the place is free */
     int tentative;    /* it may yet turn out that it could not become the program */
     int code, status; /* of a tentative one that has ended, as waitid(2) tells it; 0: it lives */
 } dispatchers[DISPATCHERS];
-static struct command {
-    int pid;  /* 0: the place is free */
-    int line; /* to who wants it; -1: they have gone */
-} commands[COMMANDS];
-static int command_count; /* one more than the highest place that was ever taken */
-static int cell_keeper;              /* pid of the cell's pid 1 */
-static int is_confined;              /* it began in a cell, whatever has become of that */
-static struct output {
-    int fd;
-    uint32_t stream;
-} outputs[OUTPUTS];
-static int output_count;
-
-static uint64_t now_ns(void)
-{
-    struct timespec now = { 0, 0 };
-    sys2(__NR_clock_gettime, 0 /* CLOCK_REALTIME */, &now);
-    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
-}
+static int cell_keeper; /* pid of the cell's pid 1 */
+static int is_confined; /* it began in a cell, whatever has become of that */
 
 /* What it costs to be killed between any two of these is at most what is told, never what is true: each is one write. */
 static void write_slot(void) { sys4(__NR_pwrite64, DOMAIN_LEDGER, &slot, sizeof slot, (long)number * SLOT_BYTES); }
@@ -99,104 +81,6 @@ static void say(uint32_t kind, long pid, long err, const int *fds, unsigned coun
     const struct told told = { kind, (int32_t)pid, (int32_t)err, number, slot.id, slot.key };
     if (control >= 0)
         tell(control, &told, sizeof told, fds, count);
-}
-
-/* --- output ------------------------------------------------------------------------------------------------------ */
-
-static char *log_name(char *name, const char *end)
-{
-    char digits[20];
-    int count = 0;
-    uint64_t id = slot.id;
-    do
-        digits[count++] = (char)('0' + id % 10);
-    while (id /= 10);
-    while (count > 0)
-        *name++ = digits[--count];
-    do
-        *name++ = *end;
-    while (*end++);
-    return name;
-}
-
-static int open_log(void)
-{
-    char name[40];
-    log_name(name, ".log");
-    return (int)sys4(__NR_openat, DOMAIN_LOGS, name, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
-}
-
-static void rotate(void)
-{
-    char from[40], to[40];
-    log_name(from, ".log");
-    log_name(to, ".log.1");
-    sys1(__NR_close, log_fd);
-    sys5(__NR_renameat2, DOMAIN_LOGS, from, DOMAIN_LOGS, to, 0);
-    log_fd = open_log();
-    slot.log_bytes = 0;
-}
-
-static void keep_log(uint32_t stream, char *data, uint32_t size)
-{
-    struct log_head head = { now_ns(), size, stream };
-    struct iovec pieces[2] = { { &head, sizeof head }, { data, size } };
-    if (log_fd < 0)
-        log_fd = open_log();
-    else if (slot.log_bytes + sizeof head + size > log_most)
-        rotate();
-    long wrote = log_fd < 0 ? -1 : sys3(__NR_writev, log_fd, pieces, 2);
-    if (wrote > 0)
-        slot.log_bytes += (uint64_t)wrote;
-    if (wrote == (long)(sizeof head + size))
-        return;
-    if (wrote > 0) { /* a full disk: half an entry would take the sense from what follows */
-        slot.log_bytes -= (uint64_t)wrote;
-        sys2(__NR_ftruncate, log_fd, slot.log_bytes);
-    }
-    slot.log_lost += size;
-}
-
-/* Keeps what is there to be read, and returns how much. 0 when there will never be any more, or when there is none now. */
-static long drain(struct output *output)
-{
-    static char data[16384];
-    long size = sys3(__NR_read, output->fd, data, sizeof data);
-    if (size == -EINTR)
-        return 1;
-    if (size > 0)
-        keep_log(output->stream, data, (uint32_t)size);
-    if (size == 0 || (size < 0 && size != -EAGAIN)) {
-        sys1(__NR_close, output->fd);
-        output->fd = -1;
-    }
-    return size > 0 ? size : 0;
-}
-
-/* What was written until now: somebody who is not of the domain may have the other end as well, and go on for ever. */
-static void drain_all(void)
-{
-    for (int i = 0; i < output_count; i++) {
-        int left = 0;
-        if (outputs[i].fd >= 0)
-            sys3(__NR_ioctl, outputs[i].fd, FIONREAD, &left);
-        for (long got; left > 0 && (got = drain(&outputs[i])) > 0;)
-            left -= (int)got;
-    }
-}
-
-static void add_output(int fd, uint32_t stream)
-{
-    int at = 0;
-    while (at < output_count && outputs[at].fd >= 0)
-        at++;
-    if (at == OUTPUTS) {
-        sys1(__NR_close, fd);
-        return;
-    }
-    outputs[at] = (struct output){ fd, stream };
-    output_count += at == output_count;
-    sys3(__NR_fcntl, fd, F_SETFL, O_NONBLOCK);
 }
 
 /* --- the end ----------------------------------------------------------------------------------------------------- */
@@ -233,33 +117,6 @@ static void note_dispatcher(const int *info, int executed)
     }
 }
 
-static struct command *find_command(int pid)
-{
-    for (int i = 0; i < COMMANDS; i++)
-        if (commands[i].pid == pid)
-            return &commands[i];
-    return 0;
-}
-
-/* Whoever does not listen misses it, and keeps nobody waiting. */
-static void tell_line(const struct command *command, uint32_t kind, int code, int status)
-{
-    const struct line_told told = { kind, command->pid, code, status, slot.state >= SLOT_ENDING };
-    if (command->line >= 0)
-        sys6(__NR_sendto, command->line, (long)&told, sizeof told, MSG_NOSIGNAL | MSG_DONTWAIT, 0, 0);
-}
-
-static void note_command(const int *info, int executed)
-{
-    struct command *found = find_command(info[SI_PID]);
-    if (!found)
-        return;
-    tell_line(found, executed ? LINE_ENDED : LINE_UNBEGUN, info[SI_CODE], info[SI_STATUS]);
-    if (found->line >= 0)
-        sys1(__NR_close, found->line);
-    *found = (struct command){ 0 };
-}
-
 /* Reaps what has ended; false when no child is left. */
 static int reap(int options)
 {
@@ -278,7 +135,7 @@ static int reap(int options)
         if (info[SI_PID] == cell_keeper)
             cell_keeper = 0;
         note_dispatcher(info, executed);
-        note_command(info, executed);
+        note_command(info, executed, slot.state >= SLOT_ENDING);
         if (!options)
             return 1;
     }
@@ -308,9 +165,7 @@ static void kill_all(void)
     for (int i = 0; i < DISPATCHERS; i++)
         if (dispatchers[i].pid && !dispatchers[i].code)
             sys2(__NR_kill, dispatchers[i].pid, SIGKILL_);
-    for (int i = 0; i < command_count; i++)
-        if (commands[i].pid)
-            sys2(__NR_kill, commands[i].pid, SIGKILL_);
+    kill_commands();
     kill_children();
 }
 
@@ -349,7 +204,7 @@ static void assign(const struct order *order)
         .init_start = init_start,
         .started_ns = (int64_t)now_ns(),
     };
-    log_most = order->e;
+    keep_output(&slot, order->e);
     write_slot();
     sys1(__NR_close, DOMAIN_PENDING);
 }
@@ -460,11 +315,10 @@ static void start_cell(const struct order *order, int *fds, int count)
 
 static void start_command(const struct order *order, int *fds, int count)
 {
-    struct command *free = find_command(0);
     struct made made = { 0, 0, EINVAL };
-    int talk = -1;
-    int ready = count == 2 && free && slot.state == SLOT_RUNNING;
-    long pid = free ? -EINVAL : -ENOSPC;
+    int talk = -1, has_room = has_room_for_command();
+    int ready = count == 2 && has_room && slot.state == SLOT_RUNNING;
+    long pid = has_room ? -EINVAL : -ENOSPC;
     if (ready && !order->a && is_confined) {
         pid = -EXDEV; /* a manager that does not know about the cell any more; never outside of it */
     } else if (ready && !order->a) {
@@ -478,37 +332,12 @@ static void start_command(const struct order *order, int *fds, int count)
             sys2(__NR_kill, made.waiting, SIGKILL_);
     }
     if (pid > 0) {
-        *free = (struct command){ (int)pid, fds[0] };
-        command_count = free - commands < command_count ? command_count : (int)(free - commands) + 1;
+        add_command(pid, fds[0]);
         fds[0] = -1;
-        tell_line(free, LINE_BEGUN, 0, 0);
     }
     say(pid < 0 ? TOLD_FAILED : TOLD_STARTED, pid, -pid, &talk, talk >= 0);
     if (talk >= 0)
         sys1(__NR_close, talk);
-}
-
-/* A number that we have not reaped is its own, as that of a process and as that of a group. */
-static void signal_command(const struct command *command, int number, int to_group)
-{
-    if (!to_group || sys2(__NR_kill, -(long)command->pid, number) < 0)
-        sys2(__NR_kill, command->pid, number);
-}
-
-static void hear_line(struct command *command)
-{
-    struct line_ask ask;
-    long size = sys6(__NR_recvfrom, command->line, (long)&ask, sizeof ask, MSG_DONTWAIT, 0, 0);
-    if (size == -EAGAIN || size == -EINTR)
-        return;
-    if (size == sizeof ask) {
-        signal_command(command, ask.number, ask.to_group != 0);
-        return;
-    }
-    signal_command(command, SIGKILL_, 1); /* who wanted it has gone */
-    sys2(__NR_kill, command->pid, SIGKILL_);
-    sys1(__NR_close, command->line);
-    command->line = -1;
 }
 
 static void end(const struct order *order)
@@ -648,28 +477,23 @@ static void accept_manager(void)
 
 static void watch_and_act(void)
 {
-    struct pollfd watch[2 + OUTPUTS + COMMANDS], *lines = watch + 2 + output_count;
+    struct pollfd watch[2 + OUTPUTS_MOST + COMMANDS_MOST], *outputs = watch + 2;
     struct timespec retry = { 0, RETRY_NS };
     int from = control >= 0 ? control : listener;
     watch[0] = (struct pollfd){ .fd = signals, .events = POLLIN };
     watch[1] = (struct pollfd){ .fd = from, .events = POLLIN };
-    for (int i = 0; i < output_count; i++)
-        watch[2 + i] = (struct pollfd){ .fd = outputs[i].fd, .events = POLLIN };
-    for (int i = 0; i < command_count; i++)
-        lines[i] = (struct pollfd){ .fd = commands[i].pid ? commands[i].line : -1, .events = POLLIN };
-    if (sys5(__NR_ppoll, watch, 2 + output_count + command_count, from < 0 ? &retry : 0, 0, 8) < 0)
+    int output_count = watch_outputs(outputs);
+    struct pollfd *lines = outputs + output_count;
+    int line_count = watch_lines(lines);
+    if (sys5(__NR_ppoll, watch, 2 + output_count + line_count, from < 0 ? &retry : 0, 0, 8) < 0)
         return;
     if (watch[0].revents) {
         char info[128];
         while (sys3(__NR_read, signals, info, sizeof info) == sizeof info)
             ;
     }
-    for (int i = 0; i < output_count; i++)
-        if (watch[2 + i].revents && outputs[i].fd >= 0)
-            drain(&outputs[i]);
-    for (int i = 0; i < command_count; i++)
-        if (lines[i].revents)
-            hear_line(&commands[i]);
+    hear_outputs(outputs, output_count);
+    hear_lines(lines, line_count);
     if (watch[1].revents && control >= 0)
         while (take_order())
             ;
@@ -688,7 +512,7 @@ void keep_domain(void)
     reserve_recipe();
     signals = (int)sys4(__NR_signalfd4, -1, &all, sizeof all, 02004000 /* SFD_CLOEXEC | SFD_NONBLOCK */);
     control = DOMAIN_CONTROL;
-    listener = log_fd = -1;
+    listener = -1;
     init_start = process_field(sys0(__NR_getpid), START_TIME); /* now, since it takes a while */
     if (signals < 0 || sys1(__NR_fchdir, DOMAIN_RUN) < 0)
         return;
