@@ -247,6 +247,32 @@ def test_an_init_killed_in_the_middle_of_a_launch_is_said(state, manager):
     assert Path(state / "manager.log").read_text() == ""
 
 
+def with_an_unheard_init(state, manager):
+    """A domain whose manager was killed while its init was stopped, and which the next one has looked for."""
+    domain = sh(manager, "sleep 1000")
+    init = managed.init_of(state, domain.id)
+    managed.stop(init)
+    kill_manager(state)
+    assert manager.domains() == [domain.id]
+    return domain, init
+
+
+def test_an_init_that_is_stopped_is_reached_as_soon_as_it_goes_on(state, manager):
+    domain, init = with_an_unheard_init(state, manager)
+    with in_thread(domain.kill) as told:
+        managed.wait_until(lambda: domain.status().state == "stop_pending")
+        os.kill(init, signal.SIGCONT)
+    assert told == [None]
+    assert domain.wait() == KILLED
+
+
+def test_an_init_that_is_stopped_and_then_killed_is_not_waited_for(state, manager):
+    domain, init = with_an_unheard_init(state, manager)
+    with in_thread(domain.wait) as told:
+        managed.kill(init)
+    assert told == [ExitStatus(255, "lost", None)]
+
+
 # --- dispatchers ----------------------------------------------------------------------------------------
 
 

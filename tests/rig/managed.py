@@ -42,7 +42,8 @@ def processes(state: Path, name: str) -> list[int]:
                 and os.readlink(f"/proc/{entry}/fd/{_LEDGER_FD}") == str(state / "ledger")
             ):
                 found.append(int(entry))
-    return found
+    # An init is called as its nursery is until it has its own name.
+    return [pid for pid in found if name != NURSERY or parent_of(pid) not in found]
 
 
 def running(path: str) -> list[int]:

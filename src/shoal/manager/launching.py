@@ -12,7 +12,6 @@ import resource
 import secrets
 import socket
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -29,6 +28,7 @@ from shoal.manager.layout import Layout, out_of
 from shoal.manager.ledger import CAUSE_UNBEGUN, Ledger, Slot
 from shoal.manager.link import Link, Outcome, send_plan
 from shoal.manager.nurseries import Nurseries
+from shoal.manager.reaching import Reaching
 from shoal.manager.room import Room
 from shoal.manager.spawnds import Spawnds
 from shoal.manager.wire import SpawnProgram
@@ -73,10 +73,12 @@ class Launcher:
         self.spawnds = Spawnds(loop, own, Nurseries(loop, *fds), token, fds, on_change)
         self._highest = 0
         self._room = Room()
+        self._reaching = Reaching(loop, self._run)
 
     def close(self) -> None:
         """Leave every domain alone."""
         self.spawnds.close()
+        self._reaching.close()
         self.ledger.close()
         os.close(self._run)
         os.close(self._logs)
@@ -261,27 +263,12 @@ class Launcher:
             this_boot: the number of the init's process means something.
             patience_s: how long to look for one whose process is not known.
         """
-        directory = f"/proc/self/fd/{self._run}"
-        last = self._loop.time() + patience_s
-        while True:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            sock.setblocking(False)  # who has stopped an init does not stop us
-            try:
-                sock.connect(f"{directory}/d{number}")
-            except OSError:
-                sock.close()
-                if not (this_boot and _lives(slot)) and self._loop.time() >= last:
-                    self.unlink_socket(number)
-                    return None
-                await asyncio.sleep(0.01)  # it is about to listen, of which nothing tells that it could be waited for with the rest
-                continue
-            return await self._adopted(number, slot, sock)
+        sock = await self._reaching.to(number, slot if this_boot else None, patience_s)
+        return None if sock is None else await self._adopted(number, slot, sock)
 
     def unlink_socket(self, number: int) -> None:
         """What an init that was killed has left of its socket."""
-        for name in (f"d{number}", f"n{number}"):
-            with suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=self._run)
+        self._reaching.unlink(number)
 
     async def _adopted(self, number: int, slot: Slot, sock: socket.socket) -> Kept | None:
         gone: asyncio.Future[None] = self._loop.create_future()
@@ -337,16 +324,6 @@ def _with_startup(environ: Strings, request: SpawnProgram) -> Strings:
     if request.startup is None:
         return environ
     return environ[0] + request.startup + b"\0", environ[1] + 1
-
-
-def _lives(slot: Slot) -> bool:
-    """Whether its init does. A process with its number that began at another time is somebody else."""
-    try:
-        with open(f"/proc/{slot.init_pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return False
-    return int(fields[19]) == slot.init_start and fields[0] not in (b"Z", b"X")
 
 
 def _close(fds: list[int]) -> None:
