@@ -277,6 +277,8 @@ def test_a_wrong_type_costs_nothing_that_the_connection_keeps(manager):
     }.items():
         with pytest.raises(TypeError, match=message):
             call()
+    with pytest.raises(ValueError, match="stdout: descriptor 999 is not open"):
+        manager.spawn_program(core(manager), "true", ["true"], stdout=999)
     assert manager.names.names("mine") == ["mine"]
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 
 from shoal.manager import wire
-from shoal.manager.callers import Caller, defect
+from shoal.manager.callers import Caller
 from shoal.manager.errors import ManagerError
 from shoal.manager.naming import Naming
 from shoal.manager.rights import ManagerRights
@@ -56,13 +56,8 @@ class Announcing:
             print(f"shoal manager: {error}", file=sys.stderr)
 
     async def _added(self, caller: Caller, request: wire.AddSpawnd) -> None:
-        try:
+        with self._table.answering(caller, request, "the spawn daemon could not be added"):
             await self._table.launcher.spawnds.add(request.core, request.address, again=request.again)
-        except ManagerError as error:
-            caller.refuse(request.rid, error)
-        except Exception as error:
-            caller.refuse(request.rid, defect(error))
-        else:
             self._table.audit(caller, request, None)
             caller.answer(request.rid)
 

@@ -12,7 +12,6 @@ import select
 import signal
 import socket
 import struct
-import subprocess
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from shoal.handles.deadline import Deadline
 from shoal.manager import wire
 from shoal.manager.domains import LOST_STATUS, ExitStatus
 from shoal.manager.errors import ManagerError
+from shoal.manager.stdio import streams_of
 from shoal.manager.wording import as_bytes
 from shoal.units import parse_duration
 
@@ -191,7 +191,7 @@ def execute(
         as_bytes(name, "a variable's name"): None if value is None else as_bytes(value, name) for name, value in (env or {}).items()
     }
     directory = None if cwd is None else as_bytes(cwd, "cwd")
-    given, targets = _stdio(stdio)
+    given, targets, _ = streams_of(stdio, left_out="own")
     line = _Line()
     try:
 
@@ -268,28 +268,3 @@ class _Line:
         for end in (self._near, self._far):
             if end is not None:
                 end.close()
-
-
-def _stdio(stdio: tuple[Any, Any, Any]) -> tuple[list[int], list[int]]:
-    """Descriptors to send, and their numbers in the command. What is missing is /dev/null there."""
-    fds: list[int] = []
-    targets: list[int] = []
-    for number, given in enumerate(stdio):
-        name = ("stdin", "stdout", "stderr")[number]
-        if given == subprocess.DEVNULL:
-            continue
-        if given == subprocess.STDOUT and number == 2:
-            if 1 in targets:
-                fds.append(fds[targets.index(1)])
-                targets.append(2)
-            continue
-        if given in (subprocess.PIPE, subprocess.STDOUT):
-            raise ValueError(f"{name} cannot be {given}: give a descriptor or a file, such as an end of os.pipe()")
-        fd = number if given is None else given if isinstance(given, int) else given.fileno()
-        try:
-            os.fstat(fd)
-        except OSError as error:
-            raise ValueError(f"{name}: descriptor {fd} is not open; subprocess.DEVNULL is /dev/null") from error
-        fds.append(fd)
-        targets.append(number)
-    return fds, targets

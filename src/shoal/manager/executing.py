@@ -16,7 +16,7 @@ from typing import Final
 
 from shoal.lowering import ENTERING
 from shoal.manager import flat, orders, wire
-from shoal.manager.callers import Caller, defect
+from shoal.manager.callers import Caller
 from shoal.manager.dispatchers import environment_of
 from shoal.manager.domains import Domain
 from shoal.manager.errors import ManagerError
@@ -52,18 +52,11 @@ class Executing:
     async def execute(self, caller: Caller, request: wire.Exec, fds: list[int]) -> None:
         """Carry out a request. Takes over the descriptors."""
         try:
-            domain = self._table.allowed(caller, request.domain, DomainRights.SPAN)
-            pid = await self._begun(domain, request, fds)
-        except ManagerError as error:
-            self._table.refused(caller, request, error)
-            caller.refuse(request.rid, error)
-        except OSError as error:
-            caller.refuse(request.rid, out_of(error, "the command could not be started", "SPAWN_ERR_RUN"))
-        except Exception as error:
-            caller.refuse(request.rid, defect(error))
-        else:
-            self._table.audit(caller, request, None, domain.id)
-            caller.answer(request.rid, pid)
+            with self._table.answering(caller, request, "the command could not be started", "SPAWN_ERR_RUN"):
+                domain = self._table.allowed(caller, request.domain, DomainRights.SPAN)
+                pid = await self._begun(domain, request, fds)
+                self._table.audit(caller, request, None, domain.id)
+                caller.answer(request.rid, pid)
         finally:
             for fd in fds:
                 os.close(fd)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -13,6 +12,7 @@ from shoal.manager import wire
 from shoal.manager.boxes import to_text
 from shoal.manager.errors import ManagerError
 from shoal.manager.handing import lowest_free
+from shoal.manager.stdio import open_number, streams_of
 from shoal.manager.wording import as_bytes
 from shoal.sandbox.box import Sandbox
 from shoal.sandbox.errors import RequestError
@@ -68,7 +68,7 @@ class Given:
         elif sandbox is None:
             variables = [key + b"=" + value for key, value in os.environb.items() if key not in _NOT_PASSED_ON]
         found = _find(os.fspath(path))
-        fds, targets, kept = _stdio(*stdio)
+        fds, targets, kept = streams_of(stdio, left_out="kept")
         handles = _handed_over(actions, fds, targets, kept)
         directory = current_directory() if cwd is None else os.path.abspath(os.fspath(cwd))
         box = None if sandbox is None else to_text(sandbox, directory)
@@ -94,28 +94,6 @@ def _assignment(name: object, value: object) -> bytes:
     return data
 
 
-def _stdio(stdin: Any, stdout: Any, stderr: Any) -> tuple[list[int], list[int], list[int]]:
-    """Descriptors to send, their numbers in the child, and which are kept in the log."""
-    fds: list[int] = []
-    targets: list[int] = []
-    kept: list[int] = []
-    for number, given in enumerate((stdin, stdout, stderr)):
-        if given is None:
-            kept += [number] if number else []
-        elif given == subprocess.STDOUT and number == 2:
-            if 1 in targets:
-                fds.append(fds[targets.index(1)])
-                targets.append(2)
-            elif 1 in kept:
-                raise ValueError("stderr=STDOUT: the log keeps both apart; leave stderr out, or give stdout a file")
-        elif given in (subprocess.PIPE, subprocess.STDOUT):
-            raise ValueError(f"{('stdin', 'stdout', 'stderr')[number]} cannot be {given}: give a descriptor, or None to keep it in the log")
-        elif given != subprocess.DEVNULL:
-            fds.append(given if isinstance(given, int) else given.fileno())
-            targets.append(number)
-    return fds, targets, kept
-
-
 def _handed_over(actions: Sequence[Action], fds: list[int], targets: list[int], kept: list[int]) -> list[wire.Given]:
     """Adds the descriptors of actions to those to be sent. What the child is told of handles among them."""
     for action in actions:
@@ -125,7 +103,7 @@ def _handed_over(actions: Sequence[Action], fds: list[int], targets: list[int], 
             if action.target_fd in targets:
                 raise ValueError(f"descriptor {action.target_fd} is given twice: inherited, and as a standard stream")
             targets.append(action.target_fd)
-            fds.append(action.local_fd if isinstance(action.local_fd, int) else action.local_fd.fileno())
+            fds.append(open_number(action.local_fd, f"descriptor {action.target_fd} of inherit"))
     given = []
     for action in actions:
         if isinstance(action, AddHandle):

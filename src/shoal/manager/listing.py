@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from shoal.manager import wire
-from shoal.manager.callers import Caller, defect
+from shoal.manager.callers import Caller
 from shoal.manager.domains import Domain
 from shoal.manager.errors import ManagerError
 from shoal.manager.history import from_history
@@ -68,13 +68,9 @@ class Listing:
         self._table.begin(self._inspected(caller, request, domain, slot, granted))
 
     async def _inspected(self, caller: Caller, request: wire.Capabilities, domain: Domain, slot: Slot, granted: bytes | None) -> None:
-        try:
+        with self._table.answering(caller, request, f"domain {domain.id} could not be looked at"):
             found = await asyncio.to_thread(capabilities_of, domain, slot, granted)
             caller.answer(request.rid, json.dumps(found.to_dict()))
-        except ManagerError as error:
-            caller.refuse(request.rid, error)
-        except Exception as error:
-            caller.refuse(request.rid, defect(error))
 
 
 def _shortened(argv: list[bytes]) -> list[bytes]:

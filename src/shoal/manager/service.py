@@ -15,13 +15,13 @@ from shoal.manager import wire
 from shoal.manager.adopting import SOON_S, Adopting
 from shoal.manager.announcing import Announcing, own_cores
 from shoal.manager.authority import Authority
-from shoal.manager.callers import Caller, defect
+from shoal.manager.callers import Caller
 from shoal.manager.endings import Endings
 from shoal.manager.errors import ManagerError
 from shoal.manager.executing import Executing
 from shoal.manager.following import Following
 from shoal.manager.launching import Launcher
-from shoal.manager.layout import Layout, out_of
+from shoal.manager.layout import Layout
 from shoal.manager.listing import Listing
 from shoal.manager.naming import Naming
 from shoal.manager.rights import ManagerRights
@@ -132,7 +132,8 @@ class Service:
         if isinstance(request, wire.Exec):
             self._table.begin(self._executing.execute(caller, request, fds))
             return
-        try:
+        name = type(request).__name__.lower()
+        with self._table.answering(caller, request, f"the manager cannot carry out {name}"):
             if isinstance(request, wire.NameRequest):
                 self._naming.handle(caller, request, fds)
                 return
@@ -140,15 +141,8 @@ class Service:
                 os.close(fd)
             handler = self._handlers.get(type(request))
             if handler is None:
-                raise ManagerError("PROC_MGMT_ERR_SPAWND_REQUEST", f"this manager does not know {type(request).__name__.lower()} yet")
+                raise ManagerError("PROC_MGMT_ERR_SPAWND_REQUEST", f"this manager does not know {name} yet")
             handler(caller, request)
-        except ManagerError as error:
-            self._table.refused(caller, request, error)
-            caller.refuse(request.rid, error)
-        except OSError as error:
-            caller.refuse(request.rid, out_of(error, f"the manager cannot carry out {type(request).__name__.lower()}"))
-        except Exception as error:  # a defect of ours costs this request, not the manager
-            caller.refuse(request.rid, defect(error))
 
     def rights_of(self, caller: Caller, hello: wire.Hello) -> ManagerRights:
         """What a client may do by the manager capability that it shows.

@@ -6,7 +6,7 @@ import os
 from contextlib import ExitStack
 
 from shoal.manager import wire
-from shoal.manager.callers import Caller, defect
+from shoal.manager.callers import Caller
 from shoal.manager.dispatchers import Shared, environment_of
 from shoal.manager.domains import Domain, State
 from shoal.manager.errors import ManagerError
@@ -27,7 +27,7 @@ class Spanning:
         self._table.begin(self._span(caller, request))
 
     async def _span(self, caller: Caller, request: wire.Span) -> None:
-        try:
+        with self._table.answering(caller, request, "no other dispatcher could be started", "SPAWN_ERR_SPAN"):
             domain = self._table.allowed(caller, request.domain, DomainRights.SPAN)
             pid = await self._spanned(domain, request.core, again=request.again)
             self._table.audit(caller, request, None, domain.id)
@@ -37,11 +37,6 @@ class Spanning:
             shared = self._table.shared[domain.id]
             with shared.fetch(request.here, request.core) as end:
                 caller.answer(request.rid, pid, (shared.memory(domain.name), end.fileno()))
-        except ManagerError as error:
-            self._table.refused(caller, request, error)
-            caller.refuse(request.rid, error)
-        except Exception as error:
-            caller.refuse(request.rid, defect(error))
 
     async def _spanned(self, domain: Domain, core: int | str, *, again: bool) -> int:
         if again and domain.pids.get(core) and domain.state is State.RUNNING:

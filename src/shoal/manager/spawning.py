@@ -19,12 +19,11 @@ import msgspec
 from shoal.manager import wire
 from shoal.manager.bounds import Bounds
 from shoal.manager.boxes import from_text, to_be_remembered
-from shoal.manager.callers import Caller, defect
+from shoal.manager.callers import Caller
 from shoal.manager.domains import Domain, State, never
 from shoal.manager.errors import ManagerError
 from shoal.manager.handing import capability, lowest_free, manager
 from shoal.manager.inspecting import described, described_later, granted_in_cell
-from shoal.manager.layout import out_of
 from shoal.manager.naming import Naming
 from shoal.manager.table import Table
 from shoal.manager.wording import shown_bytes
@@ -48,16 +47,10 @@ class Spawning:
 
     async def spawn(self, caller: Caller, request: wire.SpawnProgram, fds: list[int]) -> None:
         try:
-            domain = await self._spawned(request, fds)
-        except ManagerError as error:
-            caller.refuse(request.rid, error)
-        except OSError as error:
-            caller.refuse(request.rid, out_of(error, "the domain could not be started", "SPAWN_ERR_RUN"))
-        except Exception as error:
-            caller.refuse(request.rid, defect(error))
-        else:
-            caller.answer(request.rid, [domain.id, self._token_of(domain.id)])
-            self._table.audit(caller, request, None, domain.id)  # before it can ask for anything else
+            with self._table.answering(caller, request, "the domain could not be started", "SPAWN_ERR_RUN"):
+                domain = await self._spawned(request, fds)
+                caller.answer(request.rid, [domain.id, self._token_of(domain.id)])
+                self._table.audit(caller, request, None, domain.id)  # before it can ask for anything else
         finally:
             for fd in fds:
                 os.close(fd)

@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from shoal.manager import wire
 from shoal.manager.authority import Authority
 from shoal.manager.bounds import Bounds
-from shoal.manager.callers import Caller
+from shoal.manager.callers import Caller, defect
 from shoal.manager.dispatchers import Shared
 from shoal.manager.domains import Domain
 from shoal.manager.errors import ManagerError
 from shoal.manager.history import from_history
 from shoal.manager.kept import Kept
 from shoal.manager.launching import Launcher
-from shoal.manager.layout import Layout, boot_identity
+from shoal.manager.layout import Layout, boot_identity, out_of
 from shoal.manager.rights import DomainRights, ManagerRights, shown
 from shoal.manager.store import Store
 
@@ -111,6 +112,23 @@ class Table:
         """
         if not caller.rights & right:
             raise ManagerError("PROC_MGMT_ERR_NOT_MONITOR", f"{what}: that takes a manager capability with the right: {shown(right)}")
+
+    @contextmanager
+    def answering(self, caller: Caller, request: wire.Request, failed: str, code: str = "PROC_MGMT_ERR_SPAWND_REQUEST") -> Iterator[None]:
+        """In here a request is carried out. What is raised is told to the caller: a defect of ours costs the request, not the manager.
+
+        Args:
+            failed: what could not be done, where the system says why, and its code.
+        """
+        try:
+            yield
+        except ManagerError as error:
+            self.refused(caller, request, error)
+            caller.refuse(request.rid, error)
+        except OSError as error:
+            caller.refuse(request.rid, out_of(error, failed, code))
+        except Exception as error:
+            caller.refuse(request.rid, defect(error))
 
     def refused(self, caller: Caller, request: wire.Request, error: ManagerError) -> None:
         if error.code in _AUDITED:
