@@ -5,29 +5,15 @@ import os
 import socket
 
 import pytest
-from rig.names import Closing, Thread, observed, service
+from rig import own_names
+from rig.names import Closing, Thread, service
+from rig.own_names import refused
 
 from shoal import Socket
 from shoal.manager import ManagerError, ManagerTimeoutError
 from shoal.manager.names import LocalService, Query, Record, Registry
 
-
-@pytest.fixture
-def local():
-    return observed(LocalService())
-
-
-@pytest.fixture
-def names(local):
-    with service(local) as names:
-        yield names
-
-
-def refused(code, act, *arguments, **options):
-    with pytest.raises(ManagerError) as caught:
-        act(*arguments, **options)
-    assert caught.value.code == code
-    return str(caught.value)
+local, names = own_names.local, own_names.names
 
 
 # --- records ----------------------------------------------------------------------------------------------

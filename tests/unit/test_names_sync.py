@@ -3,28 +3,15 @@
 import threading
 
 import pytest
-from rig.names import Thread, observed, service
+from rig import own_names
+from rig.names import Thread, service
+from rig.own_names import refused
 
 from shoal.handles.deadline import Deadline
 from shoal.manager import ManagerError, ManagerTimeoutError
-from shoal.manager.names import Barrier, LocalService, Query
+from shoal.manager.names import Barrier, Query
 
-
-@pytest.fixture
-def local():
-    return observed(LocalService())
-
-
-@pytest.fixture
-def names(local):
-    with service(local) as names:
-        yield names
-
-
-def refused(code, act, *arguments, **options):
-    with pytest.raises(ManagerError) as caught:
-        act(*arguments, **options)
-    assert caught.value.code == code
+local, names = own_names.local, own_names.names
 
 
 def left(local):
