@@ -42,7 +42,7 @@ class Adopting:
         ledger = self._table.launcher.ledger
         last = self._table.loop.time() + SOON_S
         while not ledger.is_settled() and self._table.loop.time() < last:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # a lock is waited for by a thread, which could not be told to give up: flock(2)
         rows = self._table.store.alive()
         whole = ledger.count
         ledger.reach(max((row.slot + 1 for row in rows if row.slot < SLOTS_MOST), default=0))
