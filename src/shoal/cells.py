@@ -202,12 +202,22 @@ class _Pool:
         return bool(unwanted)
 
     def before_fork(self) -> None:
+        interrupts = self._is_in_here()
         with self._lock:
             self._paused += 1
             threads = self._end_threads()
-        for thread in threads:
-            thread.join()
+        if not interrupts:  # else they may be waiting for what this thread does when the handler returns
+            for thread in threads:
+                thread.join()
         self._lock.acquire()
+
+    def _is_in_here(self) -> bool:
+        """Whether this thread has the lock already: then this is a signal handler that interrupts what it does with it."""
+        try:
+            self._work.notify(0)
+        except RuntimeError:
+            return False
+        return True
 
     def after_fork(self) -> None:
         self._paused -= 1
@@ -231,19 +241,20 @@ class _Pool:
     def _wait(self, shelf: _Shelf) -> WaitingProcess | None:
         """Wait for one in the making. Gives up the lock meanwhile."""
         last = time.monotonic() + PATIENCE_S
+        lock = self._lock  # the same in the end: a child of a fork meanwhile has another
         while (factory := shelf.factory) is not None and factory.making and not factory.failed and not self._paused:
             try:
                 # A copy: another thread may close it while this one waits.
                 socket = reaper.OwnedFd(os.dup(factory.fileno()))
             except OSError:
                 return None  # no more descriptors, of which the launch will say what it has to
-            self._lock.release()
+            lock.release()
             try:
                 poll = select.poll()
                 poll.register(socket.fd, select.POLLIN)
                 answered = poll.poll(max(0.0, last - time.monotonic()) * 1000)
             finally:
-                self._lock.acquire()
+                lock.acquire()
             if shelf.factory is not factory:
                 return None  # by now they are made for another thread's launches
             if (found := shelf.next()) is not None or not answered:
@@ -336,7 +347,10 @@ class _Pool:
                 return True  # what happened before is not known
         except OSError:
             return True
-        return bool(self._mounts.poll(0))
+        try:
+            return bool(self._mounts.poll(0))
+        except RuntimeError:
+            return True  # the launch of a signal handler, which interrupts this very look
 
     def _end_threads(self) -> tuple[threading.Thread, ...]:
         """Tell them to end; the one that is needed begins anew."""

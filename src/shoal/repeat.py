@@ -56,7 +56,7 @@ class _Known:
 
 
 _known: OrderedDict[Key, _Known] = OrderedDict()
-_lock = threading.Lock()
+_lock = threading.RLock()
 _environment: tuple[dict[bytes, bytes], bytes, int, bytes] | None = None
 """The last seen environment of this process: as it was, packed, how many strings, PWD."""
 
@@ -171,7 +171,7 @@ def remember(
 def _forget_in_child() -> None:
     """After os.fork(): what was packed names descriptors by way of /proc/PID of the parent."""
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     _known.clear()
 
 

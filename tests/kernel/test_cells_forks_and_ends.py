@@ -253,7 +253,6 @@ answer([found == [[number] * 5 for number in range(12)], own == [77] * 20])
     assert script(text) == [True, True]
 
 
-@broken("a fork waits for a lock that the launch it interrupts may hold", always=False)
 def test_a_signal_handler_may_fork_in_the_middle_of_a_launch(script):
     text = """
 import random
@@ -270,6 +269,24 @@ while len(forks) < args[0]:
 answer(set(forks) == {"forked"})
 """
     assert script(SHORT_PATIENCE + FORKED + text, 150)
+
+
+def test_a_signal_handler_may_launch_in_the_middle_of_a_launch(script):
+    text = """
+import random
+codes = []
+def launch(*_):
+    codes.append(go("exit", "8"))
+    if len(codes) < args[0]:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.002))
+signal.signal(signal.SIGALRM, launch)
+go(), go()
+signal.setitimer(signal.ITIMER_REAL, 0.001)
+while len(codes) < args[0]:
+    assert go("exit", "7") == 7
+answer(set(codes) == {8})
+"""
+    assert script(text, 400)
 
 
 def test_a_fork_finds_no_thread_of_cells(script):

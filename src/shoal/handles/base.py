@@ -124,7 +124,7 @@ class Handle:
 
     _fd: int
     _rights: Rights
-    _lock: threading.Lock
+    _lock: threading.RLock
 
     def __init__(self) -> None:
         raise TypeError(f"a {type(self).__name__} is made by its class methods, not by calling the class")
@@ -133,7 +133,7 @@ class Handle:
     def _own(cls, fd: int, rights: Rights | None = None) -> Self:
         """Take over `fd` with `rights` (default: all this type has). The only way in."""
         self = object.__new__(cls)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._fd = fd
         self._rights = cls.default_rights if rights is None else rights
         return self

@@ -21,7 +21,7 @@ from shoal.handles.service_manager import Refusal, bus_addresses, look, move_int
 _USER_MANAGER = re.compile(r"user@\d+\.service")
 _UNIT = re.compile(r".+\.(?:service|scope)")
 
-_lock = threading.Lock()
+_lock = threading.RLock()
 _moved = 0
 """How often this process was moved: 0 or 1."""
 _refusal: Refusal | None = None
@@ -131,7 +131,7 @@ def _others_in(home: Home) -> list[int] | None:
 def _forget_in_child() -> None:
     """After os.fork(): the child may need a scope of its own, since its parent lives in the one it is in."""
     global _lock, _moved, _refusal
-    _lock, _moved, _refusal = threading.Lock(), 0, None
+    _lock, _moved, _refusal = threading.RLock(), 0, None
 
 
 os.register_at_fork(after_in_child=_forget_in_child)

@@ -76,7 +76,7 @@ class _Marks:
 
     def begin(self) -> None:
         """A new maker; also the child of a fork is one."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._maker = 0
         self._made = 0
 

@@ -74,7 +74,7 @@ class BoundedCache(Generic[Key, Value]):
         if capacity < 1:
             raise ValueError(f"a cache holds at least one value: {capacity}")
         self._capacity = capacity
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._values: dict[Key, Value] = {}  # a dict keeps insertion order: the first key is the oldest
         _caches.add(self)
 
@@ -104,7 +104,7 @@ class BoundedCache(Generic[Key, Value]):
         return len(self._values)
 
     def _start_over(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._values = {}  # it may have been half changed
 
 
