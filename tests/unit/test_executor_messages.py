@@ -126,6 +126,20 @@ def array(dtype, shape, data, *, count=None, size=None):
     )
 
 
+@pytest.mark.parametrize("kind", ["<U0", ">U0", "|S0"])
+def test_text_without_room_for_a_character_comes_back(kind):
+    numpy = pytest.importorskip("numpy")
+    record = numpy.zeros(3, [("number", "u1"), ("text", kind)])
+    found = decode(encode([record["text"], record["text"][0]]))
+    assert found[0].tolist() == record["text"].tolist()
+    assert found[1] == record["text"][0]
+
+
+def test_an_array_with_nothing_in_it_keeps_its_shape():
+    numpy = pytest.importorskip("numpy")
+    assert decode(encode(numpy.empty((0, 2**62), "u1"))).shape == (0, 2**62)
+
+
 HOSTILE = {
     "nothing": b"",
     "half": encode([1, 2, 3])[:-1],
@@ -195,6 +209,8 @@ HOSTILE = {
     "an array whose type claims to be long": ext(Leaf.ARRAY, array("|i1", (1,), b"1", size=200)),
     "an array of bool that are none": ext(Leaf.ARRAY, array("|b1", (2,), b"\x01\x02")),
     "an array of text that is none": ext(Leaf.ARRAY, array("<U1", (1,), b"\xff\xff\xff\x7f")),
+    "an array of much text that takes no room": ext(Leaf.ARRAY, array("<U0", (2**28,), b"")),
+    "an array with nothing in it that numpy cannot have": ext(Leaf.ARRAY, array("|u1", (0, 2**63), b"")),
     "a scalar with a shape": ext(Leaf.SCALAR, array("|i1", (2,), b"12")),
     "too many values": b"\x92"
     + b"\xdd"

@@ -29,7 +29,7 @@ from shoal.executor import wire
 from shoal.executor.wire import Container, Leaf
 
 _SAME_HASH_MOST = 64
-_DTYPE = re.compile(rb"[<>|=]?(?:b1|[iu][1248]|f(?:2|4|8|12|16)|c(?:8|16|24|32)|[SU][0-9]{1,9}|[mM]8(?:\[[0-9]{0,6}[a-zA-Z]{1,7}\])?)")
+_DTYPE = re.compile(rb"[<>|=]?(?:b1|[iu][1248]|f(?:2|4|8|12|16)|c(?:8|16|24|32)|[SU][1-9][0-9]{0,8}|[mM]8(?:\[[0-9]{0,6}[a-zA-Z]{1,7}\])?)")
 _TOO_MANY = f"it has too many values in it: {wire.ITEMS_MOST:,} can come back, of which an array of numpy or bytes is one"
 _CONTAINERS = frozenset({list, dict, tuple, set, frozenset})
 
@@ -208,7 +208,7 @@ def _array(data: bytes) -> Any:
     begin = 2 + size + 8 * count
     dtype = numpy.dtype(name.decode("ascii"))
     wanted = math.prod(shape) * dtype.itemsize  # a number of Python's, which does not overflow
-    if wanted != len(data) - begin or max(shape, default=0) >= 1 << 62:
+    if wanted != len(data) - begin:
         raise BadMessageError(f"an array whose shape takes {wanted} bytes, with {len(data) - begin}")
     content = bytearray(memoryview(data)[begin:])  # a copy of its own, which can be written
     if dtype.kind == "b" and content.translate(None, b"\0\1"):

@@ -166,12 +166,15 @@ def _array(value: Any, numpy: Any, place: str) -> Any:
     if isinstance(value, masked) and value.mask.any():
         advice = "no mask can come back; return its filled(), or its data and its mask"
         raise UnfitError(f"{_shown(place)} is an array with masked values; {advice}")
+    code = Leaf.SCALAR if isinstance(value, numpy.generic) else Leaf.ARRAY
+    if not dtype.itemsize:  # numpy gives each such text room for a character, which has to be paid for on the way
+        dtype = numpy.dtype(dtype.str[:-1] + "1")
+        value = numpy.asarray(value).astype(dtype)
     name = dtype.str.encode()
     shape = value.shape
     if len(shape) > wire.ARRAY_DIMENSIONS_MOST:
         raise UnfitError(f"{_shown(place)} is an array of {len(shape)} dimensions; {wire.ARRAY_DIMENSIONS_MOST} can come back")
     head = struct.pack(f"<B{len(name)}sB{len(shape)}Q", len(name), name, len(shape), *shape)
-    code = Leaf.SCALAR if isinstance(value, numpy.generic) else Leaf.ARRAY
     return msgpack.ExtType(code, head + numpy.ascontiguousarray(value).tobytes())
 
 
