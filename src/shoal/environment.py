@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
+from shoal.packing import not_encoded
 from shoal.startup_table import VARIABLE
 from shoal.status import Stage, Status, failure
 
@@ -19,23 +20,31 @@ def encode_environ(environ: Mapping[str, str] | Sequence[str | bytes]) -> list[b
 
     Raises:
         TypeError: neither a mapping of str nor a sequence of str or bytes.
-        InvalidArgsError: a zero byte; in a mapping, a name that is empty or holds `=`.
+        InvalidArgsError: a zero byte, a character that cannot be encoded; in a mapping, a name that is empty or holds `=`.
     """
     items: list[bytes] = []
     if isinstance(environ, Mapping):
         for key, value in environ.items():
-            name = os.fsencode(key)
+            name = _encoded(key, key)
             if not name or b"=" in name:
                 raise failure(Status.INVALID_ARGS, Stage.ARGUMENTS, f"{key!r} cannot be the name of an environment variable")
-            items.append(name + b"=" + os.fsencode(value))
+            items.append(name + b"=" + _encoded(value, key))
     elif isinstance(environ, str | bytes):
         raise TypeError("environ must be a mapping or a sequence of NAME=VALUE strings, not one string")
     else:
-        items = [os.fsencode(item) for item in environ]
+        items = [_encoded(item, item) for item in environ]
     if b"\0" in b"".join(items):
         culprit = next(item for item in items if b"\0" in item)
         raise failure(Status.INVALID_ARGS, Stage.ARGUMENTS, f"the environment variable {culprit.split(b'=')[0]!r} holds a zero byte")
     return items
+
+
+def _encoded(text: str | bytes, item: str | bytes) -> bytes:
+    try:
+        return os.fsencode(text)
+    except UnicodeEncodeError as error:
+        what = f"the environment variable {os.fsdecode(item).split('=')[0]!a}"  # its value may be a secret
+        raise failure(Status.INVALID_ARGS, Stage.ARGUMENTS, not_encoded(what, error)) from None
 
 
 def own_environment() -> list[bytes]:

@@ -5,11 +5,13 @@ Each op carries a label for people; when the core reports that op N failed, the 
 
 from __future__ import annotations
 
+import os
 import struct
 from array import array
 from collections.abc import Iterable, Sequence
 
 from shoal import _native
+from shoal.arguments import StrOrBytesPath
 from shoal.status import Stage, Status, failure
 
 CODE = {name: code for code, name in enumerate(_native.OPS)}
@@ -284,6 +286,30 @@ class _Placed(bytes):
         self = super().__new__(cls)
         self.offset = offset
         return self
+
+
+def encode_words(words: Iterable[StrOrBytesPath], what: str = "argv") -> tuple[bytes, ...]:
+    """Words as the kernel takes them.
+
+    Raises:
+        InvalidArgsError: the encoding of file names lacks a character of one of them; names it as an item of `what`.
+    """
+    words = tuple(words)
+    try:
+        return tuple(map(os.fsencode, words))
+    except UnicodeEncodeError as error:
+        raise failure(Status.INVALID_ARGS, Stage.ARGUMENTS, not_encoded(item_of(words, error, what), error)) from None
+
+
+def item_of(words: Sequence[StrOrBytesPath], error: UnicodeEncodeError, what: str) -> str:
+    """How the word that `error` is about is called."""
+    return next((f"{what}[{index}]" for index, word in enumerate(words) if os.fspath(word) == error.object), what)
+
+
+def not_encoded(what: str, error: UnicodeEncodeError) -> str:
+    """Why `what` cannot be given to the kernel, without the rest of it, which may be a secret."""
+    remedy = "" if error.encoding == "utf-8" else "; a UTF-8 locale has it, and so has Python with PYTHONUTF8=1"
+    return f"{what} has {error.object[error.start]!a} in it, which the encoding of file names ({error.encoding}) lacks{remedy}"
 
 
 def count_strings(strings: Iterable[bytes]) -> tuple[bytes, int]:

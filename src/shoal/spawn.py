@@ -28,7 +28,7 @@ from shoal.handles.vmo import Vmo
 from shoal.launcher import run
 from shoal.lowering import ENTERING, REOPENING, Lowered, lower
 from shoal.naming import name_it
-from shoal.packing import count_strings
+from shoal.packing import count_strings, encode_words
 from shoal.plan import NOTHING_MORE, Confinement, JobPlace, Plan
 from shoal.repeat import remember, repeat
 from shoal.status import AccessDeniedError, SpawnError, Stage, Status, failure
@@ -120,30 +120,28 @@ def explain(
     arguments = _checked(argv, flags, environ, actions, job)
     draft = Draft(arguments[1], arguments[3], consume=False)
     try:
-        return make_plan(draft, path, arguments[0], arguments[2], job, controlling_terminal, die_with_caller=die_with_caller)
+        return make_plan(draft, path, encode_words(arguments[0]), arguments[2], job, controlling_terminal, die_with_caller=die_with_caller)
     finally:
         draft.close()
 
 
-_Arguments = tuple[tuple[bytes, ...], int, Environ, tuple[Action, ...]]
+_Arguments = tuple[tuple[str | bytes, ...], int, Environ, tuple[Action, ...]]
 
 
 def _checked(argv: Sequence[str | bytes], flags: int, environ: Environ, actions: Iterable[Action], job: object) -> _Arguments:
     """The arguments, each of the right type. Raises TypeError, before anything is consumed."""
     if isinstance(argv, str | bytes):
         raise TypeError('argv must be a sequence of strings, not one string; for example ["prog", "-v"]')
-    args: list[bytes] = []
     for index, arg in enumerate(argv):
         if not isinstance(arg, str | bytes):
             raise TypeError(f"argv[{index}] must be str or bytes, not {type(arg).__name__}")
-        args.append(arg if isinstance(arg, bytes) else os.fsencode(arg))
     if not isinstance(flags, int):
         raise TypeError(f"flags must be SpawnFlags, not {type(flags).__name__}")
     if job is not None and not isinstance(job, Handle):
         raise TypeError(f"job must be a Job or None, not {type(job).__name__}")
     if environ is not None:
         _check_environ_type(environ)
-    return tuple(args), int(flags), environ, check_actions(actions)
+    return tuple(argv), int(flags), environ, check_actions(actions)
 
 
 def _check_environ_type(environ: object) -> None:
@@ -203,7 +201,14 @@ def _start(
     terminal: Fd | None,
     die_with_caller: bool,
 ) -> Process:
-    args, bits, env, checked = _checked(argv, flags, environ, actions, job)
+    words, bits, env, checked = _checked(argv, flags, environ, actions, job)
+    try:
+        args = encode_words(words)
+    except SpawnError:
+        Draft(bits, checked, consume=True).close()
+        if isinstance(program, Handle):
+            program.close()
+        raise
     reaper.sweep()
     repeatable = None
     if not (isinstance(program, Handle) or terminal is not None or die_with_caller) and job is None and given_job() is None:

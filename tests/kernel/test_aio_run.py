@@ -251,6 +251,8 @@ def test_a_program_begins_with_signals_as_they_are_by_default(in_loop):
         ({"args": ["/etc/passwd"]}, shoal.AccessDeniedError, "not executable"),
         ({"args": ["/usr/bin/true", "a\0b"]}, ValueError, "argv.1. holds a zero byte"),
         ({"args": ["/usr/bin/true", "a\0b"], "sandbox": False}, ValueError, "argv.1. holds a zero byte"),
+        ({"args": ["/usr/bin/true", "a\ud800"]}, shoal.InvalidArgsError, "argv.1. has '.ud800' in it"),
+        ({"args": ["/usr/bin/true", "a\ud800"], "sandbox": False}, shoal.InvalidArgsError, "argv.1. has '.ud800' in it"),
         ({"stdout": 987}, shoal.BadHandleError, "stdout: descriptor 987 is not open"),
         ({"sandbox": Sandbox(read=["/no/such/place"])}, ValueError, "/no/such/place"),
     ],

@@ -262,6 +262,8 @@ def test_wrong_types_are_refused_before_anything_is_asked(manager):
         manager.spawn_program(core(manager), "true", "true")
     with pytest.raises(ValueError, match="zero byte"):
         manager.spawn_program(core(manager), "true", ["a\0b"])
+    with pytest.raises(ValueError, match=r"argv.1. has '.ud800' in it"):
+        manager.spawn_program(core(manager), "true", ["true", "a\ud800"])
     with pytest.raises(ValueError, match="cannot be -1"):
         manager.spawn_program(core(manager), "true", ["true"], stdout=subprocess.PIPE)
 

@@ -255,6 +255,23 @@ def test_text_without_a_directive_is_internal(launch, executable):
 
 
 @every_launcher
+@pytest.mark.parametrize(
+    ("suffix", "argv", "environ", "named"),
+    [
+        ("", ["true", "a\ud800"], None, r"argv\[1\]"),
+        ("", ["true"], {"A": "secret\ud800"}, "the environment variable 'A'"),
+        ("", ["true"], ["A=secret\ud800"], "the environment variable 'A'"),
+        ("\ud800", ["true"], None, "the path '.*ud800'"),
+    ],
+)
+def test_text_that_cannot_be_encoded_is_an_error_that_names_it(launch, workload, suffix, argv, environ, named, pipe, world):
+    with pytest.raises(InvalidArgsError, match=rf"{named} has '.ud800' in it, which the encoding of file names \(utf-8\) lacks") as caught:
+        launch(workload + suffix, argv, environ=environ, actions=[TransferFd(pipe.write, 5)])
+    assert "secret" not in str(caught.value)
+    world.assert_unchanged(besides={pipe.write})
+
+
+@every_launcher
 @pytest.mark.parametrize("argv", [["workload", "a\0b"], ["\0"], [b"workload\0"]])
 def test_an_argument_with_nul_is_an_invalid_argument(launch, workload, argv, world):
     with pytest.raises(InvalidArgsError) as caught:

@@ -184,6 +184,10 @@ BAD = {
     "a command that is a number": lambda m: m.run([1]),
     "a null in the command": lambda m: m.run(["true\0"]),
     "a null in a word": lambda m: m.run(["true", "a\0b"]),
+    "a lone surrogate in the command": lambda m: m.run(["true\ud800"]),
+    "a lone surrogate in a word": lambda m: m.run(["true", "a\ud800"]),
+    "a lone surrogate in env": lambda m: m.run(["true"], env={"A": "\ud800"}),
+    "a lone surrogate in cwd": lambda m: m.run(["true"], cwd="/\ud800"),
     "a null in cwd": lambda m: m.run(["true"], cwd="/\0"),
     "a null in env": lambda m: m.run(["true"], env={"A": "\0"}),
     "an equals sign in env": lambda m: m.run(["true"], env={"A=B": "1"}),
@@ -233,6 +237,21 @@ def test_a_mistake_is_told_as_the_standard_module_tells_it(bad, world):
     else:
         assert ours == theirs
     world.assert_unchanged()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"args": ["true", "a\ud800"]}, "args[1] has"),
+        ({"args": ["true\ud800"]}, "the program has"),
+        ({"args": ["true"], "cwd": "/\ud800"}, "cwd has"),
+        ({"args": ["true"], "env": {"A": "\ud800"}}, "the environment variable 'A' has"),
+    ],
+)
+def test_text_that_cannot_be_encoded_is_named_in_a_note(arguments, named):
+    with pytest.raises(UnicodeEncodeError) as caught:
+        subprocess.run(**arguments)
+    assert [note.startswith(named) for note in caught.value.__notes__] == [True]
 
 
 def test_names_signatures_and_classes_are_the_standard_ones():

@@ -25,6 +25,7 @@ from shoal.loader.closure import Closure, host_closure, uses_origin, watched_fil
 from shoal.loader.elf import ElfImage
 from shoal.loader.interpreter import WINDOW_BYTES, is_directive
 from shoal.loader.tree import OPEN_FLAGS
+from shoal.packing import not_encoded
 from shoal.status import SpawnError, Stage, Status, failure, failure_from_errno
 
 
@@ -253,6 +254,8 @@ def _shown(path: str | bytes) -> str:
 def _unreachable(error: OSError | ValueError, name: str) -> SpawnError:
     if isinstance(error, OSError):
         return failure_from_errno(error.errno or 0, Stage.LOAD, f"cannot open {name!r}" if name == "" else f"cannot open {name}")
+    if isinstance(error, UnicodeEncodeError):
+        return failure(Status.INVALID_ARGS, Stage.LOAD, not_encoded(f"the path {name!a}", error))
     return failure(Status.INVALID_ARGS, Stage.LOAD, f"the path {name!r} holds a zero byte")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from shoal.packing import not_encoded
+
 
 def shown_bytes(name: bytes) -> str:
     """For people, and for what takes nothing but characters."""
@@ -18,7 +20,10 @@ def as_bytes(word: object, what: str) -> bytes:
     """
     if not isinstance(word, str | bytes | os.PathLike):
         raise TypeError(f"{what} must be str or bytes, not {type(word).__name__}")
-    data = os.fsencode(word)
+    try:
+        data = os.fsencode(word)
+    except UnicodeEncodeError as error:
+        raise ValueError(not_encoded(what, error)) from None
     if b"\0" in data:
         raise ValueError(f"{what} holds a zero byte")
     return data

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from shoal.arguments import Duration, Size, StrOrBytesPath
 from shoal.handles.netns import NetNs
+from shoal.packing import not_encoded
 from shoal.sandbox.seccomp import Seccomp
 from shoal.units import parse_duration, parse_size
 
@@ -196,7 +197,11 @@ def _check_paths(name: str, value: object) -> None:
     for path in value.values() if isinstance(value, Mapping) else value:
         if not isinstance(path, str | bytes | os.PathLike):
             raise TypeError(f"{name}: {path!r} is not a path")
-        if not os.fspath(path) or b"\0" in os.fsencode(path):
+        try:
+            encoded = os.fsencode(path)
+        except UnicodeEncodeError as error:
+            raise ValueError(not_encoded(f"{name}: {path!a}", error)) from None
+        if not encoded or b"\0" in encoded:
             raise ValueError(f"{name}: {path!r} cannot be a path")
 
 

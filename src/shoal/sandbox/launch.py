@@ -37,7 +37,7 @@ from shoal.handles.reaper import OwnedFd
 from shoal.launcher import run
 from shoal.loader import FileIdentity
 from shoal.lowering import Lowered
-from shoal.packing import count_strings
+from shoal.packing import count_strings, encode_words
 from shoal.plan import Confinement, Plan
 from shoal.probe import is_privileged
 from shoal.recipe import Recipe, can_be_cooked, can_wait, make_recipe
@@ -168,7 +168,7 @@ class Order:
     @property
     def argv(self) -> tuple[bytes, ...]:
         """What the program gets, without what a #! line puts in front."""
-        return (os.fsencode(self.program.argv0), *map(os.fsencode, self.args))
+        return encode_words((self.program.argv0, *self.args))
 
     @property
     def is_plain(self) -> bool:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from shoal import _native
 from shoal.arguments import StrOrBytesPath
-from shoal.packing import CWD_FD, NO_FD, Packer, count_strings, operand_at
+from shoal.packing import CWD_FD, NO_FD, Packer, count_strings, item_of, not_encoded, operand_at
 
 _RESTORED = 1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1)
 """Signals that Python ignores and a child does not: the bits that INHERIT_SIGNALS takes."""
@@ -103,7 +103,11 @@ def start(
         OSError: it could not be started; `filename` is the program, or the directory that cannot be entered, or None.
         ValueError, TypeError: an argument cannot be one.
     """
-    argv, argc = count_strings(map(os.fsencode, args))
+    try:
+        argv, argc = count_strings(map(os.fsencode, args))
+    except UnicodeEncodeError as unknown:
+        unknown.add_note(not_encoded(item_of(args, unknown, "args"), unknown))
+        raise
     envp, envc = (None, 0) if env is None else count_strings(map(_assignment, env.items()))
     nulls = argv.count(b"\0") - argc + (0 if envp is None else envp.count(b"\0") - envc)
     if nulls or (traits.cwd is not None and b"\0" in traits.cwd) or b"\0" in places[0]:
@@ -119,10 +123,23 @@ def start(
 
 
 def _assignment(item: tuple[str | bytes, str | bytes]) -> bytes:
-    name = os.fsencode(item[0])
+    try:
+        name, value = os.fsencode(item[0]), os.fsencode(item[1])
+    except UnicodeEncodeError as error:
+        error.add_note(not_encoded(f"the environment variable {os.fsdecode(item[0])!a}", error))
+        raise
     if b"=" in name:
         raise ValueError("illegal environment variable name")
-    return name + b"=" + os.fsencode(item[1])
+    return name + b"=" + value
+
+
+def encoded(path: StrOrBytesPath, what: str) -> bytes:
+    """A path as the kernel takes it. Raises UnicodeEncodeError, whose note calls it `what`."""
+    try:
+        return os.fsencode(path)
+    except UnicodeEncodeError as error:
+        error.add_note(not_encoded(what, error))
+        raise
 
 
 def _failure(

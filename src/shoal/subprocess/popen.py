@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, AnyStr, Literal, NamedTuple, Unpack, over
 
 from shoal.handles.tree import make_mark, mark_process, marking, now
 from shoal.subprocess.child import Child, PidfdLost
-from shoal.subprocess.inheritance import Traits, kept_fds, places_of, start
+from shoal.subprocess.inheritance import Traits, encoded, kept_fds, places_of, start
 
 if TYPE_CHECKING:
     from shoal.arguments import StrOrBytesPath
@@ -343,14 +343,14 @@ class Popen(subprocess.Popen[AnyStr]):
             (request.p2cread, request.c2pwrite, request.errwrite),
             kept_fds(request.pass_fds) if request.pass_fds else (),
             bool(request.close_fds),
-            None if request.cwd is None else os.fsencode(request.cwd),
+            None if request.cwd is None else encoded(request.cwd, "cwd"),
             request.umask,
             bool(request.restore_signals),
             bool(request.start_new_session),
             request.process_group,
         )
         mark, since = make_mark(), now()
-        places = places_of(os.fsencode(executable), request.env)
+        places = places_of(encoded(executable, "the program"), request.env)
         pid, pidfd = start(words, places, request.env, traits, mark, (executable, request.cwd))
         return Child(pid, pidfd, mark, since)
 
