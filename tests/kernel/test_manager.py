@@ -60,6 +60,17 @@ def test_waiting_without_hanging_changes_nothing(manager):
     assert domain.wait() == ExitStatus(9, KILLED, 9)
 
 
+@pytest.mark.parametrize("timeout", ["60d", 1e300])
+def test_a_wait_may_be_limited_to_months(manager, timeout):
+    assert sh(manager, "exit 3").wait(timeout=timeout) == ExitStatus(3, EXITED, None)
+
+
+@pytest.mark.parametrize("timeout", ["60d", 1e300])
+def test_so_may_be_the_start_of_a_manager(state, timeout):
+    with shoal.manager.connect(timeout=timeout) as manager:
+        assert sh(manager, "exit 3").wait() == ExitStatus(3, EXITED, None)
+
+
 def test_a_kill_returns_when_nothing_runs_any_more(manager, tmp_path):
     domain = sh(manager, f"setsid sleep 1000 & echo $! >{tmp_path}/left; trap '' TERM; echo ready; sleep 1000")
     assert next(domain.logs(follow=True)) == b"ready\n"

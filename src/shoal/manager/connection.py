@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from shoal.handles.deadline import Deadline
+from shoal.handles.deadline import LONGEST_S, Deadline
 from shoal.manager import wire
 from shoal.manager.errors import ManagerError
 from shoal.manager.wire import WireError
@@ -181,7 +181,7 @@ class Connection:
     def _await(self, is_ready: Callable[[], bool], last: float | None) -> bool:
         with self._lock:
             while not is_ready():
-                left = None if last is None else last - time.monotonic()
+                left = None if last is None else min(LONGEST_S, last - time.monotonic())
                 if left is not None and left <= 0:
                     return False
                 if self._reading:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import BinaryIO
 
+from shoal.handles.deadline import LONGEST_S
 from shoal.manager.errors import ManagerError
 from shoal.manager.layout import Layout, unusable
 
@@ -128,7 +129,7 @@ def _read_all(fd: int, last: float) -> bytes:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     while (left := last - time.monotonic()) > 0:
-        if poll.poll(int(left * 1000) + 1):
+        if poll.poll(int(min(LONGEST_S, left) * 1000) + 1):
             more = os.read(fd, 4096)
             if not more:
                 break
