@@ -298,6 +298,41 @@ def test_a_wrong_type_costs_nothing_that_the_connection_keeps(manager):
 # --- nothing is lost ----------------------------------------------------------------------------------
 
 
+_FORKED = """
+import os, signal, sys, threading
+import shoal.manager
+
+with shoal.manager.connect() if sys.argv[1] == "daemon" else shoal.manager.embedded() as manager:
+    domain = manager.spawn_program(manager.cores()[0], "sleep", ["sleep", "1000"])
+    manager.names.register("mine")  # as long as the connection lives
+    ended = []
+    waiting = threading.Thread(target=lambda: ended.append(domain.wait().reason))  # reads for all, and has the lock now and then
+    waiting.start()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        try:
+            with manager:
+                print(manager.cores() != [], manager.names.names("mine"), flush=True)
+        except shoal.manager.ManagerError as error:
+            print(error.message, flush=True)
+        os._exit(7)
+    _, status = os.waitpid(child, 0)
+    print(os.waitstatus_to_exitcode(status), manager.names.names("mine"))
+    domain.kill()
+    waiting.join()
+    print(ended)
+"""
+
+
+@pytest.mark.parametrize("kind", ["daemon", "embedded"])
+def test_a_fork_of_the_client_takes_nothing_from_it(state, kind):
+    done = subprocess.run([sys.executable, "-c", _FORKED, kind], stdout=subprocess.PIPE, text=True, timeout=60, check=True)
+    child, parent, end = done.stdout.splitlines()
+    assert (parent, end) == ("7 ['mine']", "['killed']")
+    assert child == "True ['mine']" if kind == "daemon" else "that this one was forked from" in child
+
+
 def test_two_managers_on_one_state_directory_are_refused(state):
     with shoal.manager.embedded(state), pytest.raises(ManagerError, match=f"in use by the manager with pid {os.getpid()}"):
         shoal.manager.embedded(state)

@@ -386,7 +386,7 @@ class Manager(AbstractContextManager["Manager"]):
             known = self._connection
             if known is not None and not known.is_lost and known.made_in == os.getpid():
                 return known
-            if known is not None and known.made_in == os.getpid():
+            if known is not None:
                 known.close()
             if last is None and self._patience_s is not None:
                 last = time.monotonic() + self._patience_s

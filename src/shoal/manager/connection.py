@@ -87,6 +87,10 @@ class Connection:
             os.close(pidfd)
 
     def close(self) -> None:
+        if self.made_in != os.getpid():  # the process we were forked from goes on with it, and its threads, which had the locks, are not here
+            self._socket.close()
+            self._inbox.close()
+            return
         with self._lock:
             self._fail(ConnectionLost("the connection to the manager was closed"))
         try:

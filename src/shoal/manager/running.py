@@ -167,7 +167,14 @@ class Embedded:
             raise self._failure
 
     def connect(self) -> socket.socket:
-        """A connection to it."""
+        """A connection to it.
+
+        Raises:
+            ManagerError: it has ended, or this process was forked from the one that it is in.
+        """
+        if not self._thread.is_alive():
+            what = "this manager has ended, or is in the process that this one was forked from; connect() reaches one that is in none"
+            raise ManagerError("LIB_ERR_NAMESERVICE_NOT_BOUND", what)
         near, far = socket.socketpair()
         self._call(lambda: self._running.server.add(far) if self._running.server is not None else far.close())
         return near
