@@ -298,6 +298,13 @@ def test_a_wrong_type_costs_nothing_that_the_connection_keeps(manager):
 # --- nothing is lost ----------------------------------------------------------------------------------
 
 
+def test_a_directory_of_all_users_is_left_to_them(tmp_path):
+    tmp_path.chmod(0o1777)
+    with pytest.raises(ManagerError, match="is for all users"):
+        shoal.manager.embedded(str(tmp_path))
+    assert tmp_path.stat().st_mode & 0o7777 == 0o1777
+
+
 _FORKED = """
 import os, signal, sys, threading
 import shoal.manager

@@ -129,5 +129,11 @@ class Layout:
                 raise ManagerError("PROC_MGMT_ERR_CREATE_DOMAIN_TABLE", f"cannot make {path}: {error.strerror}") from error
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
                 raise ManagerError("PROC_MGMT_ERR_CREATE_DOMAIN_TABLE", f"{path} is not a directory of this user's; move it away")
+            if found.st_mode & stat.S_ISVTX:
+                what = f"{path} is for all users, like /tmp, and would be closed to them; name a directory below it"
+                raise ManagerError("PROC_MGMT_ERR_CREATE_DOMAIN_TABLE", what)
             if found.st_mode & 0o077:
-                os.chmod(path, 0o700)
+                try:
+                    os.chmod(path, 0o700)
+                except OSError as error:
+                    raise unusable(path, error) from error
