@@ -470,6 +470,16 @@ def test_a_name_means_the_one_that_runs_or_the_last_that_did(desk: Desk) -> None
     assert (done.returncode, done.stderr) == (125, f"shoal: 2 domains are called job: say which: {third} {fourth}\n")
 
 
+def test_a_program_may_be_called_what_is_no_text(desk: Desk, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/a\xffb")
+    Path(odd).symlink_to("/bin/true")
+    assert json.loads(desk.shoal("spawn", "-d", "--json", odd).stdout) == {"id": 0, "name": "a\\xffb"}
+    assert desk.shoal("wait", os.path.basename(odd)).stdout == "0\t0\texited 0\n"
+    done = desk.shoal("spawn", "-d", "--core", "\udcff", "true")
+    assert (done.returncode, done.stderr[:25]) == (125, "shoal: core \\xff has no s")
+
+
 # --- audit ----------------------------------------------------------------------------------------------
 
 

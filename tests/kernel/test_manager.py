@@ -279,6 +279,15 @@ def test_wrong_types_are_refused_before_anything_is_asked(manager):
         manager.spawn_program(core(manager), "true", ["true"], stdout=subprocess.PIPE)
 
 
+def test_a_name_has_room_in_a_list(manager):
+    with pytest.raises(ManagerError, match="a name of 4097 characters"):
+        manager.spawn_program(core(manager), "true", ["true"], name="x" * 4097)
+    long = manager.spawn_program(core(manager), "true", ["true"], name="\U0001f41f" * 4096)
+    odd = manager.spawn_program(core(manager), "true", ["true"], name="a\udcff")
+    assert [long.wait().code, odd.wait().code] == [0, 0]
+    assert [status.name for status in manager.history()][:2] == ["a\\xff", "\U0001f41f" * 4096]
+
+
 def test_a_wrong_type_costs_nothing_that_the_connection_keeps(manager):
     manager.names.register("mine")  # as long as the connection lives
     for message, call in {

@@ -107,8 +107,11 @@ def domain_of(manager: Manager, word: str) -> Domain:
     Raises:
         CommandError: there is none, or there are several.
     """
+    from shoal.manager.wording import shown_path
+
     if word.isdecimal() and len(word) <= _LONGEST_NUMBER:
         return manager.domain(int(word))
+    word = shown_path(word)
     running = [status.id for status in manager.statuses() if status.name == word and status.exit is None]
     if len(running) > 1:
         raise CommandError(f"{len(running)} domains are called {word}: say which: {' '.join(map(str, running))}")
@@ -136,4 +139,6 @@ def reached_with(words: list[str]) -> Iterator[tuple[Manager, list[Domain]]]:
 
 def core_of(word: str) -> int | str:
     """A core, as the manager calls it: by its number, or with a node before that."""
-    return int(word) if word.isdecimal() and len(word) <= _LONGEST_NUMBER else word
+    from shoal.manager.wording import shown_path
+
+    return int(word) if word.isdecimal() and len(word) <= _LONGEST_NUMBER else shown_path(word)

@@ -113,8 +113,10 @@ def run(args: argparse.Namespace) -> Outcome:
             )
 
         if args.detach:
+            from shoal.manager.wording import shown_path
+
             domain = start()
-            return Outcome(text=str(domain.id), data={"id": domain.id, "name": name})
+            return Outcome(text=str(domain.id), data={"id": domain.id, "name": shown_path(name)})
         return _attend(start, as_json=args.json)
 
 

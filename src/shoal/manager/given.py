@@ -13,7 +13,7 @@ from shoal.manager.boxes import to_text
 from shoal.manager.errors import ManagerError
 from shoal.manager.handing import lowest_free
 from shoal.manager.stdio import open_number, streams_of
-from shoal.manager.wording import as_bytes
+from shoal.manager.wording import as_bytes, shown_path
 from shoal.sandbox.box import Sandbox
 from shoal.sandbox.errors import RequestError
 from shoal.sandbox.program import current_directory, find_program
@@ -77,6 +77,8 @@ class Given:
     def request(self, rid: int, key: str, core: int | str, *, name: str | None, flags: int, own: bool) -> wire.SpawnProgram:
         """To be sent with the descriptors."""
         what = (self.path, self.argv, self.variables, self.cwd, self.targets, self.kept)
+        if isinstance(name, str):
+            name = shown_path(name)
         return wire.SpawnProgram(rid, key, core, *what, name, flags, self.box, self.handles, own)
 
 

@@ -32,6 +32,9 @@ from shoal.manager.workers import records_of
 _OMP: Final = 0b10
 _FLAGS_KNOWN: Final = 0b01 | _OMP  # NEW_DOMAIN, which every one is
 
+NAME_MOST: Final = 4096
+"""Characters of a domain's name: whatever is listed has room for a few of them."""
+
 
 class Spawning:
     """For the loop's thread.
@@ -178,8 +181,10 @@ class Spawning:
 def _checked(request: wire.SpawnProgram, fds: Sequence[int]) -> wire.SpawnProgram:
     """
     Raises:
-        ManagerError: descriptors and what is said of them do not fit.
+        ManagerError: descriptors and what is said of them do not fit, or the name is too long to be listed.
     """
+    if request.name is not None and len(request.name) > NAME_MOST:
+        raise ManagerError("SPAWN_ERR_GET_CMDLINE_ARGS", f"a name of {len(request.name)} characters; {NAME_MOST} at most")
     targets = [*request.targets, *request.kept]
     if len(fds) != len(request.targets) or len(set(targets)) != len(targets) or not all(0 <= target < 1024 for target in targets):
         raise ManagerError("SPAWN_ERR_SETUP_FDCAP", f"{len(fds)} descriptors came for the numbers {targets}: each once, 0 to 1023")

@@ -12,6 +12,11 @@ def shown_bytes(name: bytes) -> str:
     return name.decode("utf-8", "backslashreplace")
 
 
+def shown_path(name: str) -> str:
+    """The same of text that comes from a path or a command line, and may have bytes in it that are no characters."""
+    return shown_bytes(os.fsencode(name))
+
+
 def as_bytes(word: object, what: str) -> bytes:
     """What is handed to the kernel as a string, and what to call it in an error.
 
