@@ -185,6 +185,19 @@ def test_it_starts_where_the_caller_is(manager, tmp_path, monkeypatch):
     assert b"".join(domain.logs()) == os.fsencode(os.path.realpath(tmp_path)) + b"\n"
 
 
+def test_it_starts_where_it_was_told_to_or_not_at_all(manager, tmp_path):
+    (tmp_path / "file").touch()
+    there = manager.spawn_program(core(manager), "pwd", ["pwd"], cwd=tmp_path)
+    there.wait()
+    assert b"".join(there.logs()) == os.fsencode(os.path.realpath(tmp_path)) + b"\n"
+    for missing in (tmp_path / "none", tmp_path / "file"):
+        with pytest.raises(ManagerError, match=f"{missing}: the working directory cannot be entered") as error:
+            manager.spawn_program(core(manager), "true", ["true"], cwd=missing)
+        assert code_of(error) == "SPAWN_ERR_SETUP_ENV"
+    with pytest.raises(ValueError, match="cwd holds a zero byte"):
+        manager.spawn_program(core(manager), "true", ["true"], cwd=f"{tmp_path}\0/none")
+
+
 def test_its_descriptors_are_those_it_was_given_and_nothing_else(manager):
     read, write = os.pipe()
     with open("/dev/null", "w", encoding="ascii") as null:

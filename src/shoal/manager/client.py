@@ -129,6 +129,7 @@ class Manager(AbstractContextManager["Manager"]):
             sandbox: what it gets of the machine; None: it sees what this process does.
             own_capability: it is handed the capability for itself and a connection to the manager: shoal.startup.domain.
             name: what people see; None is the last part of `path`.
+            cwd: where it starts; None: where this process is. In a sandbox it starts there if that sees it.
             stdin: a descriptor or file; None is /dev/null.
             stdout, stderr: a descriptor or file; None: kept in the domain's log; subprocess.DEVNULL and, for stderr, STDOUT.
             wait: how long to wait for a spawn daemon of that core, where there is none: seconds, or text such as "5s".

@@ -57,7 +57,7 @@ class Given:
         Args: as of `Manager.spawn_program()`.
         Raises:
             TypeError, ValueError: what was given cannot be meant.
-            ManagerError: there is no such program.
+            ManagerError: there is no such program, or it cannot start there.
         """
         if isinstance(argv, str | bytes):
             raise TypeError('argv must be a sequence of strings, not one string; for example ["prog", "-v"]')
@@ -70,7 +70,7 @@ class Given:
         found = _find(os.fspath(path))
         fds, targets, kept = streams_of(stdio, left_out="kept")
         handles = _handed_over(actions, fds, targets, kept)
-        directory = current_directory() if cwd is None else os.path.abspath(os.fspath(cwd))
+        directory = current_directory() if cwd is None else _directory(cwd, checked=sandbox is None)
         box = None if sandbox is None else to_text(sandbox, directory)
         return cls(os.fsencode(found), words, variables, os.fsencode(directory), box, fds, targets, kept, handles)
 
@@ -87,6 +87,18 @@ def _find(path: str) -> str:
         return find_program(path, os.environ.get("PATH", "/usr/bin:/bin"), current_directory()).path
     except RequestError as error:
         raise ManagerError("SPAWN_ERR_LOAD", error.message) from None
+
+
+def _directory(cwd: str | os.PathLike[str], *, checked: bool) -> str:
+    """Where it is to start. What was asked for has to be there; where the caller only happens to be, the program need not."""
+    path = os.path.abspath(os.fsdecode(as_bytes(cwd, "cwd")))
+    if checked:
+        try:
+            os.stat(os.path.join(path, "."))  # which takes what entering it takes
+        except OSError as error:
+            what = f"{shown_path(path)}: the working directory cannot be entered: {error.strerror}"
+            raise ManagerError("SPAWN_ERR_SETUP_ENV", what) from None
+    return path
 
 
 def _assignment(name: object, value: object) -> bytes:
