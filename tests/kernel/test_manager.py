@@ -292,6 +292,35 @@ def test_wrong_types_are_refused_before_anything_is_asked(manager):
         manager.spawn_program(core(manager), "true", ["true"], stdout=subprocess.PIPE)
 
 
+@pytest.mark.parametrize(
+    "how", [{"envp": "A=1"}, {"sandbox": "strict"}, {"inherit": "x"}, {"args": {}}, {"stdin": "x"}, {"stdout": b"x"}, {"stderr": "/err"}]
+)
+def test_a_wrong_type_is_named(manager, how):
+    with pytest.raises(TypeError, match=f"{next(iter(how))} must be"):
+        manager.spawn_program(core(manager), "true", ["true"], **how)
+
+
+def test_wrong_types_are_named_by_what_is_asked_of_a_domain(manager):
+    domain = sh(manager, "exec sleep 1000")
+    for message, call in {
+        "env must be": lambda: domain.exec(["true"], env="A=1"),
+        "stdout must be": lambda: domain.exec(["true"], stdout="/dev/null"),
+        "float": lambda: domain.send_signal(1.5),
+    }.items():
+        with pytest.raises(TypeError, match=message):
+            call()
+    for message, call in {
+        "core: a number": lambda: domain.span(10**30),
+        "core: character 2": lambda: domain.span("a\udcff"),
+        "domain: a number": lambda: manager.status(10**30),
+        "on_error": lambda: manager.spawn_program_on_all_cores(True, "true", ["true"], on_error="go on"),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert domain.status().state == "running"
+    domain.kill()
+
+
 def test_a_name_has_room_in_a_list(manager):
     with pytest.raises(ManagerError, match="a name of 4097 characters"):
         manager.spawn_program(core(manager), "true", ["true"], name="x" * 4097)

@@ -140,6 +140,9 @@ class Manager(AbstractContextManager["Manager"]):
             TypeError, ValueError: what was given cannot be meant.
         Source: spawn_program() and spawn_program_with_caps() in Barrelfish's spawn_client.c.
         """
+        for part, cnode in (("inherit", inherit), ("args", args)):
+            if cnode is not None and not isinstance(cnode, CNode):
+                raise TypeError(f"{part} must be a CNode or None, not {type(cnode).__name__}")
         with ExitStack() as stack:
             actions: list[Action] = []
             if inherit is not None:
@@ -213,6 +216,8 @@ class Manager(AbstractContextManager["Manager"]):
             ManagerError: as `spawn_program`.
         Source: spawn_program_on_all_cores() in Barrelfish's spawn_client.c.
         """
+        if on_error not in ("stop", "continue", "undo"):
+            raise ValueError(f'on_error {on_error!r}: there are "stop", "continue" and "undo"')
         here = _own_core()
         started: list[Domain] = []
         errors: list[ManagerError] = []

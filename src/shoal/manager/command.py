@@ -187,6 +187,8 @@ def execute(
     if isinstance(argv, str | bytes):
         raise TypeError('argv must be a sequence of strings, not one string; for example ["sh", "-c", "..."]')
     words = [as_bytes(word, f"argv[{index}]") for index, word in enumerate(argv)]
+    if env is not None and not isinstance(env, Mapping):
+        raise TypeError(f"env must be a mapping of names to values, not {type(env).__name__}")
     variables = {
         as_bytes(name, "a variable's name"): None if value is None else as_bytes(value, name) for name, value in (env or {}).items()
     }

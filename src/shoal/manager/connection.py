@@ -87,7 +87,7 @@ class Connection:
             os.close(pidfd)
 
     def close(self) -> None:
-        if self.made_in != os.getpid():  # the process we were forked from goes on with it, and its threads, which had the locks, are not here
+        if self.made_in != os.getpid():  # who we were forked from goes on with it, and the threads that may have its locks are there
             self._socket.close()
             self._inbox.close()
             return

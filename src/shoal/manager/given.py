@@ -62,8 +62,12 @@ class Given:
         if isinstance(argv, str | bytes):
             raise TypeError('argv must be a sequence of strings, not one string; for example ["prog", "-v"]')
         words = [as_bytes(word, f"argv[{index}]") for index, word in enumerate(argv)]
+        if sandbox is not None and not isinstance(sandbox, Sandbox):
+            raise TypeError(f"sandbox must be a shoal.Sandbox or None, not {type(sandbox).__name__}")
         variables = None
         if envp is not None:
+            if not isinstance(envp, Mapping):
+                raise TypeError(f"envp must be a mapping of names to values, not {type(envp).__name__}")
             variables = [_assignment(key, value) for key, value in envp.items()]
         elif sandbox is None:
             variables = [key + b"=" + value for key, value in os.environb.items() if key not in _NOT_PASSED_ON]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import operator
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -127,8 +128,8 @@ class Domain:
         Raises:
             ManagerError: PROC_MGMT_ERR_DOMAIN_NOT_RUNNING: it has ended.
         """
-        key = secrets.randbits(63)
-        self._manager._ask(lambda rid: wire.Signal(rid, self._token, int(signal), key))
+        number, key = operator.index(signal), secrets.randbits(63)
+        self._manager._ask(lambda rid: wire.Signal(rid, self._token, number, key))
 
     def span(self, core: int | str) -> None:
         """Start another dispatcher of it: the same program on another core, with a memory object that all of them share, and a channel

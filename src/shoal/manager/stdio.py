@@ -6,6 +6,8 @@ import os
 import subprocess
 from typing import Any, Final, Literal, NamedTuple
 
+from shoal.actions import HasFileno
+
 _NAMES: Final = ("stdin", "stdout", "stderr")
 
 
@@ -27,7 +29,7 @@ def streams_of(stdio: tuple[Any, Any, Any], *, left_out: Literal["kept", "own"])
         stdio: stdin, stdout and stderr: descriptors, files, subprocess.DEVNULL, for stderr STDOUT; or None.
         left_out: what None is: "kept" in the log, or our "own".
     Raises:
-        ValueError: one cannot be meant, or is not open.
+        TypeError, ValueError: one cannot be meant, or is not open.
     """
     found = Streams([], [], [])
     for number, given in enumerate(stdio):
@@ -54,9 +56,11 @@ def open_number(given: Any, name: str) -> int:
     """The number of a descriptor or file.
 
     Raises:
-        ValueError: it is not open: sending it would cost the connection.
+        TypeError: it is neither. ValueError: it is not open: sending it would cost the connection.
     """
-    fd: int = given if isinstance(given, int) else given.fileno()
+    if not isinstance(given, int | HasFileno):
+        raise TypeError(f"{name} must be a descriptor or a file, not {type(given).__name__}")
+    fd = given if isinstance(given, int) else given.fileno()
     try:
         os.fstat(fd)
     except OSError as error:

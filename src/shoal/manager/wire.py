@@ -360,9 +360,12 @@ def packed(request: Request) -> bytes:
     """A request as a body. What a manager would not take costs nobody the connection, and all that lives as long as that.
 
     Raises:
-        TypeError: a field has what it cannot have.
+        TypeError, ValueError: a field has what it cannot have.
     """
-    body = encode(request)
+    try:
+        body = encode(request)
+    except (OverflowError, UnicodeEncodeError) as error:
+        raise _unsendable(request) or error from None
     try:
         decode_request(body)
     except msgspec.ValidationError as error:
@@ -371,6 +374,18 @@ def packed(request: Request) -> bytes:
         name = request.__struct_fields__[index - 1] if index else type(request).__name__.lower()
         raise TypeError(f"{name}: {what}") from None
     return body
+
+
+def _unsendable(request: Request) -> ValueError | None:
+    """Which field it is, of a request with a number or text that the format has not."""
+    for name in request.__struct_fields__:
+        try:
+            encode(getattr(request, name))
+        except OverflowError:
+            return ValueError(f"{name}: a number has 64 bits at most")
+        except UnicodeEncodeError as error:
+            return ValueError(f"{name}: character {error.start + 1} is half of a surrogate pair")
+    return None
 
 
 def frame(body: bytes, fds: Sequence[int] = ()) -> bytes:
