@@ -198,3 +198,13 @@ def test_capabilities_are_stored_under_keys(names):
     with pytest.raises(ManagerError) as error:
         names.get_capability("other")
     assert code_of(error) == "OCT_ERR_CAP_NAME_UNKNOWN"
+
+
+def test_what_is_kept_has_to_be_a_handle(manager):
+    for call in (
+        lambda: manager.names.register("web", value=1),
+        lambda: manager.names.put_capability("log", "/dev/null"),
+        lambda: manager.names.put_numbered_capability("log", None),
+    ):
+        with pytest.raises(TypeError, match="must be a shoal handle"):
+            call()

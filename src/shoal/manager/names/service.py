@@ -69,6 +69,8 @@ class NameService:
         Ownership: `value` stays the caller's; a copy is kept.
         Source: oct_set(), nameservice_register().
         """
+        if value is not None:
+            _check_handle(value, "value")
         terms = Terms(mode=mode, lifetime="persistent" if persistent else "session", shared=shared)
         return self._operations.set(Query.of(record), terms, value).name
 
@@ -271,10 +273,12 @@ class NameService:
         Ownership: `handle` stays the caller's.
         Source: oct_put_capability().
         """
+        _check_handle(handle, "handle")
         self._operations.put_capability(name, handle, shared=shared, keep=keep)
 
     def put_numbered_capability(self, name: str, handle: Handle, *, shared: bool = False, keep: bool = False) -> str:
         """The same under `name` and a number that makes it free. Returns the whole name. Source: oct_sput_capability()."""
+        _check_handle(handle, "handle")
         return self._operations.put_capability(name, handle, numbered=True, shared=shared, keep=keep)
 
     def get_capability(self, name: str) -> Handle:
@@ -307,3 +311,14 @@ class NameService:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _check_handle(given: object, what: str) -> None:
+    """
+    Raises:
+        TypeError: it is no handle.
+    """
+    from shoal.handles.base import Handle
+
+    if not isinstance(given, Handle):
+        raise TypeError(f"{what} must be a shoal handle, not {type(given).__name__}; File.from_fd() makes one of a descriptor")
