@@ -316,9 +316,7 @@ class NameService:
 def _check_handle(given: object, what: str) -> None:
     """
     Raises:
-        TypeError: it is no handle.
+        TypeError: it cannot be copied as a handle can.
     """
-    from shoal.handles.base import Handle
-
-    if not isinstance(given, Handle):
+    if not callable(getattr(given, "duplicate", None)):
         raise TypeError(f"{what} must be a shoal handle, not {type(given).__name__}; File.from_fd() makes one of a descriptor")
