@@ -1,6 +1,7 @@
 /* Commands: processes of a domain that run beside its dispatchers, each with a line (domain.h) to who wants it. Their end is not the
  * domain's. Nobody but us reaps them, so that a number we signal is theirs, as that of a process and as that of a group. */
 #include "command.h"
+#include "init.h"
 #include "../domain.h"
 #include "../sys.h"
 
@@ -8,7 +9,6 @@
 #include <sys/socket.h>
 
 #define SIGKILL_ 9
-enum { SI_CODE = 2, SI_PID = 4, SI_STATUS = 6 }; /* where waitid(2) puts them, in ints */
 
 static struct command {
     int pid;  /* 0: the place is free */

@@ -39,7 +39,6 @@ _Static_assert(OUTPUTS_MOST == 2 * DISPATCHERS, "each has two");
 #define WNOWAIT_ 0x1000000
 #define WALL 0x40000000
 #define WCLONE 0x80000000 /* those only that end with another signal than SIGCHLD */
-enum { SI_CODE = 2, SI_PID = 4, SI_STATUS = 6 }; /* where waitid(2) puts them, in ints */
 #define START_TIME 22 /* proc_pid_stat(5) */
 #define RETRY_NS 200000000 /* until a socket is tried again that could not be made */
 
@@ -421,17 +420,8 @@ static int take_order(void)
 
 static void own_path(struct sockaddr_un *address)
 {
-    char digits[10], *at = address->sun_path;
-    int count = 0;
-    uint32_t rest = number;
     address->sun_family = AF_UNIX;
-    *at++ = 'd';
-    do
-        digits[count++] = (char)('0' + rest % 10);
-    while (rest /= 10);
-    while (count > 0)
-        *at++ = digits[--count];
-    *at = 0;
+    put_number(put_text(address->sun_path, "d"), number);
 }
 
 /* Bound under another name first: who finds it under its own can connect. */

@@ -97,8 +97,8 @@ static int look_at_program(int options)
     if (wait_child(P_PID, program, info, WNOWAIT_ | options, &usage) < 0 || info[0] == 0)
         return 0;
     const struct held_end end = {
-        .code = info[2],
-        .status = info[6], /* si_status, after si_pid and si_uid */
+        .code = info[SI_CODE],
+        .status = info[SI_STATUS],
         .user_us = usage.ru_utime.tv_sec * 1000000 + usage.ru_utime.tv_usec,
         .system_us = usage.ru_stime.tv_sec * 1000000 + usage.ru_stime.tv_usec,
         .max_rss_kib = usage.ru_maxrss,

@@ -9,6 +9,8 @@
 /* What a child of ours that has not executed anything yet ends with: execve(2) makes it SIGCHLD, and waitid(2) tells the two apart. */
 #define UNEXECUTED_SIGNAL 10
 
+enum { SI_CODE = 2, SI_PID = 4, SI_STATUS = 6 }; /* where waitid(2) puts them, in ints */
+
 /* keep.c. `err`: an errno to tell instead of doing the tasks: what was to be done before has failed. */
 _Noreturn void keep_cell(const char *tasks, int err);
 
@@ -19,6 +21,8 @@ void wait_for_plan(void); /* returns when there is nothing left to wait for */
 struct made;
 void make_cells(char **argv); /* returns when nobody asks for any more */
 void find_words(char **argv); /* where our arguments are, for what we fork */
+char *put_text(char *to, const char *text); /* these two end it with a zero byte, and return where that is */
+char *put_number(char *to, unsigned long number);
 long of_process(long pid, const char *name, int flags); /* opens a file of its folder in /proc */
 void reserve_recipe(void);    /* keeps the places of a recipe's descriptors free of others */
 /* One cell whose processes are our children. Returns the socket of its waiting process, or -1 and made->err. */

@@ -99,7 +99,7 @@ _Noreturn static void be_waiting(const struct cell *cell, int user)
     leave(0);
 }
 
-static char *put_text(char *to, const char *text)
+char *put_text(char *to, const char *text)
 {
     while (*text)
         *to++ = *text++;
@@ -107,7 +107,7 @@ static char *put_text(char *to, const char *text)
     return to;
 }
 
-static char *put_number(char *to, unsigned long number)
+char *put_number(char *to, unsigned long number)
 {
     char digits[20];
     int count = 0;

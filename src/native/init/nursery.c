@@ -25,7 +25,6 @@
 #define WEXITED_ 4
 #define WCLONE 0x80000000 /* those only that end with another signal than SIGCHLD: inits, which never execute anything */
 #define CLD_EXITED_ 1
-enum { SI_CODE = 2, SI_PID = 4 }; /* where waitid(2) puts them, in ints */
 
 static int raise_one(void)
 {

@@ -34,21 +34,7 @@ uint64_t now_ns(void)
     return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 }
 
-static char *log_name(char *name, const char *end)
-{
-    char digits[20];
-    int count = 0;
-    uint64_t id = kept->id;
-    do
-        digits[count++] = (char)('0' + id % 10);
-    while (id /= 10);
-    while (count > 0)
-        *name++ = digits[--count];
-    do
-        *name++ = *end;
-    while (*end++);
-    return name;
-}
+static void log_name(char *name, const char *end) { put_text(put_number(name, kept->id), end); }
 
 static int open_log(void)
 {

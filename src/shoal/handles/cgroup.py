@@ -20,7 +20,6 @@ import itertools
 import os
 import select
 import sys
-import threading
 
 from shoal.handles import cgroup_limits, reaper
 from shoal.handles.cgroup_files import (
@@ -41,6 +40,7 @@ from shoal.handles.cgroup_leftovers import Leftover, live, remove, sweep_stale_o
 from shoal.handles.cgroup_marks import CREATOR, DENY_NEW_PROCESS, KILLED, Creator, get_mark, hold, let_go, made_by_shoal, set_mark
 from shoal.handles.cgroup_members import entrance, members
 from shoal.handles.deadline import Deadline
+from shoal.handles.forks import held_over_forks
 from shoal.handles.hierarchy import NoHome, availability, find_home, is_leaf
 from shoal.handles.job_backend import Counters, Limits, Placement
 from shoal.handles.process import Usage
@@ -49,7 +49,7 @@ from shoal.status import Stage, Status, failure, failure_from_errno
 
 __all__ = ["CgroupBackend", "availability"]
 
-_table_lock = threading.RLock()
+_table_lock = held_over_forks()
 _counter = itertools.count(1)
 
 
@@ -320,6 +320,4 @@ def _remove_at_exit() -> None:
             let_go(backend._directory.fd)
 
 
-# Held over a fork, so that the child does not find it locked by a thread it does not have.
-os.register_at_fork(before=_table_lock.acquire, after_in_parent=_table_lock.release, after_in_child=_table_lock.release)
 atexit.register(_remove_at_exit)

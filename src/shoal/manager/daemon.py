@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import BinaryIO
 
-from shoal.handles.deadline import LONGEST_S
+from shoal.handles.deadline import Deadline
 from shoal.manager.errors import ManagerError
 from shoal.manager.layout import Layout, unusable
 
@@ -126,14 +126,9 @@ def _read_all(fd: int, last: float) -> bytes:
     import select
 
     data = b""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    while (left := last - time.monotonic()) > 0:
-        if poll.poll(int(min(LONGEST_S, left) * 1000) + 1):
-            more = os.read(fd, 4096)
-            if not more:
-                break
-            data += more
+    deadline = Deadline(last - time.monotonic())
+    while deadline.wait_ready(fd, select.POLLIN) and (more := os.read(fd, 4096)):
+        data += more
     return data
 
 
