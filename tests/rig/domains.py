@@ -53,3 +53,16 @@ def manager(request, state):
             for status in made.statuses():
                 with contextlib.suppress(ManagerError):
                     made.domain(status.id).kill()
+
+
+def core(manager):
+    """The first that it serves."""
+    return manager.cores()[0]
+
+
+def sh(manager, script, *words, **how):
+    return manager.spawn_program(how.pop("core", core(manager)), "sh", ["sh", "-c", script, *words], **how)
+
+
+def code_of(error):
+    return error.value.code
