@@ -1,7 +1,7 @@
 /* What a child takes over from the thread that makes it, beyond its descriptors: a process made ahead has what its maker had
  * then. Two answers are equal when a process made now would be no different.
  *
- * Not seen: Landlock rules that a thread took on itself, oom_score_adj, and the label of a security module. */
+ * Not seen: Landlock rules that a thread took on itself, and the label of a security module. */
 #include "inherited.h"
 #include "sys.h"
 
@@ -102,8 +102,21 @@ static void put_thread(struct sink *to)
     put_number(to, sys5(__NR_prctl, PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0));
     put_number(to, sys5(__NR_prctl, PR_GET_SECUREBITS, 0, 0, 0, 0));
     put_number(to, sys5(__NR_prctl, PR_GET_TIMERSLACK, 0, 0, 0, 0));
+    put_number(to, sys5(__NR_prctl, PR_MCE_KILL_GET, 0, 0, 0, 0));
+    for (int way = PR_SPEC_STORE_BYPASS; way <= PR_SPEC_INDIRECT_BRANCH; way++)
+        put_number(to, sys5(__NR_prctl, PR_GET_SPECULATION_CTRL, way, 0, 0, 0));
     put_number(to, filtered());
     put_root(to);
+}
+
+/* What exec keeps of how memory is treated: now, in a core dump, and when there is too little of it. */
+static void put_memory(struct sink *to)
+{
+    put_number(to, sys5(__NR_prctl, PR_GET_THP_DISABLE, 0, 0, 0, 0));
+    put_number(to, sys5(__NR_prctl, 68 /* PR_GET_MEMORY_MERGE */, 0, 0, 0, 0));
+    put_number(to, sys5(__NR_prctl, 66 /* PR_GET_MDWE */, 0, 0, 0, 0));
+    put_file(to, "/proc/self/coredump_filter");
+    put_file(to, "/proc/self/oom_score_adj");
 }
 
 size_t inherited_by_thread(char *buffer, size_t size)
@@ -128,6 +141,7 @@ size_t inherited(char *buffer, size_t size)
         sys4(__NR_prlimit64, 0, i, 0, limit);
         put(&to, limit, sizeof limit);
     }
+    put_memory(&to);
     if (filtered())
         put_file(&to, "/proc/thread-self/status"); /* how many filters; some of the rest changes, which costs time and no more */
     put_cgroup(&to);

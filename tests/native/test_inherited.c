@@ -109,6 +109,19 @@ static int more_urgent(void) { return sched_setscheduler(0, SCHED_RR, &(struct s
 static int idle_disk(void) { return syscall(SYS_ioprio_set, 1 /* IOPRIO_WHO_PROCESS */, 0, 3 << 13 /* IOPRIO_CLASS_IDLE */) == 0; }
 static int fixed_addresses(void) { return personality(ADDR_NO_RANDOMIZE) >= 0; }
 static int slack_timers(void) { return prctl(PR_SET_TIMERSLACK, 123456) == 0; }
+static int no_huge_pages(void) { return prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0) == 0; }
+static int no_code_from_data(void) { return prctl(65 /* PR_SET_MDWE */, 1, 0, 0, 0) == 0; }
+static int merged_memory(void) { return prctl(67 /* PR_SET_MEMORY_MERGE */, 1, 0, 0, 0) == 0; }
+static int killed_early(void) { return prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0) == 0; }
+static int into_file(const char *path, const char *text)
+{
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    long size = fd < 0 ? -1 : write(fd, text, strlen(text));
+    close(fd);
+    return size > 0;
+}
+static int other_dumps(void) { return into_file("/proc/self/coredump_filter", "0x7f"); }
+static int killed_first(void) { return into_file("/proc/self/oom_score_adj", "300"); }
 static int no_new_privs(void) { return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0; }
 static int filtered(void)
 {
@@ -145,6 +158,12 @@ static const struct change {
     { "the processors", fewer_processors },
     { "the scheduling policy", in_batches },
     { "the slack of timers", slack_timers },
+    { "what becomes of memory that fails", killed_early },
+    { "what a core dump holds", other_dumps },
+    { "who is killed first", killed_first },
+    { "huge pages", no_huge_pages },
+    { "merged pages", merged_memory },
+    { "memory that may not become code", no_code_from_data },
     { "real time", in_real_time }, /* which has no slack */
     { "priority in real time", more_urgent },
     { "priority of reads and writes", idle_disk },
@@ -207,6 +226,7 @@ static const struct change of_threads[] = {
     { "the processors", fewer_processors },
     { "the scheduling policy", in_batches },
     { "the slack of timers", slack_timers },
+    { "what becomes of memory that fails", killed_early },
     { "priority of reads and writes", idle_disk },
     { "the personality", fixed_addresses },
     { "the network", another_network },
