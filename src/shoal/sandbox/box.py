@@ -194,7 +194,7 @@ def _check_paths(name: str, value: object) -> None:
                 raise ValueError(f"{name}: the place inside has to be an absolute path, not {inside!r}")
     if not isinstance(value, Mapping | Sequence):
         raise TypeError(f"{name} has to be a list of paths, or a mapping of where inside to what outside")
-    for path in value.values() if isinstance(value, Mapping) else value:
+    for path in (*value, *value.values()) if isinstance(value, Mapping) else value:
         if not isinstance(path, str | bytes | os.PathLike):
             raise TypeError(f"{name}: {path!r} is not a path")
         try:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from shoal.loader.cache import FileIdentity
 from shoal.loader.interpreter import WINDOW_BYTES, InterpreterDirective, is_directive, parse_directive
+from shoal.packing import not_encoded
 from shoal.sandbox.errors import NOT_EXECUTABLE, NOT_FOUND, RequestError
 
 _DIRECTIVES_SHOWN = 8
@@ -62,13 +63,19 @@ def find_program(name: str, search: str, cwd: str) -> Program:
     Args:
         search: directories separated by ":", as in PATH; an empty one is `cwd`.
     Raises:
-        RequestError: with exit code 127 when there is no such file, 126 when there is one that cannot be executed.
+        RequestError: with exit code 127 when there is no such file, 126 when there is one that cannot be executed; it cannot be meant.
     """
     known = _found.get(name)
     if known is not None and _is_same(known):
         return known.program
     if not name:
         raise RequestError("the program's name is empty", NOT_FOUND)
+    if "\0" in name:
+        raise RequestError("the program's name holds a zero byte")
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError as error:
+        raise RequestError(not_encoded("the program", error)) from None
     if "/" in name:
         path = os.path.join(cwd, name)
         reason = _look(path)

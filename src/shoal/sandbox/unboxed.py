@@ -28,7 +28,7 @@ from shoal.handles.tree import kill_descendants
 from shoal.launcher import run
 from shoal.loader import FileIdentity
 from shoal.lowering import Lowered
-from shoal.packing import count_strings
+from shoal.packing import count_strings, not_encoded
 from shoal.repeat import packed_environment
 from shoal.sandbox.box import Sandbox
 from shoal.sandbox.launch import Order
@@ -181,7 +181,10 @@ def _remember(key: Key, kept: _Kept) -> None:
 
 
 def _checked_directory(path: StrOrBytesPath) -> bytes:
-    name = os.path.abspath(os.fsencode(path))
+    try:
+        name = os.path.abspath(os.fsencode(path))
+    except UnicodeEncodeError as error:
+        raise failure(Status.INVALID_ARGS, Stage.ARGUMENTS, not_encoded("cwd", error)) from None
     if b"\0" in name:
         raise failure(Status.INVALID_ARGS, Stage.ARGUMENTS, f"cwd {os.fsdecode(name)!r} holds a zero byte")
     try:
