@@ -57,6 +57,17 @@ def test_a_detached_program_is_told_by_its_number_and_runs_on(desk: Desk) -> Non
     assert os.sched_getaffinity(pid) == {int(row["CORE"])}
 
 
+def test_a_number_that_cannot_be_written_is_told_with_the_reason(desk: Desk) -> None:
+    with open("/dev/full", "w") as full:
+        how = {"capture_output": False, "stdout": full, "stderr": subprocess.PIPE}
+        done = desk.shoal("spawn", "-d", "sleep", "600", **how)
+        listed = desk.shoal("ps", **how)
+    assert done.returncode == listed.returncode == 125
+    (running,) = json.loads(desk.shoal("ps", "--json").stdout)
+    assert done.stderr == f"shoal: the answer is {running['id']}, and cannot be written to stdout: No space left on device\n"
+    assert listed.stderr == "shoal: the answer cannot be written to stdout: No space left on device\n"
+
+
 def test_a_detached_program_has_no_input_and_its_output_is_kept(desk: Desk) -> None:
     number = desk.shoal("spawn", "-d", "sh", "-c", "cat; echo out; echo err >&2", input="typed").stdout.strip()
     assert desk.shoal("wait", number).returncode == 0

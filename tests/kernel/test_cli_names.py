@@ -49,6 +49,8 @@ def test_a_record_is_set_found_and_removed_by_anybody_who_comes_later(desk: Desk
     assert answered(desk, "list", "_ { port: _ }") == "mail\nweb\n"
     answered(desk, "remove", "web")
     assert answered(desk, "list", "_ { port: _ }") == "mail\n"
+    assert json.loads(answered(desk, "remove", "mail", "--json")) == {"removed": "mail"}
+    assert answered(desk, "list", "_ { port: _ }") == ""
 
 
 def test_names_can_be_new_or_numbered(desk: Desk) -> None:

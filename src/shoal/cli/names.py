@@ -92,7 +92,7 @@ def _set(manager: Manager, args: argparse.Namespace, deadline: Deadline) -> Outc
 
 def _remove(manager: Manager, args: argparse.Namespace, deadline: Deadline) -> Outcome:
     manager.names.remove(args.query)
-    return Outcome()
+    return Outcome(data={"removed": args.query})
 
 
 def _watch(manager: Manager, args: argparse.Namespace, deadline: Deadline) -> Outcome:

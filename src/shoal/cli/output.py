@@ -10,7 +10,7 @@ import os
 import select
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from shoal.sandbox.errors import NOT_EXECUTABLE, NOT_FOUND, SHOAL_FAILED, RequestError
 from shoal.status import SpawnError, Stage, Status
@@ -34,6 +34,7 @@ CommandError = RequestError
 
 
 _secrets: list[str] = []
+_SHORT: Final = 200
 SHORTEST_SECRET = 4
 """A shorter one would be found in the middle of anything; where it is the value of a variable it is hidden all the same."""
 
@@ -115,10 +116,21 @@ def present(outcome: Outcome, as_json: bool) -> None:
 
 
 def say(text: str) -> None:
-    """A line of an answer on stdout, now: for verbs that know one part of it before the others."""
-    if sys.stdout is not None:  # None when 1 was closed
+    """A line of an answer on stdout, now: for verbs that know one part of it before the others.
+
+    Raises:
+        BrokenPipeError: nobody reads. CommandError: it cannot be written; has it where it is short, such as the number of a new domain.
+    """
+    if sys.stdout is None:  # 1 was closed
+        return
+    try:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        what = f"the answer is {text}, and" if len(text) <= _SHORT and "\n" not in text else "the answer"
+        raise CommandError(f"{what} cannot be written to stdout: {error.strerror}") from None
 
 
 def report_failure(error: Exception) -> int:
