@@ -313,6 +313,40 @@ def test_a_fork_of_the_client_takes_nothing_from_it(state, kind):
     assert child == "True ['mine']" if kind == "daemon" else "that this one was forked from" in child
 
 
+_FORKED_WHILE_CONNECTING = """
+import os, signal, socket, threading
+import shoal.manager
+from shoal.manager.client import Manager
+from shoal.manager.daemon import dial
+from shoal.manager.layout import Layout
+
+dialling, go_on, main = threading.Event(), threading.Event(), os.getpid()
+
+def dialled(left):
+    if os.getpid() == main:
+        dialling.set()
+        go_on.wait()
+    return dial(Layout.of(), left, starts=True)
+
+with Manager(dialled, lambda: None, lambda: None) as manager:
+    thread = threading.Thread(target=manager.cores)
+    thread.start()
+    dialling.wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        os._exit(len(manager.cores()) != len(os.sched_getaffinity(0)))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    go_on.set()
+    thread.join()
+"""
+
+
+def test_a_fork_while_another_thread_connects_connects_itself(state):
+    done = subprocess.run([sys.executable, "-c", _FORKED_WHILE_CONNECTING], stdout=subprocess.PIPE, text=True, timeout=60, check=True)
+    assert done.stdout == "0\n"
+
+
 def test_two_managers_on_one_state_directory_are_refused(state):
     with shoal.manager.embedded(state), pytest.raises(ManagerError, match=f"in use by the manager with pid {os.getpid()}"):
         shoal.manager.embedded(state)

@@ -170,6 +170,24 @@ def test_a_lock_is_held_by_one_and_ends_with_its_holder(state):
         assert entered.is_set()
 
 
+def test_a_lock_stays_its_holders_when_a_process_forked_from_it_leaves_the_block(names):
+    child = -1
+    try:
+        with names.lock("door"):
+            child = os.fork()
+            if child == 0:
+                raise InterruptedError
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            assert not names.lock("door").try_acquire()
+        assert names.lock("door").try_acquire()
+    except InterruptedError:
+        os._exit(0)
+    except BaseException:
+        if child == 0:
+            os._exit(1)
+        raise
+
+
 def test_a_barrier_lets_all_go_at_once(state):
     with shoal.manager.connect() as one, shoal.manager.connect() as other:
         passed = []

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
@@ -58,6 +59,7 @@ class Manager(AbstractContextManager["Manager"]):
         self._lock = threading.Lock()
         self._connection: Connection | None = None
         self._closed = False
+        _all.add(self)
 
     def __repr__(self) -> str:
         return f"<shoal.manager.Manager {'closed' if self._closed else 'connected' if self._connection else 'not connected'}>"
@@ -510,3 +512,13 @@ def _own_core() -> int:
 
 
 __all__ = ["NEW_DOMAIN", "OMP", "Manager", "connect", "embedded", "exit"]
+
+
+def _after_fork() -> None:
+    """In the child: a thread that connected at that moment is the parent's."""
+    for manager in _all:
+        manager._lock = threading.Lock()
+
+
+_all: weakref.WeakSet[Manager] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_after_fork)

@@ -14,7 +14,7 @@ class Lock:
 
     It is let go when its session ends, however that happens. It cannot be taken twice, also not by who holds it; and one Lock object is
     for one holder, so threads that compete make one each. Its records are `<name>_<number>`: `number` is higher with each holder, so a
-    service that is told it can refuse a holder that was thought dead.
+    service that is told it can refuse a holder that was thought dead. A process forked from the holder's holds nothing by its copy.
 
     Args:
         timeout: how long entering a `with` block may wait; None as long as it takes.

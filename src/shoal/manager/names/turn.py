@@ -8,6 +8,7 @@ Source: lib/octopus locks; spec 5.8.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from shoal.handles.deadline import Deadline
@@ -35,6 +36,7 @@ class Line:
         self._all = Query.where(None, {attribute: value})
         self._terms = Terms(mode="sequential", under=under)
         self._what = what
+        self._waiter = os.getpid()
 
     def is_empty(self) -> bool:
         """Whether nobody stands in line."""
@@ -49,6 +51,7 @@ class Line:
             ManagerTimeoutError: the time is up. The place is given up.
             ManagerError: what `lost` makes; LIB_ERR_NAMESERVICE_NOT_BOUND; OCT_ERR_LIMIT, OCT_ERR_MAX_SUBSCRIPTIONS.
         """
+        self._waiter = os.getpid()
         ticket = self._operations.set(self._mine, self._terms).name
         try:
             while True:
@@ -68,7 +71,12 @@ class Line:
             raise
 
     def leave(self, ticket: str) -> bool:
-        """Give up a place, and so let the next one go on. Whether it was still there."""
+        """Give up a place, and so let the next one go on. Whether it was still there.
+
+        In a process forked from the one that stood in line it does nothing: it is that one's place.
+        """
+        if os.getpid() != self._waiter:
+            return True
         try:
             self._operations.remove(Query(ticket))
         except ManagerError as error:
