@@ -330,6 +330,10 @@ def test_it_may_come_back_and_serves_again(manager, state):
             assert domain.wait().code == 5
             daemon.kill()
             wait_without(manager, OTHER)
+    log = (state / "manager.log").read_text().splitlines()
+    assert [line.rpartition("WARNING ")[2] for line in log] == [
+        f"shoal.manager: the spawn daemon at {address_of(state, OTHER)} has gone"
+    ] * 3
 
 
 def test_one_that_is_told_to_end_leaves_nothing_but_its_domains(manager, state):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-import sys
 from collections.abc import Iterable
+from typing import Final
 
 from shoal.manager import wire
 from shoal.manager.callers import Caller
@@ -16,6 +17,7 @@ from shoal.manager.spawnds import LOCAL
 from shoal.manager.store import Store
 from shoal.manager.table import Table
 
+_LOG: Final = logging.getLogger("shoal.manager")
 OWN_CORES, SPAWNDS = "own_cores", "spawnds"
 """Facts: which cores the manager serves itself, and the addresses of the spawn daemons of others."""
 
@@ -53,7 +55,7 @@ class Announcing:
         """To the spawn daemons that an earlier manager had."""
         known = json.loads(self._table.store.fact(SPAWNDS) or "{}")
         for error in await self._table.launcher.spawnds.add_known({int(core): address for core, address in known.items()}):
-            print(f"shoal manager: {error}", file=sys.stderr)
+            _LOG.warning("%s", error)
 
     async def _added(self, caller: Caller, request: wire.AddSpawnd) -> None:
         with self._table.answering(caller, request, "the spawn daemon could not be added"):

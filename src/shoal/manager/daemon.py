@@ -141,9 +141,11 @@ async def run(layout: Layout, ready: int | None = None, cores: Sequence[int] | N
     """
     import asyncio  # here, since every client loads this module to dial
     import gc
+    import logging
 
     from shoal.manager.running import Running
 
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     running = Running(layout, cores)
     try:
         # Of several that are started at the same time one goes on, and by then it listens.

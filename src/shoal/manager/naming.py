@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import os
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, cast
 
@@ -20,6 +20,7 @@ from shoal.manager.names.registry import GONE_AT_ONCE, On, Registry, When
 from shoal.manager.names.store import Lifetime, Mode, Terms
 from shoal.manager.store import Store
 
+_LOG: Final = logging.getLogger("shoal.manager")
 _KINDS: Final[dict[str, type]] = {kind.__name__: kind for kind in (RecordKept, RecordGone, SequenceKept, SequenceGone, SequenceFloor)}
 
 
@@ -74,7 +75,7 @@ class Naming:
         self._sessions: dict[Client, int] = {}
         self._clients: dict[int, Client] = {}
         for complaint in self._registry.restore(_entry(text) for text in store.names()):
-            print(f"shoal manager: {complaint}", file=sys.stderr)
+            _LOG.warning("%s", complaint)
         self._own = self._registry.open_session("the manager", privileged=True)
 
     # --- the manager's own names ----------------------------------------------------------------------
@@ -138,7 +139,7 @@ class Naming:
         try:
             self._carry_out(self._registry.close_session(session, most=GONE_AT_ONCE))
         except ManagerError as error:
-            print(f"shoal manager: {error}", file=sys.stderr)  # nobody waits for the answer
+            _LOG.warning("%s", error)  # nobody waits for the answer
         if self._registry.is_ending(session):
             self._later(functools.partial(self._end, session))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
@@ -11,6 +12,7 @@ from shoal.manager.errors import ManagerError
 from shoal.manager.nurseries import Nurseries
 from shoal.manager.nursery import Init
 
+_LOG: Final = logging.getLogger("shoal.manager")
 LOCAL: Final = "local"
 """The name of this machine."""
 
@@ -136,6 +138,7 @@ class Spawnds:
 
     def _lost(self, lost: Bond) -> None:
         """It has gone, and may come back."""
+        _LOG.warning("the spawn daemon at %s has gone", lost.address)
         for core in [core for core, bond in self._serving.items() if bond is lost]:
             del self._serving[core]
             self._on_change(core)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import sys
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +23,7 @@ from shoal.manager.layout import Layout, boot_identity, out_of
 from shoal.manager.rights import DomainRights, ManagerRights, shown
 from shoal.manager.store import Store
 
+_LOG: Final = logging.getLogger("shoal.manager")
 NUMBER_MOST: Final = (1 << 63) - 1
 """More no domain has."""
 _AUDITED: Final = frozenset(("PROC_MGMT_ERR_DOMAIN_CAP_HASH", "PROC_MGMT_ERR_NOT_MONITOR"))
@@ -63,7 +64,7 @@ class Table:
         try:
             write(*words)
         except ManagerError as error:
-            print(f"shoal manager: {error}", file=sys.stderr)
+            _LOG.warning("%s", error)
 
     def end(self, id: int, cause: int) -> None:
         """Its time is up."""
