@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 
 import shoal
 from shoal.cli.output import Outcome, printable
+from shoal.cli.table import Screen
 from shoal.handles.delegation import outlook
 from shoal.handles.hierarchy import DELEGATE, Home, NoHome, availability, find_home, v1_controllers
 from shoal.probe import Feature, features
@@ -98,7 +98,7 @@ def _trial(name: str, success: str, start: Callable[[], shoal.Process]) -> Featu
 
 def _table(findings: list[Feature], works: bool) -> str:
     """Aligned plain text: what, whether, and why; below what is missing, how to get it."""
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    colour = Screen.of_stdout().has_colour
     width = max(len(finding.name) for finding in findings)
     lines: list[str] = []
     for finding in findings:

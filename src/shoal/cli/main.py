@@ -70,6 +70,10 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(prog=prog, description=description, formatter_class=_Formatter, allow_abbrev=False)
 
+    def print_help(self, file: object = None) -> None:
+        """As any other answer: argparse would not tell where it cannot be written."""
+        present(Outcome(text=self.format_help()), as_json=False)
+
     def error(self, message: str) -> NoReturn:
         raise CommandError(f"{message} (try '{self.prog} --help')")
 
@@ -80,9 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _fill_standard_descriptors()
     try:
         return _dispatch(words)
-    except BrokenPipeError:
-        # Whoever read our stdout has gone. Point it elsewhere, or the interpreter complains when it flushes on the way out.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except BrokenPipeError:  # whoever read our stdout has gone
         return 141
     except KeyboardInterrupt:
         return 130

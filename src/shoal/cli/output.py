@@ -118,14 +118,16 @@ def present(outcome: Outcome, as_json: bool) -> None:
 def say(text: str) -> None:
     """A line of an answer on stdout, now: for verbs that know one part of it before the others.
 
+    Past Python's buffer, which would be written once more on the way out; what the encoding lacks is spelled out.
+
     Raises:
         BrokenPipeError: nobody reads. CommandError: it cannot be written; has it where it is short, such as the number of a new domain.
     """
-    if sys.stdout is None:  # 1 was closed
-        return
+    from shoal.cli.reader import write  # only who answers pays for it
+
+    encoding = "utf-8" if sys.stdout is None else sys.stdout.encoding  # None when 1 was closed
     try:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+        write((text + "\n").encode(encoding, "backslashreplace"))
     except BrokenPipeError:
         raise
     except OSError as error:

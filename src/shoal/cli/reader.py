@@ -23,6 +23,9 @@ def write(data: bytes) -> None:
             poll = select.poll()
             poll.register(1, select.POLLOUT)
             poll.poll()
+        except OSError as error:
+            error.filename = "stdout"  # for whoever tells of it
+            raise
 
 
 class ReaderWatched:
