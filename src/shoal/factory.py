@@ -62,7 +62,7 @@ class WaitingProcess:
             self.give_up()
             return None
         process._begin()
-        self._socket = OwnedFd(-1)
+        self._socket.close()
         return process
 
     @property
@@ -73,14 +73,14 @@ class WaitingProcess:
 
     def give_up(self) -> None:
         """End it and its cell; the rest is the reaper's."""
-        self._socket = OwnedFd(-1)  # which ends it, too, where we may not signal it any more
+        self._socket.close()  # which ends it, too, where we may not signal it any more
         with suppress(OSError):
             self._process.kill_cell()
         self._process.close()
 
     def end(self) -> None:
         """The same, and wait until they are gone."""
-        self._socket = OwnedFd(-1)
+        self._socket.close()
         with suppress(OSError):
             self._process.end_cell(END_S)
         self._process.close()
@@ -88,7 +88,7 @@ class WaitingProcess:
     def forget(self) -> None:
         """After os.fork() in the child: it is the parent's."""
         self._process._forget()
-        self._socket = OwnedFd(-1)
+        self._socket.close()
 
 
 class Factory:

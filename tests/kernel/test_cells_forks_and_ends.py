@@ -230,7 +230,6 @@ answer([set(launched) == {-9}, [os.waitpid(pid, 0)[1] for pid in forks] == [0] *
     assert script(text) == [True, True]
 
 
-@broken("a descriptor that another thread is closing at the moment of the fork stays open in the child", always=False)
 def test_forks_while_threads_launch_have_no_descriptor_that_leads_to_a_cell(script):
     found, _ = script(FORKED + WHILE_THREADS_LAUNCH, 60, "count_sockets_to_cells()")
     assert found == [0] * 60

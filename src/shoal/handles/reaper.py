@@ -31,6 +31,7 @@ from typing import Protocol
 
 from shoal import _native
 from shoal.handles.deadline import Deadline, Wait, Waits, is_ready, wait_here
+from shoal.handles.forks import held_over_forks
 
 Ended = tuple[int, int, int, float, float, int]
 """How a process ended, as `_native.wait()` tells it."""
@@ -268,9 +269,19 @@ class OwnedFd:
 
     def __del__(self) -> None:
         # `os` is looked up late and may be gone when the interpreter is shutting down; the kernel closes it then.
-        if (fd := getattr(self, "fd", -1)) >= 0 and os is not None:
-            self.fd = -1  # whoever still sees this object shall not take the number for its own
-            os.close(fd)
+        if getattr(self, "fd", -1) >= 0 and os is not None:
+            self.close()
+
+    def close(self) -> None:
+        """Close it now. In a process that another thread forks at this moment it is closed, too, or still in this object."""
+        with _closing:
+            fd, self.fd = self.fd, -1  # whoever still sees this object shall not take the number for its own
+            if fd >= 0:
+                os.close(fd)
+
+
+_closing = held_over_forks()
+"""Or a process forked by another thread while a descriptor is being closed would have it, and nothing that closes it."""
 
 
 def reap(pidfd: int) -> bool:
