@@ -13,8 +13,8 @@ from shoal.manager.errors import ManagerError
 
 def runtime_directory() -> str:
     """Where sockets are, of this user: $XDG_RUNTIME_DIR/shoal, or the like where there is none."""
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    return os.path.join(base, "shoal") if base else f"/tmp/shoal-{os.geteuid()}"
+    base = os.environ.get("XDG_RUNTIME_DIR", "")
+    return os.path.join(base, "shoal") if os.path.isabs(base) else f"/tmp/shoal-{os.geteuid()}"  # the XDG specification has others ignored
 
 
 def state_directory() -> str:
@@ -22,7 +22,9 @@ def state_directory() -> str:
     given = os.environ.get("SHOAL_STATE_DIR")
     if given:
         return os.path.abspath(given)
-    base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    base = os.environ.get("XDG_STATE_HOME", "")
+    if not os.path.isabs(base):
+        base = os.path.expanduser("~/.local/state")
     return os.path.join(base, "shoal")
 
 
