@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from shoal.handles.mount import Bind, Contents, MountSource
 from shoal.startup_table import StartupHandle, StartupTable
+from shoal.status import on_one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,12 +309,12 @@ class Plan:
     def __str__(self) -> str:
         import shlex  # only who prints a plan pays for it
 
+        script = self.program.interpreter_for
         lines = [
-            f"program      {self.program.label}"
-            + (f", for the script {self.program.interpreter_for}" if self.program.interpreter_for else ""),
-            f"arguments    {shlex.join(_text(arg) for arg in self.argv)}",
-            f"name         {self.name}",
-            f"world        {self._world}",
+            _line("program", self.program.label + (f", for the script {script}" if script else "")),
+            _line("arguments", shlex.join(_text(arg) for arg in self.argv)),
+            _line("name", self.name),
+            _line("world", self._world),
         ]
         if self.held:
             lines += _listing("files", [str(rule) for rule in self._rules], "none can be opened")
@@ -326,7 +327,7 @@ class Plan:
             "handed over": "the one handed over at /svc/net",
             "closed": "none: no socket can be made or connected",
         }
-        lines.append(f"network      {networks[self.network]}")
+        lines.append(_line("network", networks[self.network]))
         lines += _listing("descriptors", [f"{item.target:<4} {item.label}" for item in self.descriptors], "none: 0, 1 and 2 are /dev/null")
         lines += _listing(
             "handles",
@@ -334,8 +335,8 @@ class Plan:
             "none",
         )
         lines += _listing("environment", [_text(item) for item in self.environ], "empty")
-        lines.append(f"directory    {_text(self.cwd) if self.cwd else _CALLERS}")
-        lines.append(f"job          {self.job.label}")
+        lines.append(_line("directory", _text(self.cwd) if self.cwd else _CALLERS))
+        lines.append(_line("job", self.job.label))
         lines += _listing("confinement", list(self.protections), "none: it may do what the caller may")
         return "\n".join(lines)
 
@@ -361,7 +362,10 @@ def _mount_line(mount: Mount) -> str:
     return f"{mount.where}  {'rw' if mount.source.writable else 'ro'}  {mount.source}  ({mount.origin})"
 
 
+def _line(title: str, item: str) -> str:
+    return f"{title:<12} {on_one_line(item)}"  # what is in a path must not look like another line
+
+
 def _listing(title: str, items: list[str], nothing: str) -> list[str]:
-    if not items:
-        return [f"{title:<12} {nothing}"]
-    return [f"{title:<12} {items[0]}", *(f"{'':<12} {item}" for item in items[1:])]
+    first, *rest = items or [nothing]
+    return [_line(title, first), *(_line("", item) for item in rest)]

@@ -141,6 +141,13 @@ _FROM_ERRNO = {
 }
 
 
+def on_one_line(text: str) -> str:
+    """`text` as a terminal can show it: a path may hold anything, and control characters and undecodable bytes are spelled out."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 class ShoalError(Exception):
     """Base of every error that is shoal's own."""
 
@@ -172,10 +179,7 @@ class SpawnError(ShoalError, OSError):
     def __str__(self) -> str:
         tail = f": {self.status.name} ({os.strerror(self.errno or 0)}, while in {self.stage.value})"
         room = MESSAGE_BYTES - len(tail.encode())
-        text = self.detail
-        if not text.isprintable():  # a path may hold anything; the message stays one line that a terminal can show
-            text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-        detail = text.encode("utf-8", "backslashreplace")
+        detail = on_one_line(self.detail).encode("utf-8", "backslashreplace")
         if len(detail) > room:
             detail = detail[: room - 3] + b"..."
         return detail.decode("utf-8", "ignore") + tail

@@ -625,6 +625,18 @@ def test_explain_prints_everything_and_starts_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_explain_has_a_line_for_each_thing_whatever_its_name(tmp_path: Path) -> None:
+    odd = os.fsencode(tmp_path) + b"/a\n             /etc  rw\x1b[2J\xff"
+    os.makedirs(odd)
+    done = shoal("run", "--explain", "--ro", odd, "--env", "A=b\nC=d", "--cwd", odd, "--name", "x\ny", "--", "true", "e\nf")
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout
+    shown = f"{tmp_path}/a\\n             /etc  rw\\x1b[2J\\udcff"
+    lines = done.stdout.splitlines()
+    assert any(line.split("  ", 1)[1].strip().startswith(f"{shown}  ro  directory {shown}  (") for line in lines)
+    assert {"arguments    true 'e\\nf'", "name         x\\ny", "             A=b\\nC=d", f"directory    {shown}"} <= set(lines)
+
+
 def test_explain_can_be_read_by_programs() -> None:
     done = shoal("run", "--explain", "--json", "--tmpfs", "/x", "--", "sh", "-c", "true")
     plan = json.loads(done.stdout)
