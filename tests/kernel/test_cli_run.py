@@ -589,6 +589,12 @@ def test_a_missing_command_is_named_with_the_grant_that_helps() -> None:
     assert done.stderr.splitlines()[-1] == "shoal: hint: the command ls is not visible to the program; add --ro /usr"
 
 
+def test_a_command_that_the_shell_has_itself_is_not_what_is_missing() -> None:
+    done = sh("echo begun; [ -n x ] && ls /usr")
+    assert (done.returncode, done.stdout) == (127, "begun\n")
+    assert done.stderr.splitlines()[-1] == "shoal: hint: the command ls is not visible to the program; add --ro /usr"
+
+
 def test_a_missing_interpreter_is_named_with_the_grant_that_helps(tmp_path: Path) -> None:
     (tmp_path / "tool").write_text("#!/usr/bin/env bash\necho hi\n")
     (tmp_path / "tool").chmod(0o755)

@@ -23,6 +23,8 @@ _ABSOLUTE = re.compile(r"(?<![\w./~$}:-])(/(?:[\w.@%+,~-]+/?)+)|(?<=-[A-Z])(/(?:
 _TOKEN = re.compile(r"[^\s;|&<>()`'\"=,:]+")
 _URL = re.compile(r"\b(?:https?|ftp|ssh|git|wss?)://|^[\w.-]+@[\w.-]+:", re.IGNORECASE)
 _SHELLS = re.compile(r"(?:ba|da|z|k|a|fi)?sh")
+_BUILT_IN = frozenset(("[", "echo", "false", "kill", "printf", "pwd", "test", "true"))
+"""What every shell has itself, so that the file of that name is not what it misses."""
 _PYTHON = re.compile(r"(?:python|pypy)[\d.]*t?")
 
 _SCRIPTS_READ = 3
@@ -278,9 +280,10 @@ def _commands(run: Run) -> Iterator[Hint]:
     """127 and 126 are how shells, env and their like say that a command was not there."""
     if run.exit_code not in (_COMMAND_NOT_FOUND, _COMMAND_REFUSED):
         return
+    is_shell = _SHELLS.fullmatch(os.path.basename(_executable(run)))
     for word in run.args:
         for token in dict.fromkeys(_TOKEN.findall(word)):
-            if "/" in token or token.startswith("-"):
+            if "/" in token or token.startswith("-") or (is_shell and token in _BUILT_IN):
                 continue
             host = find_on_path(token, run.search)
             if host and not can_run(run, token):
