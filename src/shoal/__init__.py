@@ -6,6 +6,11 @@ subprocess call. Everything public is here; the modules below are for reading.
 
 from typing import TYPE_CHECKING
 
+try:
+    import shoal._native  # noqa: F401  # what is below needs it, and would tell of a circular import
+except ImportError as error:
+    what = f"the C core of shoal cannot be loaded from {__path__[0]} ({error}); shoal has to be installed with pip, and not in an archive"
+    raise ImportError(what, name=error.name) from error
 from shoal import startup as startup
 from shoal.actions import Action as Action
 from shoal.actions import AddHandle as AddHandle

@@ -204,8 +204,10 @@ with SandboxExecutor(max_workers=2, warm=1) as ex:
     )
 
 
-def test_a_missing_library_names_the_extra():
-    code = "import sys; sys.modules['cloudpickle'] = None\nimport shoal\ntry: shoal.SandboxExecutor()\nexcept ImportError as e: print(e)"
+@pytest.mark.parametrize("name", ["SandboxExecutor", "AsyncSandboxExecutor"])
+@pytest.mark.parametrize("missing", ["cloudpickle", "msgpack"])
+def test_a_missing_library_names_the_extra(missing, name):
+    code = f"import sys; sys.modules[{missing!r}] = None\nimport shoal\ntry: shoal.{name}()\nexcept ImportError as e: print(e)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pip install 'shoal[executor]'" in done.stdout
 

@@ -23,7 +23,6 @@ from shoal.copy_numbers import COMM
 from shoal.executor.arguments import Arguments
 from shoal.executor.call import Call, Progress
 from shoal.executor.engine import Engine
-from shoal.executor.inside import run_source
 from shoal.executor.limits import Limits
 from shoal.executor.progress import Bar
 from shoal.executor.visible import PLACE, interpreter_grants, visible_path
@@ -179,6 +178,8 @@ class SandboxExecutor(Executor):
         if isinstance(outputs, str):
             raise TypeError("outputs has to be a list of names")
         wanted = None if outputs is None else list(outputs)
+        from shoal.executor.inside import run_source  # it takes libraries whose absence is told above
+
         payload = self._arguments.pickled_source(run_source, source, given, wanted)
         return self._enqueue(name, payload, None)
 
