@@ -38,7 +38,12 @@ CASES = [
     ("shoal spawn my-own-program some-fi", ["some-file"]),
     ("shoal exec we", ["web"]),
     ("shoal exec --cwd /tmp we", ["web"]),
+    ("shoal exec w", ["web"]),
     ("shoal exec web my-own-pro", ["my-own-program"]),
+    ("shoal exec -e A=b web -- my-own-pro", ["my-own-program"]),
+    ("shoal exec web my-own-program some-fi", ["some-file"]),
+    ("shoal manager start --co", ["--cores"]),
+    ("shoal manager spawnd --ad", ["--address"]),
     ("shoal nothing ", []),
 ]
 

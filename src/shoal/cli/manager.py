@@ -34,9 +34,6 @@ shoal manager run       be the manager, until SIGTERM; for the unit
 shoal manager spawnd    be the spawn daemon of the cores in --cores, until SIGTERM: what is started there has its limits and its cgroup,
                         and runs on when it ends
 
---cores 0,2-3   of `start` and `run`: those that the manager serves itself, from now on; at first that is all of them. none: none
---address PATH  of `spawnd`: where it listens; otherwise beside the manager's socket
-
 Its state is in $SHOAL_STATE_DIR, else in $XDG_STATE_HOME/shoal (~/.local/state/shoal). Another directory is another manager.
 
 exit codes      0; 3 when `status` finds none; 125 when it cannot be started, stopped or reached.
@@ -74,8 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "shoal manager start | stop | status | unit | run | spawnd [--cores LIST] [--address PATH] [--json]"
     parser.epilog = _NOTES
     parser.add_argument("action", choices=tuple(_ACTIONS), metavar="start|stop|status|unit|run|spawnd", help=argparse.SUPPRESS)
-    parser.add_argument("--cores", metavar="LIST", help=argparse.SUPPRESS)
-    parser.add_argument("--address", metavar="PATH", help=argparse.SUPPRESS)
+    cores = "of start, run: those the manager serves itself, 0,2-3 or none, from now on; at first all. Of spawnd: its own"
+    parser.add_argument("--cores", metavar="LIST", help=cores)
+    parser.add_argument("--address", metavar="PATH", help="of spawnd: where it listens; otherwise beside the manager's socket")
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
 
 

@@ -249,16 +249,21 @@ function __shoal_listed # what shoal lists of a kind
     command $words[1] completion --list $argv[1] 2>/dev/null
 end
 
-function __shoal_program # with a verb's options that take a value: how the program's own line can go on
+function __shoal_program # with how many operands precede it, and the options that take a value: how the program's own line can go on
     set -l words (commandline -opc) (commandline -ct)
+    set -l left $argv[1]
     set -l at 3
-    while test $at -lt (count $words); and string match -q -- '-*' $words[$at]
+    while test $at -lt (count $words)
         set -l word $words[$at]
+        if not string match -q -- '-*' $word
+            test $left -eq 0; and break
+            set left (math $left - 1)
+        end
         set at (math $at + 1)
-        test "$word" = --; and break
-        contains -- $word $argv; and set at (math $at + 1)
+        test "$word" = --; and test $left -eq 0; and break
+        contains -- $word $argv[2..-1]; and set at (math $at + 1)
     end
-    test $at -le (count $words); or return # an option's value is being typed
+    test $left -eq 0; and test $at -le (count $words); or return # something else is being typed
     set -l before
     test $at -lt (count $words); and set before (string escape -- $words[$at..-2])
     test (count $before) -eq 0; and string match -q -- '-*' $words[-1]; and return
@@ -303,7 +308,7 @@ def _fish_operand(command: Command, operand: Operand, here: str) -> list[str]:
         here = f"complete -c shoal -n '__shoal_verb {command.verb}; and __shoal_without {said}'"
     if operand.kind == "command":
         valued = " ".join(flag for option in command.options if option.takes for flag in option.flags)
-        return [f"{here} -a {_fish_quoted(f'(__shoal_program {valued})')}"]
+        return [f"{here} -a {_fish_quoted(f'(__shoal_program {command.operands.index(operand)} {valued})')}"]
     return [f"{here} -a {_fish_quoted(_fish_words(operand))}"]
 
 
