@@ -238,6 +238,17 @@ def test_a_closed_standard_descriptor_is_dev_null_inside(closed: str, tmp_path: 
     assert (tmp_path / "f").read_text() == "fine\n"
 
 
+@pytest.mark.parametrize("option", ["--ro", "--rw"])
+@pytest.mark.parametrize("source", [".", "etc", "..", ".:/x"])
+def test_in_a_directory_that_has_been_removed_no_relative_path_means_anything(option: str, source: str, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    line = f"rmdir {here}; {' '.join(COMMAND)} run {option} {source} -- ls /; {' '.join(COMMAND)} run --ro / -- sh -c 'pwd; exit 3'"
+    done = subprocess.run(["sh", "-c", line], cwd=here, env=ENVIRON, capture_output=True, text=True, check=False)
+    assert done.stderr.startswith(f"shoal: {option} {source}: {source.removesuffix(':/x')}: No such file or directory")
+    assert (done.returncode, done.stdout) == (3, "/\n")
+
+
 def test_the_name_is_shown_by_ps() -> None:
     assert sh("read x < /proc/self/comm; echo $x", "--name", "renamed").stdout == "renamed\n"
 

@@ -49,12 +49,15 @@ class Program(NamedTuple):
         return self.directives[-1].interpreter if self.directives else self.path
 
 
+_REMOVED = "/(removed)"
+
+
 def current_directory() -> str:
-    """The caller's; "/" where it has been removed."""
+    """The caller's. Where it has been removed: a name that nothing has, so that no relative path leads from there to anything."""
     try:
         return os.getcwd()
     except FileNotFoundError:
-        return "/"
+        return _REMOVED
 
 
 def find_program(name: str, search: str, cwd: str) -> Program:
