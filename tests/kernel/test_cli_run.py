@@ -606,6 +606,15 @@ def test_a_command_that_the_shell_has_itself_is_not_what_is_missing() -> None:
     assert done.stderr.splitlines()[-1] == "shoal: hint: the command ls is not visible to the program; add --ro /usr"
 
 
+@needs("user namespaces for ordinary users")
+@needs("unshare and setpriv (Debian package util-linux)")
+def test_a_program_on_a_file_system_without_programs_is_refused_with_that(tmp_path: Path) -> None:
+    script = f"mount -t tmpfs -o noexec none {tmp_path}; cp /bin/true {tmp_path}; exec {' '.join(COMMAND)} run {tmp_path}/true"
+    words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec", script]
+    done = subprocess.run(words, env=ENVIRON, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (126, f"shoal: {tmp_path}/true: is on a file system that is mounted noexec\n")
+
+
 def test_a_missing_interpreter_is_named_with_the_grant_that_helps(tmp_path: Path) -> None:
     (tmp_path / "tool").write_text("#!/usr/bin/env bash\necho hi\n")
     (tmp_path / "tool").chmod(0o755)

@@ -151,6 +151,8 @@ def _look(path: str) -> FileIdentity | str:
     if not stat.S_ISREG(found.st_mode):
         return "is not a regular file"
     if not os.access(path, os.X_OK):
+        if os.statvfs(path).f_flag & os.ST_NOEXEC:
+            return "is on a file system that is mounted noexec"
         return "is not executable (chmod +x makes it so)"
     return FileIdentity.of(found)
 
