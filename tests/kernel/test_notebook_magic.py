@@ -166,6 +166,7 @@ MISTAKES = {
     "%shoal --box notebook_number true": "--box notebook_number: that is a int, and has to be a shoal.Sandbox",
     "%shoal --box b --profile python true": "--box and --profile: it can begin with one of them only",
     "%shoal --out 1x true": "--out 1x: that cannot be the name of a variable",
+    "%shoal --out class true": "--out class: that cannot be the name of a variable",
     "%shoal --in nothing cat": "--in nothing: there is no variable of that name",
     "%shoal --in notebook_number cat": "--in notebook_number: what is read has to be text or bytes, not int",
     "%shoal 'open": "No closing quotation",

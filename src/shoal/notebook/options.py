@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import keyword
 import os
 import shlex
 import sys
@@ -126,7 +127,7 @@ def read_line(line: str, variables: Mapping[str, Any], *, has_cell: bool) -> Ask
         raise RequestError(f"--in {args.given}: the cell is what {command[0]} reads")
     for option in ("out", "given"):
         name = getattr(args, option)
-        if name is not None and not name.isidentifier():
+        if name is not None and (not name.isidentifier() or keyword.iskeyword(name)):
             raise RequestError(f"--{'in' if option == 'given' else option} {name}: that cannot be the name of a variable")
     if args.given is not None:
         _text_or_bytes(_variable(args.given, "--in", variables), args.given)
