@@ -44,6 +44,18 @@ def test_a_program_runs_with_only_itself_and_its_libraries(world):
     world.assert_unchanged()
 
 
+def test_a_script_for_a_script_has_all_that_interpret_it(tmp_path):
+    last, middle, top = tmp_path / "last", tmp_path / "middle", tmp_path / "top"
+    last.write_text('#!/bin/sh\necho "$@"\n')
+    middle.write_text(f"#!{last} b\n")
+    top.write_text(f"#!{middle} c\n")
+    for path in (last, middle, top):
+        path.chmod(0o755)
+    for _ in range(4):
+        done = shoal.run([top, "d"], capture_output=True, text=True)
+        assert (done.stdout, done.stderr) == (f"b {middle} c {top} d\n", "")
+
+
 def test_it_sees_what_it_was_given_and_nothing_else():
     done = sh("cd / && ls -d * && echo -- && ls /etc 2>&1; echo --; env")
     files, etc, variables = done.stdout.split("--\n")

@@ -139,11 +139,12 @@ def check_dest(dest: str, option: str) -> str:
 # --- laid out ---------------------------------------------------------------------------------------
 
 
-def lay_out(asked: Iterable[Grant], *, program: str, network: bool, tmp: bool = True) -> tuple[Grant, ...]:
+def lay_out(asked: Iterable[Grant], *, program: str, scripts: Sequence[str] = (), network: bool, tmp: bool = True) -> tuple[Grant, ...]:
     """All grants of one run, each place once, parents before what lies inside them.
 
-    Besides what was asked for there are a private /tmp (with `tmp`), /proc, a minimal /dev, the program itself at its own path, with a
-    network the files of NETWORK_FILES, and /bin, /lib... where the host has them as links into a directory that is granted.
+    Besides what was asked for there are a private /tmp (with `tmp`), /proc, a minimal /dev, the program itself and the `scripts` it is
+    a script for at their own paths, with a network the files of NETWORK_FILES, and /bin, /lib... where the host has them as links into
+    a directory that is granted.
 
     Raises:
         RequestError: one place is asked for twice with different contents.
@@ -162,7 +163,7 @@ def lay_out(asked: Iterable[Grant], *, program: str, network: bool, tmp: bool = 
         places.setdefault(grant.dest, grant)
     for grant in places.values():
         _check_place(grant, places)
-    for path in [program, *(NETWORK_FILES if network else ())]:
+    for path in [program, *scripts, *(NETWORK_FILES if network else ())]:
         if os.path.exists(path) and View(tuple(places.values())).missing(path) is not None:
             grant = Grant(Kind.PATH, path, os.path.realpath(path), asked=False)
             if _place(grant, places) is None or os.path.lexists(_place(grant, places) or ""):

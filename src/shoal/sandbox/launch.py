@@ -417,7 +417,7 @@ class Boxed:
         asked = [*(grant for grant in own if grant.dest not in taken), *more]
         if isinstance(box.tmp, int | str) and not isinstance(box.tmp, bool) and all(grant.dest != "/tmp" for grant in asked):
             asked.append(Grant(Kind.TMPFS, "/tmp", writable=True, size=str(parse_size(box.tmp))))
-        return lay_out(asked, program=program.path, network=box.network == "host", tmp=box.tmp is not False)
+        return lay_out(asked, program=program.path, scripts=program.between, network=box.network == "host", tmp=box.tmp is not False)
 
     def _named(self, host_cwd: str) -> list[str]:
         named = []

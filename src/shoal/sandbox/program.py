@@ -44,6 +44,11 @@ class Program(NamedTuple):
         return self.path if self.is_script else self.name
 
     @property
+    def between(self) -> tuple[str, ...]:
+        """The scripts that it is a script for: the last interpreter reads them, so they have to be there."""
+        return tuple(_tidy(directive.interpreter) for directive in self.directives[:-1] if directive.interpreter.startswith("/"))
+
+    @property
     def executes(self) -> str:
         """The path of the ELF file that really runs."""
         return self.directives[-1].interpreter if self.directives else self.path
