@@ -58,6 +58,15 @@ def test_dev_tty_is_the_private_terminal() -> None:
         assert user.until_end()[0] == 0
 
 
+@pytest.mark.parametrize("options", [[], ["--ro", "/"], ["--device", "pts"]], ids=" ".join)
+def test_its_terminal_has_a_name_by_which_it_can_be_opened(options: list[str]) -> None:
+    with at_terminal('tty && name=$(tty) && exec <&- && read x <"$name" && echo got $x', *options) as user:
+        user.expect("/dev/console")
+        user.type("word\n")
+        user.expect("got word")
+        assert user.until_end()[0] == 0
+
+
 def test_keys_are_echoed_and_edited_once() -> None:
     with at_terminal("echo ready; read x; echo [$x]") as user:
         user.expect("ready")

@@ -26,7 +26,7 @@ from shoal.entries import held_in_place
 from shoal.environment import encode_environ
 from shoal.flags import SpawnFlags
 from shoal.handles import reaper
-from shoal.handles.directory import DEVICES
+from shoal.handles.directory import DEVICES, Directory
 from shoal.handles.job import Job
 from shoal.handles.keeper import Strings
 from shoal.handles.made import empty_mounts
@@ -62,6 +62,7 @@ KEPT = 64
 """Programs remembered for one box; the one used longest ago goes first."""
 
 _FLAGS = SpawnFlags.DEFAULT_LDSVC
+_CONSOLE = "/dev/console"
 _STARTUP = VARIABLE.encode() + b"="
 
 Identity = tuple[int, ...]
@@ -346,6 +347,7 @@ class Boxed:
         view = View(grants)
         cwd = working_directory(self.box.cwd, view, order.host_cwd)
         actions: list[Action] = list(make_entries(grants, view, stack, self._devices(), own_user=self._confinement.own_user))
+        actions += _console(order.terminal, grants, self._devices(), stack)
         network = self.box.network
         if network == "host":
             actions.append(AddNsEntry("/svc/net", stack.enter_context(NetNs.host())))
@@ -425,6 +427,17 @@ class Boxed:
             paths = what.values() if isinstance(what, Mapping) else what
             named += [os.path.join(host_cwd, os.fsdecode(path)) for path in paths]
         return named
+
+
+def _console(terminal: int | None, grants: Sequence[Grant], devices: Sequence[str], stack: ExitStack) -> list[Action]:
+    """The terminal by the name it can have in there: its own is in a file system of terminals that the program does not see. ttyname(3)."""
+    if terminal is None or "console" in devices or any(grant.dest == _CONSOLE for grant in grants):
+        return []
+    try:
+        node = Directory.file(os.ttyname(terminal), writable=True)
+    except OSError:  # where we do not see it either
+        return []
+    return [AddNsEntry(_CONSOLE, stack.enter_context(node), nested=True)]
 
 
 def _grants(what: Sequence[StrOrBytesPath] | Mapping[str, StrOrBytesPath], host_cwd: str, *, writable: bool) -> list[Grant]:
