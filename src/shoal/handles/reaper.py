@@ -268,8 +268,8 @@ class OwnedFd:
         self.fd = fd
 
     def __del__(self) -> None:
-        # `os` is looked up late and may be gone when the interpreter is shutting down; the kernel closes it then.
-        if getattr(self, "fd", -1) >= 0 and os is not None:
+        # Both are looked up late and may be gone when the interpreter is shutting down; the kernel closes it then.
+        if getattr(self, "fd", -1) >= 0 and os is not None and _closing is not None:
             self.close()
 
     def close(self) -> None:
