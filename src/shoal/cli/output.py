@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final, Literal, NamedTuple
 
 from shoal.sandbox.errors import NOT_EXECUTABLE, NOT_FOUND, SHOAL_FAILED, RequestError
-from shoal.status import SpawnError, Stage, Status
+from shoal.status import SpawnError, Stage, Status, on_one_line
 
 TIMED_OUT = 124
 """Exit code that is shoal's own, as timeout(1) has it. See sandbox/errors.py for the others; everything else is the program's."""
@@ -62,10 +62,7 @@ def _without_secrets(data: object) -> object:
 
 def printable(text: str) -> str:
     """`text` on one line, with control characters and undecodable bytes spelled out, and without secrets."""
-    text = hidden(text)
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return on_one_line(hidden(text))
 
 
 def complain(message: str, patience_s: float | None = None) -> None:

@@ -8,6 +8,7 @@ import sys
 from typing import TextIO
 
 from shoal.sandbox.result import Result
+from shoal.status import on_one_line
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _SHOWN_REFUSALS = 3
@@ -72,7 +73,7 @@ def sentence(name: str, result: Result, hidden_bytes: int = 0) -> str:
     if result.denied:
         more = f" and {len(result.denied) - _SHOWN_REFUSALS} more" if len(result.denied) > _SHOWN_REFUSALS else ""
         text += f"; denied: {', '.join(map(str, result.denied[:_SHOWN_REFUSALS]))}{more}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return on_one_line(text)
 
 
 def size(count: float) -> str:

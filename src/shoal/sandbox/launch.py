@@ -346,8 +346,9 @@ class Boxed:
         grants = self.grants(order.program, order.host_cwd) if order.grants is None else order.grants
         view = View(grants)
         cwd = working_directory(self.box.cwd, view, order.host_cwd)
-        actions: list[Action] = list(make_entries(grants, view, stack, self._devices(), own_user=self._confinement.own_user))
-        actions += _console(order.terminal, grants, self._devices(), stack)
+        devices = self._devices()
+        actions: list[Action] = list(make_entries(grants, view, stack, devices, own_user=self._confinement.own_user))
+        actions += _console(order.terminal, grants, devices, stack)
         network = self.box.network
         if network == "host":
             actions.append(AddNsEntry("/svc/net", stack.enter_context(NetNs.host())))

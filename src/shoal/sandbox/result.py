@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from shoal.status import ShoalError
+from shoal.status import ShoalError, on_one_line
 
 if TYPE_CHECKING:  # loaded only where something has ended badly
     from shoal.sandbox.denied import Denied
@@ -203,7 +203,7 @@ class Result(subprocess.CompletedProcess[Any]):
         status = "XX" if reason == "setup_failed" else "TO" if reason in _TIMED_OUT else "SG" if code < 0 else "RE" if code else ""
         if status:
             # Readers tell the two time limits apart by the word "wall" in the message.
-            pairs += [("status", status), ("message", _one_line(self.summary))]
+            pairs += [("status", status), ("message", on_one_line(self.summary))]
         return "".join(f"{key}:{value}\n" for key, value in pairs)
 
     def __repr__(self) -> str:
@@ -234,11 +234,11 @@ class RunError(ShoalError, subprocess.CalledProcessError):
         return self.result.reason
 
     def __str__(self) -> str:
-        text = f"command {_brief_command(self.cmd)} {_one_line(self.result.summary)}"
+        text = f"command {_brief_command(self.cmd)} {on_one_line(self.result.summary)}"
         denied = self.result.denied
         if denied:
             more = f" and {len(denied) - _SHOWN_REFUSALS} more" if len(denied) > _SHOWN_REFUSALS else ""
-            text += f"; denied: {', '.join(_one_line(str(what)) for what in denied[:_SHOWN_REFUSALS])}{more}"
+            text += f"; denied: {', '.join(on_one_line(str(what)) for what in denied[:_SHOWN_REFUSALS])}{more}"
         return text
 
 
@@ -276,10 +276,6 @@ def _json_text(value: str | bytes | None) -> str | None:
     except UnicodeEncodeError:
         data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
     return data.decode("utf-8", "backslashreplace")
-
-
-def _one_line(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def _brief(value: str | bytes) -> str:

@@ -15,6 +15,7 @@ from shoal.manager.capabilities.files import all_mounts, granted_as, is_within
 from shoal.manager.capabilities.granted import HIDDEN, Granted, GrantedDescriptor, GrantedMount
 from shoal.manager.capabilities.mounts import MountPoint, holder
 from shoal.manager.capabilities.observed import Observed, ObservedJob, ObservedProcess, OpenDescriptor
+from shoal.status import on_one_line
 
 if TYPE_CHECKING:
     from shoal.manager.capabilities.view import Capabilities
@@ -57,7 +58,7 @@ def tree(capabilities: Capabilities, *, colour: bool = False, ascii_only: bool =
 
 def shown(value: str) -> str:
     """Text from elsewhere on one line, and not too long."""
-    plain = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in value)
+    plain = on_one_line(value)
     return plain if len(plain) <= _LONGEST else plain[: _LONGEST - 3] + "..."
 
 
