@@ -48,6 +48,8 @@ FDS_MOST, STRINGS_MOST, BYTES_MOST = 253, 4096, 65000
 """What a message can hold: src/native/request.h."""
 PATIENCE_S = 0.1
 """How long a launch waits for a cell that is being made; it would make one itself in less."""
+LEAVING_S = 0.1
+"""How long a thread that has ended may take to be gone."""
 
 
 @dataclass(slots=True, eq=False)
@@ -208,7 +210,7 @@ class _Pool:
             threads = self._end_threads()
         if not interrupts:  # else they may be waiting for what this thread does when the handler returns
             for thread in threads:
-                thread.join()
+                _see_off(thread)
         self._lock.acquire()
 
     def _is_in_here(self) -> bool:
@@ -415,6 +417,14 @@ class _Pool:
             if now - shelf.seen >= IDLE_S and not shelf.starting and not shelf.awaited:
                 self._retire(shelf)
                 del self._shelves[shelf.recipe]
+
+
+def _see_off(thread: threading.Thread) -> None:
+    """Wait until a thread that ends has left the kernel, too: before Python 3.13 join() is earlier, and a fork would still count it."""
+    thread.join()
+    last = time.monotonic() + LEAVING_S  # another one may have its number by now
+    while os.path.exists(f"/proc/self/task/{thread.native_id}") and time.monotonic() < last:
+        os.sched_yield()
 
 
 def launch_warm(recipe: Recipe, fds: Sequence[int], argv: Strings, environ: Strings) -> Process | None:
