@@ -30,7 +30,7 @@ Sizes are bytes, or text such as `"512M"`; durations are seconds, or text such a
 FIRST = (
     "shoal.sandbox.run",
     "shoal.sandbox.box",
-    "shoal.spawn",
+    "shoal.spawning",
     "shoal.flags",
     "shoal.actions",
     "shoal.handles",

@@ -24,7 +24,7 @@ from shoal.handles.base import Rights
 from shoal.handles.cgroup_marks import Creator
 from shoal.handles.job import TREE_HEIGHT, Job
 from shoal.handles.job_arguments import CONDITIONS
-from shoal.spawn import spawn
+from shoal.spawning import spawn
 from shoal.status import (
     AccessDeniedError,
     AlreadyExistsError,

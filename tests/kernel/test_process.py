@@ -24,7 +24,7 @@ from shoal.handles import reaper
 from shoal.handles.base import Rights
 from shoal.handles.process import Process, ProcessInfo
 from shoal.handles.reaper import Keeper
-from shoal.spawn import spawn
+from shoal.spawning import spawn
 from shoal.status import AccessDeniedError, BadHandleError, BadStateError, InvalidArgsError, Status, WrongTypeError
 
 

@@ -627,7 +627,7 @@ def test_another_processor_is_told_which_there_are() -> None:
 
 def test_a_process_with_a_kept_filter_loads_nothing_costly() -> None:
     code = (
-        "import sys, shoal, shoal.sandbox\n"
+        "import sys, shoal.spawning, shoal.sandbox\n"
         "before = set(sys.modules)\n"
         "from shoal.sandbox.seccomp import filter_for\n"
         "filter_for('default')\n"

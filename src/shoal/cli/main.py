@@ -7,6 +7,7 @@ then: `shoal run` must add little to the time the program itself takes.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
 import sys
@@ -111,6 +112,8 @@ def _dispatch(words: list[str]) -> int:
         raise CommandError(f"no verb {verb!r}; there are: {', '.join(VERBS)}")
     module = module_of(verb)
     args = _parse(parser_of(verb, module), words[1:])
+    gc.freeze()  # what is loaded stays; what the verb makes is looked after, since some run for weeks
+    gc.enable()
     outcome = module.run(args)
     present(outcome, as_json=getattr(args, "json", False))
     return outcome.code

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shoal import first_use
+
 if TYPE_CHECKING:
     from shoal.executor.aio import AsyncSandboxExecutor as AsyncSandboxExecutor
     from shoal.executor.call import Call as Call
@@ -19,27 +21,22 @@ if TYPE_CHECKING:
     from shoal.executor.errors import RemoteError as RemoteError
     from shoal.executor.inside import report as report
     from shoal.executor.sandbox_executor import SandboxExecutor as SandboxExecutor
-
-_ON_FIRST_USE = {
-    "AsyncSandboxExecutor": "aio",
-    "BadResultError": "errors",
-    "BrokenSandboxError": "errors",
-    "Call": "call",
-    "CallEndedError": "errors",
-    "CallError": "errors",
-    "CallTimeoutError": "errors",
-    "PreloadError": "errors",
-    "RemoteError": "errors",
-    "SandboxExecutor": "sandbox_executor",
-    "report": "inside",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name in _ON_FIRST_USE:
-        import importlib
-
-        value: object = getattr(importlib.import_module(f"{__name__}.{_ON_FIRST_USE[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+else:
+    __getattr__, __dir__, __all__ = first_use.names(
+        __name__,
+        {
+            "shoal.executor.aio": ("AsyncSandboxExecutor",),
+            "shoal.executor.call": ("Call",),
+            "shoal.executor.errors": (
+                "BadResultError",
+                "BrokenSandboxError",
+                "CallEndedError",
+                "CallError",
+                "CallTimeoutError",
+                "PreloadError",
+                "RemoteError",
+            ),
+            "shoal.executor.inside": ("report",),
+            "shoal.executor.sandbox_executor": ("SandboxExecutor",),
+        },
+    )

@@ -5,7 +5,6 @@ Source: Zircon's <zircon/syscalls/policy.h> for the conditions; spec 6.3. cgroup
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import stat
@@ -85,6 +84,8 @@ def check_policy(policy: Mapping[str, str]) -> bool:
 
 
 def _nearest(word: object, known: Iterable[str]) -> str:
+    import difflib  # costly, and only for mistakes
+
     choices = list(known)
     close = difflib.get_close_matches(str(word).lower(), choices, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(choices)}"

@@ -47,7 +47,7 @@ from shoal.sandbox.own_user import is_open_to_all
 from shoal.sandbox.private import PrivateDirectory
 from shoal.sandbox.tier import Tier
 from shoal.sandbox.walls import LABEL, walls
-from shoal.spawn import in_job, make_plan
+from shoal.spawning import in_job, make_plan
 from shoal.status import Stage, Status, failure
 
 _FLAGS = SpawnFlags.CLONE_NAMESPACE | SpawnFlags.DEFAULT_LDSVC

@@ -51,7 +51,7 @@ from shoal.sandbox.landlocked import Wanted, enforced_without_cell, launch_landl
 from shoal.sandbox.own_user import may_become_another
 from shoal.sandbox.program import Program
 from shoal.sandbox.tier import Tier, tier
-from shoal.spawn import make_plan, start
+from shoal.spawning import make_plan, start
 from shoal.startup_table import VARIABLE
 from shoal.status import Stage, Status, failure
 from shoal.units import parse_size

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 
 from shoal.probe import has_capability, is_initial_user_namespace
 from shoal.sandbox.box import Sandbox
@@ -20,7 +19,11 @@ def may_become_another(box: Sandbox) -> bool:
     """Whether programs in this box could run as somebody else than the caller, as far as the box tells."""
     if box.user != "dynamic" or box.write:
         return False
-    return all(map(has_capability, _NEEDED)) and is_initial_user_namespace() and is_open_to_all(os.path.realpath(tempfile.gettempdir()))
+    if not all(map(has_capability, _NEEDED)) or not is_initial_user_namespace():
+        return False
+    import tempfile  # costly, and hardly ever needed
+
+    return is_open_to_all(os.path.realpath(tempfile.gettempdir()))
 
 
 def is_open_to_all(path: str) -> bool:

@@ -7,8 +7,6 @@ followed. By then nothing of the program lives that could exchange one for anoth
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import weakref
 from contextlib import suppress
 from typing import Self
@@ -24,6 +22,8 @@ class PrivateDirectory:
     @classmethod
     def make(cls) -> Self:
         """A new one, which only its owner may enter."""
+        import tempfile  # costly, and hardly ever needed; what is needed to remove it comes with it
+
         return cls(os.path.realpath(tempfile.mkdtemp(prefix="shoal-")))
 
     def give_to(self, user: int) -> None:
@@ -38,6 +38,8 @@ class PrivateDirectory:
 def _remove(path: str, owner: int) -> None:
     if os.getpid() != owner:  # after os.fork() in the child: it is the parent's
         return
+    import shutil
+
     with suppress(OSError):
         shutil.rmtree(path)
         return

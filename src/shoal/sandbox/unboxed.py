@@ -33,7 +33,7 @@ from shoal.repeat import packed_environment
 from shoal.sandbox.box import Sandbox
 from shoal.sandbox.launch import Order
 from shoal.sandbox.program import Program
-from shoal.spawn import make_plan, start
+from shoal.spawning import make_plan, start
 from shoal.startup_table import VARIABLE
 from shoal.status import SpawnError, Stage, Status, failure, failure_from_errno
 
