@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,8 +130,6 @@ def shoal_cold_run(program: str, directory: Path) -> Launch:
 
 def settle() -> None:
     """Wait until nothing is made in the background, so that the next peer has the machine for itself."""
-    import sys
-
     if (cells := sys.modules.get("shoal.cells")) is not None:
         cells.wait_ready()
 
@@ -143,10 +142,10 @@ def _bwrap_argv(program: str) -> list[str]:
     return [bwrap, "--unshare-all", "--clearenv", *binds, "--", program]
 
 
-def bwrap_sandbox(program: str, directory: Path) -> Launch:
+def _bwrap_sandbox_argv(program: str) -> list[str]:
     """What `shoal.Sandbox()` gives, as far as bwrap's options go."""
     plain = _bwrap_argv(program)
-    argv = [
+    return [
         *plain[:-2],
         *(
             "--tmpfs",
@@ -166,6 +165,10 @@ def bwrap_sandbox(program: str, directory: Path) -> Launch:
         *plain[-2:],
     ]
 
+
+def bwrap_sandbox(program: str, directory: Path) -> Launch:
+    argv = _bwrap_sandbox_argv(program)
+
     def launch() -> None:
         _check("bwrap", subprocess.run(argv, check=False, env={}).returncode)
 
@@ -179,6 +182,21 @@ def bwrap_run(program: str, directory: Path) -> Launch:
         _check("bwrap", subprocess.run(argv, check=False, env={}).returncode)
 
     return launch
+
+
+def bwrap_command(program: str, directory: Path) -> Launch:
+    return _posix_spawn_of("bwrap", _bwrap_sandbox_argv(program), dict)
+
+
+def shoal_command(program: str, directory: Path) -> Launch:
+    command = Path(sys.executable).with_name("shoal")
+    if not command.exists():
+        raise CaseFailed(f"there is no {command}")
+    return _posix_spawn_of("shoal run", [str(command), "run", "--", program], lambda: os.environ)
+
+
+def python_command(program: str, directory: Path) -> Launch:
+    return _posix_spawn_of("python", [sys.executable, "-c", "pass"], lambda: os.environ)
 
 
 def bwrap_posix_spawn(program: str, directory: Path) -> Launch:
@@ -259,6 +277,9 @@ MAKERS: dict[str, Maker] = {
     "shoal.run": shoal_run,
     "shoal.run, none ahead": shoal_cold_run,
     "bwrap sandbox (subprocess.run)": bwrap_sandbox,
+    "shoal run, the command": shoal_command,
+    "bwrap, the command": bwrap_command,
+    "python -c pass": python_command,
     "sandlock sandbox": sandlock_sandbox,
     "bwrap (subprocess.run)": bwrap_run,
     "bwrap (os.posix_spawn)": bwrap_posix_spawn,
