@@ -412,7 +412,8 @@ def test_an_ordinary_user_gets_the_same(tmp_path: Path) -> None:
 
     def can_run(python: str) -> bool:
         try:
-            return subprocess.run([python, "-c", "import shoal.cli.main"], check=False, **who).returncode == 0
+            same = f"import sys, shoal.cli.run; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})"
+            return subprocess.run([python, "-c", same], check=False, **who).returncode == 0
         except OSError:
             return False
 
