@@ -576,14 +576,50 @@ def test_the_unit_says_how_to_start_it_and_leaves_the_domains_alone(desk: Desk, 
         assert line in unit.splitlines()
     [start] = [line for line in unit.splitlines() if line.startswith("ExecStart=")]
     assert start.endswith(" manager run")
-    odd = desk.env | {"SHOAL_STATE_DIR": "/odd 100%"}
-    assert 'Environment="SHOAL_STATE_DIR=/odd 100%%"\n' in desk.shoal("manager", "unit", env=odd).stdout
     if shutil.which("systemd-analyze"):
         (tmp_path / "shoal.service").write_text(unit)
         check = ["systemd-analyze", "--user", "verify", "--man=no", str(tmp_path / "shoal.service")]
         env = desk.env | {"XDG_RUNTIME_DIR": str(tmp_path)}
         done = subprocess.run(check, env=env, capture_output=True, text=True, check=False, timeout=120)
         assert "shoal.service" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("state", "written"),
+    [
+        ("/odd 100%", '"SHOAL_STATE_DIR=/odd 100%%"'),
+        ("/in $HOME/ü", "SHOAL_STATE_DIR=/in $HOME/ü".join('""')),
+        ("/a\nExecStartPre=/b\t\x7f", r'"SHOAL_STATE_DIR=/a\x0aExecStartPre=/b\x09\x7f"'),
+        ("/a\"b'c\\", r'''"SHOAL_STATE_DIR=/a\"b'c\\"'''),
+    ],
+)
+def test_a_state_directory_of_any_name_is_one_word_of_the_unit(desk: Desk, state: str, written: str) -> None:
+    plain = desk.shoal("manager", "unit").stdout.splitlines()
+    unit = desk.shoal("manager", "unit", env=desk.env | {"SHOAL_STATE_DIR": state}).stdout.splitlines()
+    assert [line for line in unit if line not in plain] == [f"Environment={written}"]
+    assert len(unit) == len(plain)
+
+
+def test_a_state_directory_that_systemd_cannot_be_told_is_refused(desk: Desk) -> None:
+    done = desk.shoal("manager", "unit", env=desk.env | {"SHOAL_STATE_DIR": "/odd\udcff"})
+    assert (done.returncode, done.stdout) == (125, "")
+    assert done.stderr.startswith(r"shoal: SHOAL_STATE_DIR=/odd\udcff: systemd takes no variable that is not UTF-8; name another")
+
+
+def test_the_unit_starts_a_program_of_any_name_that_systemd_can_start(desk: Desk, tmp_path: Path) -> None:
+    def unit(directory: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / directory).mkdir()
+        link = tmp_path / directory / "shoal"
+        link.symlink_to(sys.executable)
+        code = f"import sys; sys.argv[0] = {str(link)!r}; from shoal.cli.main import main; sys.exit(main(['manager', 'unit']))"
+        return subprocess.run([sys.executable, "-c", code], env=desk.env, capture_output=True, text=True, check=False, timeout=120)
+
+    assert f'ExecStart=":{tmp_path}/$a 5%%/shoal" manager run' in unit("$a 5%").stdout.splitlines()
+    assert f'ExecStart="{tmp_path}/\\xff/shoal" manager run' in unit("\udcff").stdout.splitlines()
+    for name in ("a\nb", "a\\b", "a'b", 'a"b'):
+        done = unit(name)
+        assert (done.returncode, done.stdout) == (125, "")
+        assert "systemd starts no program with a quote, a backslash or a control character in its path; install" in done.stderr
 
 
 def test_without_its_library_the_extra_is_named(desk: Desk, tmp_path: Path) -> None:

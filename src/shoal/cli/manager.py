@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import select
 import shutil
 import socket
@@ -25,6 +26,10 @@ NOT_RUNNING: Final = 3
 _STOP_S: Final = 30.0
 _LONGEST_CORE: Final = 4
 _CREDENTIALS: Final = struct.Struct("=iII")
+_NOT_STARTED: Final = re.compile(r"""["'\\\x00-\x1f\x7f]""")
+"""What no path of a program in a unit may have: string_is_safe() of systemd, which looks after quoting is undone."""
+_ESCAPED: Final = re.compile(r"[\x00-\x1f\x7f\udc80-\udcff]")
+"""What a unit has as bytes in hexadecimal: what would end a line, or is not UTF-8."""
 _NOTES = """\
 shoal manager start     start it where it does not run; whatever needs it does that by itself
 shoal manager stop      end it, and return when it has ended; the domains run on, and the next manager finds them again
@@ -160,10 +165,19 @@ def _status(args: argparse.Namespace) -> Outcome:
 
 
 def _unit(args: argparse.Namespace) -> Outcome:
-    command = " ".join(_quoted(word).replace("$", "$$") for word in (*_own_command(), "manager", "run"))
+    program, *words = _own_command()
+    if _NOT_STARTED.search(program):
+        what = f"{program}: systemd starts no program with a quote, a backslash or a control character in its path"
+        raise CommandError(f"{what}; install shoal in another place, or call it by a link without them")
+    # The path is taken as it is, but variables are replaced in the same word as argv[0], unless a colon comes first.
+    command = " ".join(map(_quoted, [f":{program}" if "$" in program else program, *words, "manager", "run"]))
     state = os.environ.get("SHOAL_STATE_DIR")
-    environment = f"Environment={_quoted('SHOAL_STATE_DIR=' + os.path.abspath(state))}\n" if state else ""
-    return Outcome(text=_UNIT.format(command=command, environment=environment))
+    setting = f"SHOAL_STATE_DIR={os.path.abspath(state)}" if state else ""
+    try:
+        setting.encode()
+    except UnicodeEncodeError:
+        raise CommandError(f"{setting}: systemd takes no variable that is not UTF-8; name another directory, or a link to it") from None
+    return Outcome(text=_UNIT.format(command=command, environment=f"Environment={_quoted(setting)}\n" if setting else ""))
 
 
 def _run(args: argparse.Namespace) -> Outcome:
@@ -212,6 +226,7 @@ def _own_command() -> list[str]:
 
 
 def _quoted(word: str) -> str:
-    """A word of a unit's command line or environment: systemd.service(5), "Command lines"."""
-    word = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
-    return f'"{word}"' if any(c in word for c in " \t'\"\\;") else word
+    """A word of a unit's command line or environment: systemd.syntax(7), "Quoting"; systemd.unit(5), "Specifiers"."""
+    quoted = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    quoted = _ESCAPED.sub(lambda found: f"\\x{os.fsencode(found[0])[0]:02x}", quoted)
+    return f'"{quoted}"' if any(c in quoted for c in " '\"\\;") else quoted
