@@ -110,6 +110,12 @@ def test_what_does_not_end_well_fails_the_cell_with_its_reason(notebook):
     assert out.startswith("the cell was ended by its wall time limit (wall_time), ")
 
 
+def test_of_two_limits_of_time_the_one_that_comes_first_counts(notebook):
+    for options in ("--timeout 100ms --wall-time 1h", "--wall-time 100ms --timeout 1h"):
+        out, _ = notebook.good(f"%%shoal --no-raise {options}\nsleep 600")
+        assert out.startswith("the cell was ended by its wall time limit (wall_time), ")
+
+
 def test_what_was_denied_is_told(notebook, tmp_path):
     secret = tmp_path / "secret"
     secret.write_text("s")
@@ -158,6 +164,9 @@ def test_a_character_in_two_pieces_is_one_character(notebook):
 
 
 MISTAKES = {
+    "%shoal --timeout banana true": "--timeout: 'banana' is not a duration",
+    "%shoal --timeout 0 true": "--timeout is 0: a program needs some time",
+    "%shoal --wall-time banana true": "--wall-time: 'banana' is not a duration",
     "%shoal": "which program? %shoal [OPTIONS] PROG [ARGS...]; for a script begin the cell with %%shoal",
     "%shoal --memroy 1G true": "unrecognized arguments: --memroy; see %shoal --help",
     "%shoal --memory lots true": "--memory: 'lots' is not a size",

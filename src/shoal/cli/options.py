@@ -142,16 +142,26 @@ def changed(box: Sandbox, args: argparse.Namespace) -> Sandbox:
         given = getattr(args, option.dest)
         if given is None or given == []:
             continue
-        value: Any
-        try:
-            value = tuple(option.read(word) for word in given) if option.adds else option.read(given)
-            Sandbox(**{option.field: value})  # alone, so that a mistake is this option's
-        except (TypeError, ValueError) as error:
-            what = str(error)
-            told = option.flag + what.removeprefix(option.field) if what.startswith(option.field) else f"{option.flag}: {what}"
-            raise CommandError(told) from None
+        value = value_of(option, given)
         changes[option.field] = (*getattr(box, option.field), *value) if option.adds else value
     return box.replace(**changes) if changes else box
+
+
+def value_of(option: Option, given: Any) -> Any:
+    """The attribute's value from what was given for the option: a word, or words where it may be repeated.
+
+    Raises:
+        CommandError: it has a mistake; names the option.
+    """
+    value: Any
+    try:
+        value = tuple(option.read(word) for word in given) if option.adds else option.read(given)
+        Sandbox(**{option.field: value})  # alone, so that a mistake is this option's
+    except (TypeError, ValueError) as error:
+        what = str(error)
+        told = option.flag + what.removeprefix(option.field) if what.startswith(option.field) else f"{option.flag}: {what}"
+        raise CommandError(told) from None
+    return value
 
 
 def listed(box: Sandbox) -> dict[str, object]:

@@ -11,18 +11,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Never
 
-from shoal.cli.options import add_options, assigned, changed
+from shoal.cli.options import Option, add_options, assigned, changed, value_of
 from shoal.sandbox.box import Sandbox
 from shoal.sandbox.errors import RequestError
 from shoal.sandbox.grants import split_dest
 from shoal.sandbox.profiles import load, merged
 from shoal.sandbox.request import OUTPUT_LIMIT
-from shoal.units import parse_size
+from shoal.units import parse_duration, parse_size
 
 SHOWN = "1M"
 """What is shown of each stream. A notebook with more can hardly be opened again."""
 _DEFAULT = "python"
 """The profile where none is named: what is installed, to read; the interpreter of the notebook; a /tmp."""
+_TIMEOUT = Option("--timeout", "kill everything after T: 30s, 5m", "wall_time", "T")
 _NOTES = f"""\
 %%shoal [OPTIONS]                   the cell is a script for the shell (bash, or sh where there is none)
 %%shoal --python [OPTIONS]          the cell is Python, for the notebook's interpreter, in a process of its own
@@ -98,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rw", action="append", default=[], metavar="SRC[:DEST]", help="hand over a file or directory to read and write")
     add("--env", "-e", action="append", default=[], metavar="K=V", help="set a variable; K alone takes the notebook's value")
     add("--cwd", metavar="DIR", help="start in DIR")
-    add("--timeout", metavar="T", dest="box_wall_time", help="kill everything after T: 30s, 5m")
+    add(_TIMEOUT.flag, metavar=_TIMEOUT.metavar, help=_TIMEOUT.help)
     add_options(parser)
     add("command", nargs=argparse.REMAINDER, metavar="PROG ARGS", help=argparse.SUPPRESS)
     return parser
@@ -184,6 +185,9 @@ def _box(args: argparse.Namespace, variables: Mapping[str, Any]) -> Sandbox:
             more[name] = _handed(given)
     if args.env:
         more["env"] = assigned(args.env, "the notebook has")
+    if args.timeout is not None:
+        limits = [value_of(_TIMEOUT, args.timeout), *([] if args.box_wall_time is None else [args.box_wall_time])]
+        more["wall_time"] = min(limits, key=parse_duration)  # what comes first, as with `shoal run`
     if args.cwd is not None:
         more["cwd"] = args.cwd
     return Sandbox(**merged({item.name: getattr(box, item.name) for item in fields(box)}, more)) if more else box
