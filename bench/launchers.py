@@ -77,6 +77,15 @@ def _posix_spawn_of(name: str, argv: list[str], environ: Callable[[], object]) -
     return launch
 
 
+def _subprocess_run_of(name: str, argv: list[str]) -> Launch:
+    """In an empty environment."""
+
+    def launch() -> None:
+        _check(name, subprocess.run(argv, check=False, env={}).returncode)
+
+    return launch
+
+
 def shoal_plain(program: str, directory: Path) -> Launch:
     import shoal
 
@@ -167,21 +176,11 @@ def _bwrap_sandbox_argv(program: str) -> list[str]:
 
 
 def bwrap_sandbox(program: str, directory: Path) -> Launch:
-    argv = _bwrap_sandbox_argv(program)
-
-    def launch() -> None:
-        _check("bwrap", subprocess.run(argv, check=False, env={}).returncode)
-
-    return launch
+    return _subprocess_run_of("bwrap", _bwrap_sandbox_argv(program))
 
 
 def bwrap_run(program: str, directory: Path) -> Launch:
-    argv = _bwrap_argv(program)
-
-    def launch() -> None:
-        _check("bwrap", subprocess.run(argv, check=False, env={}).returncode)
-
-    return launch
+    return _subprocess_run_of("bwrap", _bwrap_argv(program))
 
 
 def bwrap_command(program: str, directory: Path) -> Launch:
