@@ -67,11 +67,11 @@ class Module:
         raise LookupError(f"{self.name} defines no {name}")
 
     def reexports(self) -> Iterator[tuple[str, str]]:
-        """(module, name) of each `from shoal.x import Name as Name`."""
+        """(module, name) of each `from shoal.x import Name as Name`. A module that is a name itself, such as shoal.startup, is none."""
         # `if TYPE_CHECKING:`, and what takes an extra
         lazy = [node for branch in self.tree.body if isinstance(branch, ast.If | ast.Try) for node in branch.body]
         for node in [*self.tree.body, *lazy]:
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("shoal"):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("shoal."):
                 for alias in node.names:
                     if not (alias.asname or alias.name).startswith("_"):
                         yield node.module, alias.name
@@ -239,8 +239,6 @@ def reference() -> str:
     lines = [INTRODUCTION]
     modules: dict[str, Module] = {}
     for module, name in sorted(Module("shoal").reexports(), key=lambda item: FIRST.index(item[0]) if item[0] in FIRST else len(FIRST)):
-        if module == "shoal":
-            continue  # a submodule, such as shoal.startup, has its own part below
         node, documentation = resolve(module, name)
         home = module
         if home not in modules:

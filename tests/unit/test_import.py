@@ -25,7 +25,7 @@ def test_an_archive_without_the_core_is_refused_with_what_to_do(tmp_path: Path) 
     assert done.stdout.endswith("; shoal has to be installed with pip, and not in an archive\n")
 
 
-LAZY = ("shoal", "shoal.handles", "shoal.executor")
+LAZY = ("shoal", "shoal.handles", "shoal.executor", "shoal.manager")
 """Packages whose names are looked up on first use: shoal.first_use."""
 
 

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from shoal import first_use
 from shoal.loader.cache import FileIdentity as FileIdentity
 from shoal.loader.closure import Closure as Closure
 from shoal.loader.closure import Library as Library
@@ -23,13 +24,6 @@ from shoal.loader.resolver import set_resolver as set_resolver
 
 if TYPE_CHECKING:
     from shoal.loader.oci import OciLayoutResolver as OciLayoutResolver
-
-
-def __getattr__(name: str) -> object:
-    """OciLayoutResolver, on first use: tar, gzip, JSON and hashes would double the time that every other start takes."""
-    if name == "OciLayoutResolver":
-        from shoal.loader.oci import OciLayoutResolver
-
-        globals()[name] = OciLayoutResolver
-        return OciLayoutResolver
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+else:
+    # tar, gzip, JSON and hashes would double the time that every other start takes
+    __getattr__, __dir__, _ = first_use.names(__name__, {"shoal.loader.oci": ("OciLayoutResolver",)})
