@@ -109,6 +109,35 @@ def test_a_zygote_that_dies_is_replaced_and_running_calls_go_on(world):
     world.assert_unchanged()
 
 
+def test_a_file_that_is_exchanged_while_an_executor_lives_is_seen_by_later_calls(tmp_path, world):
+    granted, other = tmp_path / "granted", tmp_path / "other"
+    granted.write_text("0")
+    with SandboxExecutor(Sandbox(read=[granted]), max_workers=2, warm=0) as one:
+        for number in range(3):
+            other.write_text(str(number))
+            other.rename(granted)
+            assert [call.result(PATIENCE_S) for call in [one.submit(granted.read_text) for _ in range(4)]] == [str(number)] * 4
+        granted.unlink()
+        with pytest.raises(BrokenSandboxError, match=r"cannot open '.*/granted': .*No such file or directory"):
+            one.submit(len, "").result(PATIENCE_S)
+        granted.write_text("back")
+        assert one.submit(granted.read_text).result(PATIENCE_S) == "back"
+    world.assert_unchanged()
+
+
+@pytest.mark.root  # a limit of its own takes a cgroup
+def test_a_call_that_is_cancelled_while_the_zygote_dies_does_not_run(tmp_path, world):
+    with SandboxExecutor(Sandbox(write=[tmp_path]), max_workers=1, warm=0) as one:
+        one.wait_ready(PATIENCE_S)
+        os.kill(one.zygote_pid, signal.SIGSTOP)
+        call = one.with_limits(cpu_time=10).submit((tmp_path / "ran").touch)
+        assert call.cancel()
+        kill_and_wait(one.zygote_pid)
+        assert call.wait_gone(PATIENCE_S)
+        assert one.submit(os.listdir, tmp_path).result(PATIENCE_S) == []
+    world.assert_unchanged()
+
+
 def test_a_zygote_that_is_killed_again_and_again_loses_no_call_and_leaves_nothing(world):
     with SandboxExecutor(max_workers=2, warm=2) as one:
         one.wait_ready(PATIENCE_S)

@@ -351,3 +351,11 @@ def test_an_interpreter_that_is_killed_inside_is_not_the_zygote(ex):
     assert isinstance(error, CallEndedError)
     assert ex.submit(len, "").result(PATIENCE_S) == 0
     assert ex.zygote_pid == zygote
+
+
+def test_a_relative_path_begins_where_the_executor_was_made(tmp_path, monkeypatch):
+    (tmp_path / "granted").write_text("there")
+    monkeypatch.chdir(tmp_path)
+    with SandboxExecutor(Sandbox(read=["granted"]), max_workers=1, warm=0) as one:
+        monkeypatch.chdir("/")
+        assert one.submit((tmp_path / "granted").read_text).result(PATIENCE_S) == "there"

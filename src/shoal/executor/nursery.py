@@ -3,12 +3,16 @@
 Everything here is called under the engine's lock, by its thread or by who submits.
 
 A zygote that dies is replaced; what it was making is ended, and what that was for waits again. Calls that run have nothing to do with it.
+A file of the interpreter, or one that is granted, may be exchanged while this lives, as an upgrade does: then the recipe is made again, and
+a new zygote is started from that.
+
 What cannot be made now may be possible when something else has ended; with nothing running, so many failures in a row are told to those
 who wait.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections import deque
@@ -33,6 +37,8 @@ ASKED_MOST: Final = 4
 HOPELESS: Final = 3
 """After so many failures in a row, with nothing running whose end could help, what waits is told."""
 RETRY_S: Final = 0.05
+EXCHANGED: Final = (errno.ENOENT, errno.ESTALE, errno.ELOOP, errno.ENOTDIR)
+"""What a file leads to that is another since the recipe was made."""
 
 GroupOf = Callable[["Call[Any] | None"], Budget]
 
@@ -249,6 +255,9 @@ class Nursery:
             self._zygote = ZygoteProcess(self._recipe)
         except (SpawnError, OSError) as error:
             self._failures += 1
+            if error.errno in EXCHANGED:
+                with suppress(OSError, ValueError):  # the same is told by what comes of the old one
+                    self._recipe = self._recipe.renewed()
             if self._failures >= HOPELESS:
                 broken = BrokenSandboxError(f"no interpreter can be started that calls could be forked from: {error}")
                 broken.__cause__ = error
@@ -258,6 +267,18 @@ class Nursery:
             return
         self._watch(self._zygote)
         log.info("zygote %d started in its place", self._zygote.pid)
+
+    def _replace(self) -> None:
+        """Go on with a zygote that knows the files as they are now. What the old one has begun to make is of no use.
+
+        Raises:
+            OSError, ValueError: a file cannot be had; the old one stays.
+        """
+        self._recipe = self._recipe.renewed()
+        self.end()
+        for copy in list(self._making):
+            self._take_back(copy)
+        self._start()
 
     def _break(self, error: BaseException) -> None:
         self.broken = error
@@ -276,8 +297,8 @@ class Nursery:
         copy.greet()
         self._reactor.watch(copy.talk_fd, lambda: self._hear_report(copy))
         self._reactor.watch(copy.pidfd.fd, lambda: self._hear_report(copy))
-        if copy.verdict is not None:  # it was cancelled meanwhile
-            self._take_back(copy, given_up=True)
+        if copy.verdict is not None:
+            self._take_back(copy)
 
     def _hear_report(self, copy: CopyProcess) -> None:
         """How its ops went, or that it has ended without telling."""
@@ -304,12 +325,19 @@ class Nursery:
 
     def _failed(self, copy: CopyProcess, report: tuple[int, int, int], labels: Collection[str]) -> None:
         given_up = copy.verdict is not None
-        self._take_back(copy, given_up=given_up)
+        self._take_back(copy)
+        error: Exception = launch_error(list(labels), "a call", *report)
+        if report[0] == _native.STAGE_OPS and report[2] in EXCHANGED:
+            try:
+                self._replace()
+            except (OSError, ValueError) as missing:
+                error = missing  # it says which file and why, where the report has a number
         if not given_up:
-            self._not_made(launch_error(list(labels), "a call", *report))
+            self._not_made(error)
 
     def _take_back(self, copy: CopyProcess, *, given_up: bool = False) -> None:
         """It came to nothing."""
+        given_up = given_up or copy.verdict is not None  # what was cancelled meanwhile does not wait again
         self._unwatch(copy)
         self._making.discard(copy)
         with suppress(ValueError):

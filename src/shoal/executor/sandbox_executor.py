@@ -34,7 +34,7 @@ from shoal.sandbox.box import Sandbox, nearest
 from shoal.sandbox.grants import View
 from shoal.sandbox.launch import Boxed, Order
 from shoal.sandbox.limits import Budget
-from shoal.sandbox.program import find_program
+from shoal.sandbox.program import current_directory, find_program
 from shoal.status import Stage, Status, failure
 
 P = ParamSpec("P")
@@ -285,6 +285,8 @@ def _results(calls: list[Call[T]], end: float | None, bar: Bar | None, *, return
 
 
 def _recipe(box: Sandbox, preload: tuple[str, ...]) -> tuple[Recipe, Plan, dict[str, bool | str]]:
+    if isinstance(box.network, NetNs):
+        box = box.replace(network=box.network.duplicate())  # the caller may close its own
     boxed = Boxed.of(box)
     tier = boxed.tier
     if not tier.is_cell:
@@ -296,16 +298,21 @@ def _recipe(box: Sandbox, preload: tuple[str, ...]) -> tuple[Recipe, Plan, dict[
         raise failure(Status.NOT_SUPPORTED, Stage.SETUP, "it is not known which interpreter this is (sys.executable is empty)")
     program = find_program(python, "", "/")
     environ = {**ONE_THREAD, **boxed.environ}
-    grants = boxed.grants(program, "/", interpreter_grants())
-    plan = boxed.plan(Order(program, (), {}, "/", name=COMM, grants=grants, environ=environ))
-    kept: tuple[object, ...] = ()
-    if plan.netns_fd is not None and isinstance(box.network, NetNs):
-        network = box.network.duplicate()  # the caller may close its own
-        plan, kept = dataclasses.replace(plan, netns_fd=network.fileno()), (network,)
+    grants = boxed.grants(program, current_directory(), interpreter_grants())
+    order = Order(program, (), {}, "/", name=COMM, grants=grants, environ=environ)
     path = tuple(os.path.abspath(entry) if entry else os.getcwd() for entry in sys.path)
     options = ("-I", "-B", *(["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []))
-    copies = make_copies(plan, empty_mounts, executable_of(python))
-    return Recipe(copies, python, options, PLACE, environ, path, visible_path(View(grants), path), preload, kept), plan, boxed.enforced
+    visible = visible_path(View(grants), path)
+
+    def make() -> tuple[Recipe, Plan]:
+        """From what was asked for then: neither the directory nor the module path that this process has now matters."""
+        plan = boxed.plan(order)
+        if isinstance(box.network, NetNs):
+            plan = dataclasses.replace(plan, netns_fd=box.network.fileno())
+        copies = make_copies(plan, empty_mounts, executable_of(python))
+        return Recipe(copies, python, options, PLACE, environ, path, visible, preload, lambda: make()[0]), plan
+
+    return *make(), boxed.enforced
 
 
 def _promised(box: Sandbox) -> dict[str, bool | str]:

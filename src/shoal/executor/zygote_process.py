@@ -11,7 +11,7 @@ import pickle
 import select
 import signal
 import socket
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
@@ -39,7 +39,7 @@ class Recipe:
     Attributes:
         python: the interpreter, and its options before the program.
         place: the directory in which shoal is found.
-        kept: what has to live as long as this.
+        renewed: the same from the files that are there now; raises what making it does.
     """
 
     copies: Copies
@@ -50,7 +50,7 @@ class Recipe:
     path: tuple[str, ...]
     path_inside: tuple[str, ...]
     preload: tuple[str, ...]
-    kept: tuple[object, ...] = ()
+    renewed: Callable[[], Recipe]
 
     def configuration(self) -> Configuration:
         """What it is told."""
