@@ -15,7 +15,7 @@ import anyio
 import pytest
 from rig.cli import processes_with, wait_gone, wait_running
 from rig.features import needs
-from rig.fuse import mounted
+from rig.fuse import REACHED_S, mounted
 from rig.loops import cancelled_at
 
 import shoal
@@ -494,8 +494,8 @@ class TestWhatSleepsWhereNoSignalReaches:
     def test_a_limit_of_time_is_kept_and_the_result_says_what_is_left(self, in_loop, stuck, box, world):
         async def main():
             began = time.monotonic()
-            done = await aio.run(["cat", "/data/stuck"], sandbox=box.replace(wall_time=0.2))
-            assert time.monotonic() - began < 0.2 + 2 * END_S + SLACK_S
+            done = await aio.run(["cat", "/data/stuck"], sandbox=box.replace(wall_time=REACHED_S))
+            assert time.monotonic() - began < REACHED_S + 2 * END_S + SLACK_S
             assert (done.reason, done.returncode) == ("wall_time", -signal.SIGKILL)
             assert re.search(rf"process {done.unkilled[0]} \(cat\) sleeps uninterruptibly in the kernel", done.message)
             return done.unkilled
@@ -508,7 +508,7 @@ class TestWhatSleepsWhereNoSignalReaches:
     def test_the_loop_goes_on_meanwhile(self, in_loop, stuck, box, world):
         async def main():
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(lambda: aio.run(["cat", "/data/stuck"], sandbox=box.replace(wall_time=0.2)))
+                tasks.start_soon(lambda: aio.run(["cat", "/data/stuck"], sandbox=box.replace(wall_time=REACHED_S)))
                 with anyio.fail_after(END_S):
                     for _ in range(5):
                         assert (await aio.run(["/usr/bin/true"])).returncode == 0
@@ -520,11 +520,11 @@ class TestWhatSleepsWhereNoSignalReaches:
     def test_neither_a_cancellation_nor_the_end_of_a_block_waits_for_ever(self, in_loop, stuck, box, world):
         async def main():
             began = time.monotonic()
-            with anyio.move_on_after(0.2):
+            with anyio.move_on_after(REACHED_S):
                 await aio.run(["cat", "/data/stuck"], sandbox=box)
             async with aio.open_process(["cat", "/data/./stuck"], sandbox=box) as process:
-                await anyio.to_thread.run_sync(wait_running, "/data/./stuck", "D")
-            assert time.monotonic() - began < 0.2 + 4 * END_S + SLACK_S
+                await anyio.to_thread.run_sync(stuck.wait_for, "/data/./stuck")
+            assert time.monotonic() - began < REACHED_S + 4 * END_S + SLACK_S
             assert (process.reason, len(process.unkilled)) == ("killed", 1)
 
         in_loop(main)

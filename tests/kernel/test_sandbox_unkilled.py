@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from rig.cli import COMMAND, ENVIRON, User, wait_gone, wait_running
 from rig.features import needs
-from rig.fuse import Stuck, mounted
+from rig.fuse import REACHED_S, Stuck, mounted
 
 import shoal
 from shoal import Sandbox
@@ -76,8 +76,8 @@ def assert_let_go(stuck: Stuck, pids: tuple[int, ...], world: Any) -> None:
 
 def test_a_limit_of_time_is_kept_by_what_cannot_be_killed(stuck, box, world):
     began = time.monotonic()
-    done = shoal.run(["cat", "/data/stuck"], sandbox=box.replace(wall_time=0.2))
-    assert time.monotonic() - began < 0.2 + 2 * END_S + SLACK_S
+    done = shoal.run(["cat", "/data/stuck"], sandbox=box.replace(wall_time=REACHED_S))
+    assert time.monotonic() - began < REACHED_S + 2 * END_S + SLACK_S
     assert (done.reason, done.returncode) == ("wall_time", -signal.SIGKILL)
     (pid,) = done.unkilled
     assert state(pid) == "D"
@@ -89,8 +89,8 @@ def test_a_limit_of_time_is_kept_by_what_cannot_be_killed(stuck, box, world):
 def test_a_timeout_says_what_is_left(stuck, box, world):
     began = time.monotonic()
     with pytest.raises(subprocess.TimeoutExpired) as caught:
-        shoal.run(["sh", "-c", "echo partly; cat /data/stuck"], sandbox=box, timeout=0.5, capture_output=True, text=True)
-    assert time.monotonic() - began < 0.5 + 2 * END_S + SLACK_S
+        shoal.run(["sh", "-c", "echo partly; cat /data/stuck"], sandbox=box, timeout=REACHED_S, capture_output=True, text=True)
+    assert time.monotonic() - began < REACHED_S + 2 * END_S + SLACK_S
     assert caught.value.output == "partly\n"
     (note,) = caught.value.__notes__
     pid = int(re.search(r"process (\d+) \(cat\) sleeps uninterruptibly", note)[1])
@@ -118,7 +118,7 @@ def test_a_program_that_leaves_such_a_thing_behind_has_ended_all_the_same(stuck,
 
 
 def test_later_runs_are_not_held_up(stuck, box, world):
-    done = shoal.run(["cat", "/data/stuck"], sandbox=box.replace(wall_time=0.2))
+    done = shoal.run(["cat", "/data/stuck"], sandbox=box.replace(wall_time=REACHED_S))
     for _ in range(3):
         assert shoal.run(["sh", "-c", "exit 3"], sandbox=Sandbox(read=["/usr"])).returncode == 3
     assert reaper.pending()
@@ -129,7 +129,7 @@ def test_later_runs_are_not_held_up(stuck, box, world):
 def test_a_caller_that_ends_meanwhile_ends(stuck, in_time):
     script = f"""
 import shoal
-box = shoal.Sandbox(read={{"/usr": "/usr", "/data": {str(stuck.folder)!r}}}, wall_time=0.2)
+box = shoal.Sandbox(read={{"/usr": "/usr", "/data": {str(stuck.folder)!r}}}, wall_time={REACHED_S})
 print(*shoal.run(["cat", "/data/stuck"], sandbox=box).unkilled, flush=True)
 """
     code, said = in_time(sys.executable, "-c", script)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from rig.features import needs
-from rig.fuse import mounted
+from rig.fuse import REACHED_S, mounted
 
 from shoal import subprocess
 
@@ -241,7 +241,7 @@ def test_a_timeout_does_not_wait_for_what_no_signal_reaches(call, tmp_path, worl
     with mounted(tmp_path / "stuck") as stuck:
         began = time.monotonic()
         with pytest.raises(subprocess.TimeoutExpired) as late:
-            getattr(subprocess, call)(["cat", f"{stuck.folder}/stuck"], timeout=0.3, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            getattr(subprocess, call)(["cat", f"{stuck.folder}/stuck"], timeout=REACHED_S, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert time.monotonic() - began < 30
         (note,) = late.value.__notes__
         told = re.fullmatch(r"left running: process (\d+) \(cat\) was killed and has not ended", note)

@@ -16,11 +16,18 @@ import select
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rig.cli import PATIENCE_S, processes_with
+
 FILE = "stuck"
+REACHED_S = 1.0
+"""A limit of time that lets a program reach the file before it is over, on an emulated machine too."""
+_WAITS = ("request_wait_answer", "d_alloc_parallel")
+"""Where the kernel waits for the answer, and for the answer to somebody else who asked the same first."""
 _MNT_DETACH = 2
 _REQUEST = struct.Struct("<IIQQIIII")  # length, opcode, unique, node, uid, gid, pid, padding
 _ANSWER = struct.Struct("<IiQ")  # length, error, unique
@@ -41,16 +48,36 @@ class Stuck:
         assert self._server.stdout is not None
         assert self._server.stdout.readline() == "stuck\n"
 
+    def wait_for(self, marker: str) -> None:
+        """Until a program that has `marker` among its words is stuck. State D alone may be that of one that is being loaded."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not any(_wait_of(pid) in _WAITS for pid in processes_with(marker)):
+            assert time.monotonic() < deadline, f"nothing with {marker!r} is stuck"
+            time.sleep(0.01)
+
     def let_go(self) -> None:
         """Of everybody: the device closes with the server, and the kernel gives up what it has not answered."""
         self._server.kill()
         self._server.wait(timeout=60)
 
 
+def _wait_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/wchan").read_text()
+    except OSError:
+        return ""
+
+
 @contextmanager
 def mounted(folder: Path) -> Iterator[Stuck]:
     """The file system at `folder`, until the end of the block."""
-    server = subprocess.Popen([sys.executable, __file__, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "rig.fuse", str(folder)],
+        cwd=Path(__file__).parents[1],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert server.stdout is not None
         assert server.stdout.readline() == "ready\n"
