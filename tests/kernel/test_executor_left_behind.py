@@ -258,6 +258,8 @@ time.sleep(600)
 def test_a_fork_of_the_host_gets_a_clear_error_and_disturbs_nobody(world):
     with SandboxExecutor(max_workers=2, warm=1) as one:
         one.wait_ready(PATIENCE_S)
+        over = one.submit(len, "")
+        over.wait_gone()
         running = one.submit(lambda: (time.sleep(0.5), "finished")[1])
         pid = os.fork()
         if pid == 0:
@@ -267,6 +269,10 @@ def test_a_fork_of_the_host_gets_a_clear_error_and_disturbs_nobody(world):
                     one.submit(len, "")
                 except RuntimeError as error:
                     status = 2 if "belongs to process" in str(error) else 3
+                assert over.result() == 0
+                for wait in (running.result, running.exception, running.wait_gone):
+                    with pytest.raises(RuntimeError, match="belongs to process"):
+                        wait(PATIENCE_S)
                 running.cancel()
                 one.shutdown()
                 with SandboxExecutor(max_workers=1, warm=0) as own:

@@ -7,6 +7,7 @@ taken back, one that runs is killed.
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -72,6 +73,7 @@ class Call(Future[T]):
         self.on_progress = on_progress
         self.payload = payload
         self.started_at: float | None = None
+        self._pid = os.getpid()
         self._gone = threading.Event()
         self._when_gone: list[Callable[[], None]] = []
         self._owner: Owner | None = owner
@@ -99,12 +101,26 @@ class Call(Future[T]):
             owner.give_up(self)
         return True
 
+    def result(self, timeout: float | None = None) -> T:
+        """As Future.result(). RuntimeError in a fork of the process that made the call, where nobody would ever tell how it ends."""
+        self._check_process(known=self.done())
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """As Future.exception(), and as `result()` in a fork."""
+        self._check_process(known=self.done())
+        return super().exception(timeout)
+
     def running(self) -> bool:
         """Whether it has begun and is not over."""
         return self.started_at is not None and not self.done()
 
     def wait_gone(self, timeout: float | None = None) -> bool:
-        """Wait until nothing of it runs any more. That is so when it is done, except where it was cancelled. False: not in time."""
+        """Wait until nothing of it runs any more. That is so when it is done, except where it was cancelled. False: not in time.
+
+        RuntimeError in a fork, as for `result()`.
+        """
+        self._check_process(known=self._gone.is_set())
         return self._gone.wait(timeout)
 
     def when_gone(self, tell: Callable[[], None]) -> None:
@@ -128,6 +144,10 @@ class Call(Future[T]):
                 self.set_exception(error)
             else:
                 self.set_result(result)  # type: ignore[arg-type]
+
+    def _check_process(self, *, known: bool) -> None:
+        if os.getpid() != self._pid and not known:
+            raise RuntimeError(f"this call belongs to process {self._pid}, of which this one is a fork: only there is its end told")
 
     def __repr__(self) -> str:
         if self.started_at is None and not self.done():
