@@ -634,4 +634,4 @@ def test_a_process_with_a_kept_filter_loads_nothing_costly() -> None:
         "print(*set(sys.modules) - before)"
     )
     python(code)
-    assert set(python(code).split()) <= {"shoal.sandbox.seccomp", "binascii"}
+    assert set(python(code).split()) <= {"shoal.sandbox.seccomp", "shoal.xdg", "binascii"}

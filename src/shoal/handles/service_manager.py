@@ -24,6 +24,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
+from shoal import xdg
+
 if TYPE_CHECKING:
     from jeepney.io.blocking import DBusConnection
 
@@ -54,10 +56,9 @@ def bus_addresses() -> list[str]:
         sockets = ["/run/dbus/system_bus_socket"]
     else:
         given = os.environ.get("DBUS_SESSION_BUS_ADDRESS")
-        runtime = os.environ.get("XDG_RUNTIME_DIR", "")
         # su and cron set neither, and a session may be there all the same.
-        folders = [*([runtime] if os.path.isabs(runtime) else []), f"/run/user/{os.geteuid()}"]
-        sockets = [os.path.join(folder, "bus") for folder in dict.fromkeys(folders)]
+        folders = (xdg.directory("XDG_RUNTIME_DIR"), f"/run/user/{os.geteuid()}")
+        sockets = [os.path.join(folder, "bus") for folder in dict.fromkeys(folders) if folder]
     found = [given] if given else []
     return list(dict.fromkeys([*found, *(f"unix:path={path}" for path in sockets if _is_ours(path) and not set(path) & set("%,;"))]))
 

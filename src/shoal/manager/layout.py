@@ -8,13 +8,14 @@ import stat
 from dataclasses import dataclass
 from typing import Final
 
+from shoal import xdg
 from shoal.manager.errors import ManagerError
 
 
 def runtime_directory() -> str:
     """Where sockets are, of this user: $XDG_RUNTIME_DIR/shoal, or the like where there is none."""
-    base = os.environ.get("XDG_RUNTIME_DIR", "")
-    return os.path.join(base, "shoal") if os.path.isabs(base) else f"/tmp/shoal-{os.geteuid()}"  # the XDG specification has others ignored
+    base = xdg.directory("XDG_RUNTIME_DIR")
+    return os.path.join(base, "shoal") if base else f"/tmp/shoal-{os.geteuid()}"
 
 
 def state_directory() -> str:
@@ -22,9 +23,7 @@ def state_directory() -> str:
     given = os.environ.get("SHOAL_STATE_DIR")
     if given:
         return os.path.abspath(given)
-    base = os.environ.get("XDG_STATE_HOME", "")
-    if not os.path.isabs(base):
-        base = os.path.expanduser("~/.local/state")
+    base = xdg.directory("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     return os.path.join(base, "shoal")
 
 

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from shoal import xdg
 from shoal.sandbox.box import Sandbox, nearest
 from shoal.sandbox.errors import SHOAL_FAILED, RequestError
 from shoal.sandbox.grants import is_inside
@@ -93,9 +94,7 @@ class ProfileError(RequestError):
 
 def user_folder() -> str:
     """Where the user's own are: $XDG_CONFIG_HOME/shoal/profiles."""
-    config = os.environ.get("XDG_CONFIG_HOME", "")
-    if not os.path.isabs(config):  # the XDG specification has it ignored
-        config = os.path.expanduser("~/.config")
+    config = xdg.directory("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     return os.path.join(config, "shoal", "profiles")
 
 

@@ -33,6 +33,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
+from shoal import xdg
 from shoal.status import Stage, Status, failure
 
 if TYPE_CHECKING:
@@ -283,8 +284,8 @@ def _folder(*, make: bool) -> Iterator[int]:
     Not of the cache folder: that is handed over to programs, to be written to, and a filter that one of them has put there would
     be the next one's.
     """
-    runtime = os.environ.get("XDG_RUNTIME_DIR") or ("/run" if os.geteuid() == 0 else "")
-    if not os.path.isabs(runtime):
+    runtime = xdg.directory("XDG_RUNTIME_DIR") or ("/run" if os.geteuid() == 0 else "")
+    if not runtime:
         raise FileNotFoundError(errno.ENOENT, "this user has no folder for what lasts as long as a session")
     path = os.path.join(runtime, "shoal")
     if make and not os.path.isdir(path):
