@@ -328,7 +328,9 @@ class Plan:
             "closed": "none: no socket can be made or connected",
         }
         lines.append(_line("network", networks[self.network]))
-        lines += _listing("descriptors", [f"{item.target:<4} {item.label}" for item in self.descriptors], "none: 0, 1 and 2 are /dev/null")
+        given = {item.target: item.label for item in self.descriptors}
+        shown = sorted((dict.fromkeys(range(3), "/dev/null") | given).items()) if given else []
+        lines += _listing("descriptors", [f"{target:<4} {label}" for target, label in shown], "none: 0, 1 and 2 are /dev/null")
         lines += _listing(
             "handles",
             [_handle_line(handle) for handle in self.table.handles],

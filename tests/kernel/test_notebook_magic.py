@@ -6,6 +6,7 @@ import atexit
 import builtins
 import importlib
 import os
+import re
 import sys
 import threading
 
@@ -205,7 +206,18 @@ def test_a_program_that_is_not_there_is_told_in_one_line(notebook):
 def test_what_it_could_touch_is_listed_and_nothing_started(notebook, tmp_path):
     out, _ = notebook.good(f"%%shoal --explain --rw {tmp_path}:/out\ntouch /out/made")
     assert f"/out  rw  directory {tmp_path}" in out
+    descriptors = re.findall(r"^(?:descriptors)? +(\d) +(/dev/null|pipe)\b", out, re.MULTILINE)
+    assert descriptors == [("0", "/dev/null"), ("1", "pipe"), ("2", "pipe")]
+    assert re.search("^tier ", out, re.MULTILINE)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_listing_has_no_secrets(notebook, monkeypatch):
+    monkeypatch.setenv("TOKEN", "hunter2")
+    out, _ = notebook.good("%shoal --explain --env TOKEN --secret TOKEN echo is-hunter2-known")
+    assert "TOKEN=***" in out
+    assert "is-***-known" in out
+    assert "hunter2" not in out
 
 
 def test_help_tells_the_options(notebook):

@@ -41,13 +41,16 @@ SHORTEST_SECRET = 4
 
 def never_show(values: Iterable[str]) -> None:
     """From now on *** is written in place of these values, whatever they are part of."""
-    _secrets.extend(value for value in values if len(value) >= SHORTEST_SECRET)
-    _secrets.sort(key=len, reverse=True)
+    _secrets.extend(_hideable(values))
 
 
-def hidden(text: str) -> str:
-    """`text` without what is never to be shown."""
-    for secret in _secrets:
+def _hideable(values: Iterable[str]) -> list[str]:
+    return [value for value in values if len(value) >= SHORTEST_SECRET]
+
+
+def hidden(text: str, besides: Iterable[str] = ()) -> str:
+    """`text` without what is never to be shown, and without the values `besides`."""
+    for secret in sorted([*_secrets, *_hideable(besides)], key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
 

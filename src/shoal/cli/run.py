@@ -9,7 +9,7 @@ import argparse
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shoal.cli.options import add_options, listed
 from shoal.cli.output import CommandError, Outcome, hidden, report_failure
@@ -17,7 +17,7 @@ from shoal.cli.request import Request, read_request
 from shoal.launcher import END_S, user_of
 from shoal.sandbox.box import PATH
 from shoal.sandbox.landlocked import has_own_user
-from shoal.sandbox.launch import Order
+from shoal.sandbox.launch import Boxed, Order
 from shoal.units import parse_duration
 
 if TYPE_CHECKING:  # loaded when a program is really started, and the terminal's code only when there is a terminal
@@ -119,13 +119,20 @@ def _explain(request: Request) -> Outcome:
         terminal = _terminal(request)
         if terminal:
             stack.enter_context(terminal)
-        plan = without_secrets(request.boxed.plan(_order(request, terminal)), request.box.secrets)
-    limits = listed(request.box)
-    text = f"{plan}\ntier         {request.boxed.tier.described}"
+        text, data = explained(request.boxed, _order(request, terminal))
+    return Outcome(text=text, data=data)
+
+
+def explained(boxed: Boxed, order: Order) -> tuple[str, dict[str, Any]]:
+    """What a launch could touch, and its limits, without its secrets: for people, and for programs."""
+    box = boxed.box
+    plan = without_secrets(boxed.plan(order), box.secrets)
+    limits = listed(box)
+    text = f"{plan}\ntier         {boxed.tier.described}"
     if limits:
-        how = "" if request.box.limits == "require" else " (best effort)"
+        how = "" if box.limits == "require" else " (best effort)"
         text += f"\nlimits       {', '.join(f'{name} {value}' for name, value in limits.items())}{how}"
-    return Outcome(text=text, data=plan.to_dict() | {"limits": limits, "tier": request.boxed.tier.name})
+    return text, plan.to_dict() | {"limits": limits, "tier": boxed.tier.name}
 
 
 def without_secrets(plan: Plan, names: Sequence[str]) -> Plan:
@@ -135,8 +142,9 @@ def without_secrets(plan: Plan, names: Sequence[str]) -> Plan:
     from dataclasses import replace
 
     starts = tuple(os.fsencode(name) + b"=" for name in names)
+    values = [os.fsdecode(item.partition(b"=")[2]) for item in plan.environ if item.startswith(starts)]
     environ = tuple(item.partition(b"=")[0] + b"=***" if item.startswith(starts) else item for item in plan.environ)
-    return replace(plan, environ=environ, argv=tuple(os.fsencode(hidden(os.fsdecode(word))) for word in plan.argv))
+    return replace(plan, environ=environ, argv=tuple(os.fsencode(hidden(os.fsdecode(word), values)) for word in plan.argv))
 
 
 def _terminal(request: Request) -> Terminal | None:

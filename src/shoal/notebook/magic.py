@@ -14,16 +14,17 @@ from typing import Any
 from IPython.core.error import UsageError
 from IPython.display import display
 
+from shoal.cli.run import explained
 from shoal.notebook.background import Background
 from shoal.notebook.options import Ask, Helped, read_line
 from shoal.notebook.screen import Ended, Screen, sentence
 from shoal.notebook.script import Script
 from shoal.sandbox.errors import RequestError
-from shoal.sandbox.launch import Boxed, Order
-from shoal.sandbox.program import current_directory, find_program
+from shoal.sandbox.launch import Boxed
 from shoal.sandbox.request import DEVNULL, PIPE, Request
 from shoal.sandbox.result import Result, RunError
 from shoal.sandbox.run import carry_out
+from shoal.sandbox.running import Running
 from shoal.status import ShoalError
 
 
@@ -48,30 +49,29 @@ class Magic:
         Raises:
             RunError: it did not end well, and --no-raise was not given.
         """
-        variables = self._shell.user_ns
         try:
-            ask = read_line(line, variables, has_cell=cell is not None)
-            script = Script.of(ask, cell, None if ask.given is None else _encoded(variables[ask.given]))
+            self._act(*self._read(line, cell))
         except Helped as helped:
             print(helped)
-            return
-        except (ValueError, TypeError) as error:
-            raise UsageError(_with_hints(error)) from None
-        try:
-            self._act(ask, script)
         except BaseException as error:
             _shorten(error)
             raise
 
+    def _read(self, line: str, cell: str | None) -> tuple[Ask, Script]:
+        variables = self._shell.user_ns
+        try:
+            ask = read_line(line, variables, has_cell=cell is not None)
+            return ask, Script.of(ask, cell, None if ask.given is None else _encoded(variables[ask.given]))
+        except (ValueError, TypeError) as error:
+            raise UsageError(_with_hints(error)) from None
+
     def _act(self, ask: Ask, script: Script) -> None:
+        boxed, screen = Boxed.of(ask.box), Screen(0 if ask.quiet else ask.shown_bytes)
+        request = _request(boxed, ask, script, screen)
         if ask.explain:
-            here = current_directory()
-            box = Boxed.of(ask.box)
-            program = find_program(script.words[0], box.search, here)
-            print(box.plan(Order(program, script.words[1:], {0: 0, 1: 1, 2: 2} | script.fds, here)))
+            with Running(request) as running:
+                print(explained(boxed, running.prepare())[0])
             return
-        screen = Screen(0 if ask.quiet else ask.shown_bytes)
-        request = _request(ask, script, screen)
         if ask.background:
             self._set(ask.out, Background(request, screen, script))
             return
@@ -95,9 +95,9 @@ class Magic:
             self._shell.push({name: value})
 
 
-def _request(ask: Ask, script: Script, screen: Screen) -> Request:
+def _request(boxed: Boxed, ask: Ask, script: Script, screen: Screen) -> Request:
     request = Request.of(
-        Boxed.of(ask.box),
+        boxed,
         script.words,
         input=script.data,
         capture_output=False,

@@ -58,7 +58,7 @@ End = Reason | Literal["timeout"] | None
 
 
 class Running:
-    """One run. `begin()`, drive `following()`, `close()`, `result()`; `ending()` at any time between.
+    """One run. `begin()` (or `prepare()`, to look only), drive `following()`, `close()`, `result()`; `ending()` at any time between.
 
     Args:
         in_loop: the pipes can be waited for in an event loop.
@@ -107,12 +107,11 @@ class Running:
 
     # --- from the start to the end -------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """Start the program. On an error nothing runs; what was opened is open until `close()`.
+    def prepare(self) -> Order:
+        """Find the program, and open what it is to be given. What was opened is open until `close()`.
 
         Raises:
             NotFoundError, AccessDeniedError: there is no such program, or it cannot be executed.
-            SpawnError, RequestError: it could not be started; ValueError: what was asked for cannot be meant.
         """
         request, starter = self.request, self.request.starter
         host_cwd = request.host_cwd
@@ -133,10 +132,20 @@ class Running:
             )
             ends = self.pump.ends
         self._order = Order(program, request.words[1:], request.descriptors(ends), host_cwd)
+        return self._order
+
+    def begin(self) -> None:
+        """Start the program. On an error nothing runs; what was opened is open until `close()`.
+
+        Raises:
+            What `prepare()` does. SpawnError, RequestError: it could not be started; ValueError: what was asked for cannot be meant.
+        """
+        request, starter = self.request, self.request.starter
+        order = self.prepare()
         self._started = time.monotonic()
         budget = self._budget = Budget.of(starter.box)
         enforced = starter.enforced_with(budget.enforced)
-        process = self.process = starter.launch(self._order, budget.job)
+        process = self.process = starter.launch(order, budget.job)
         if enforced["user"] and not enforced["namespaces"]:
             enforced["user"] = has_own_user(process)
         self.enforced = enforced
