@@ -16,8 +16,12 @@ from shoal import first_use
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from shoal import aio as aio
     from shoal import cells as cells
+    from shoal import executor as executor
+    from shoal import manager as manager
     from shoal import startup as startup
+    from shoal import subprocess as subprocess
     from shoal.actions import Action as Action
     from shoal.actions import AddHandle as AddHandle
     from shoal.actions import AddNsEntry as AddNsEntry
@@ -155,4 +159,5 @@ else:
                 "WrongTypeError",
             ),
         },
+        modules=("aio", "executor", "manager", "subprocess"),
     )

@@ -27,6 +27,8 @@ def test_an_archive_without_the_core_is_refused_with_what_to_do(tmp_path: Path) 
 
 LAZY = ("shoal", "shoal.handles", "shoal.executor", "shoal.manager")
 """Packages whose names are looked up on first use: shoal.first_use."""
+MODULES = {"aio", "executor", "manager", "subprocess"}
+"""Those below shoal that are there without being imported by name."""
 
 
 @pytest.mark.parametrize("package", LAZY)
@@ -37,7 +39,7 @@ def test_type_checkers_and_programs_see_the_same_names(package: str) -> None:
     imported = [node for branch in branches for node in branch.body if isinstance(node, ast.ImportFrom)]
     typed = {alias.name: node.module for node in imported for alias in node.names}
     of_ipython = {"load_ipython_extension", "unload_ipython_extension"}  # which it looks up by name, and nobody calls
-    assert set(typed) == set(module.__all__) - of_ipython
+    assert set(typed) == set(module.__all__) - of_ipython | (MODULES if package == "shoal" else set())
     for name, source in typed.items():
         assert source is not None
         expected = importlib.import_module(f"{source}.{name}") if source == "shoal" else getattr(importlib.import_module(source), name)
@@ -63,6 +65,13 @@ print(spawn is shoal.spawn, callable(shoal.spawn), callable(run), cells is shoal
     assert {name for name in loaded.split() if name.startswith("shoal")} == {"shoal", "shoal._native", "shoal.first_use"}
     assert not {"dataclasses", "socket", "threading", "subprocess"}.intersection(loaded.split())
     assert told == "True True True True shoal.startup"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_a_module_is_there_without_being_imported_by_name(name: str) -> None:
+    code = f"import sys, shoal\nbefore = 'shoal.{name}' in sys.modules\nprint(before, shoal.{name}.__name__)"
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"False shoal.{name}\n"
 
 
 def test_a_function_is_not_replaced_by_a_module_of_its_name() -> None:
