@@ -60,6 +60,23 @@ def test_the_state_and_the_socket_may_be_in_different_places_as_they_are_for_mos
     assert wait_gone([told["pid"]])
 
 
+def test_where_there_is_no_runtime_directory_each_home_has_its_manager(desk: Desk) -> None:
+    told = []
+    for home in (desk.state / "one", desk.state / "other"):
+        home.mkdir(parents=True)
+        env = {name: value for name, value in desk.env.items() if name not in ("SHOAL_STATE_DIR", "XDG_STATE_HOME", "XDG_RUNTIME_DIR")}
+        env["HOME"] = str(home)
+        assert desk.shoal("manager", "start", env=env).returncode == 0
+        told.append((env, json.loads(desk.shoal("manager", "status", "--json", env=env).stdout)))
+    try:
+        assert [status["state"] for _, status in told] == [f"{desk.state}/{name}/.local/state/shoal" for name in ("one", "other")]
+        assert len({status["pid"] for _, status in told}) == 2
+    finally:
+        for env, status in told:
+            assert desk.shoal("manager", "stop", env=env).returncode == 0
+            assert wait_gone([status["pid"]])
+
+
 def test_what_is_no_action_is_refused(desk: Desk) -> None:
     done = desk.shoal("manager", "restart")
     assert (done.returncode, done.stdout) == (125, "")

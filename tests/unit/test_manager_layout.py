@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -18,4 +17,4 @@ def test_a_directory_of_the_XDG_variables_that_is_not_absolute_is_ignored(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_STATE_HOME", value)
     monkeypatch.setenv("XDG_RUNTIME_DIR", value)
-    assert Layout.of() == Layout(f"{tmp_path}/.local/state/shoal", f"/tmp/shoal-{os.geteuid()}")
+    assert Layout.of() == Layout(f"{tmp_path}/.local/state/shoal", f"{tmp_path}/.local/state/shoal/run")

@@ -12,12 +12,6 @@ from shoal import xdg
 from shoal.manager.errors import ManagerError
 
 
-def runtime_directory() -> str:
-    """Where sockets are, of this user: $XDG_RUNTIME_DIR/shoal, or the like where there is none."""
-    base = xdg.directory("XDG_RUNTIME_DIR")
-    return os.path.join(base, "shoal") if base else f"/tmp/shoal-{os.geteuid()}"
-
-
 def state_directory() -> str:
     """What outlives a manager, of this user: $XDG_STATE_HOME/shoal. $SHOAL_STATE_DIR comes first."""
     given = os.environ.get("SHOAL_STATE_DIR")
@@ -71,11 +65,16 @@ class Layout:
 
     @classmethod
     def of(cls, state_dir: str | None = None) -> Layout:
-        """That of the user's manager, or of one with a state directory of its own, which has its sockets there, too."""
-        if state_dir is not None or os.environ.get("SHOAL_STATE_DIR"):
-            state = os.path.abspath(state_dir) if state_dir is not None else state_directory()
+        """That of the user's manager, or of one with a state directory of its own.
+
+        Its sockets are in $XDG_RUNTIME_DIR/shoal. One with a directory of its own has them there, too, and so has the user's where there is
+        no runtime directory: then nothing but the state tells apart the managers of programs that are given homes of their own.
+        """
+        runtime = xdg.directory("XDG_RUNTIME_DIR")
+        state = os.path.abspath(state_dir) if state_dir is not None else state_directory()
+        if state_dir is not None or os.environ.get("SHOAL_STATE_DIR") or not runtime:
             return cls(state, os.path.join(state, "run"))
-        return cls(state_directory(), runtime_directory())
+        return cls(state, os.path.join(runtime, "shoal"))
 
     @property
     def socket(self) -> str:
