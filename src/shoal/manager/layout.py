@@ -12,15 +12,6 @@ from shoal import xdg
 from shoal.manager.errors import ManagerError
 
 
-def state_directory() -> str:
-    """What outlives a manager, of this user: $XDG_STATE_HOME/shoal. $SHOAL_STATE_DIR comes first."""
-    given = os.environ.get("SHOAL_STATE_DIR")
-    if given:
-        return os.path.abspath(given)
-    base = xdg.directory("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return os.path.join(base, "shoal")
-
-
 def boot_identity() -> str:
     """What no two boots of a machine have in common: proc_sys_kernel(5), random/boot_id."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
@@ -65,16 +56,18 @@ class Layout:
 
     @classmethod
     def of(cls, state_dir: str | None = None) -> Layout:
-        """That of the user's manager, or of one with a state directory of its own.
+        """That of the user's manager: $XDG_STATE_HOME/shoal, with its sockets in $XDG_RUNTIME_DIR/shoal.
 
-        Its sockets are in $XDG_RUNTIME_DIR/shoal. One with a directory of its own has them there, too, and so has the user's where there is
-        no runtime directory: then nothing but the state tells apart the managers of programs that are given homes of their own.
+        One that is given a state directory ($SHOAL_STATE_DIR, unless `state_dir` says it) has its sockets in that. So has the user's where
+        there is no runtime directory: then nothing but the state tells apart the managers of programs with homes of their own.
         """
-        runtime = xdg.directory("XDG_RUNTIME_DIR")
-        state = os.path.abspath(state_dir) if state_dir is not None else state_directory()
-        if state_dir is not None or os.environ.get("SHOAL_STATE_DIR") or not runtime:
-            return cls(state, os.path.join(state, "run"))
-        return cls(state, os.path.join(runtime, "shoal"))
+        given = state_dir if state_dir is not None else os.environ.get("SHOAL_STATE_DIR") or None
+        if given is not None:
+            state, runtime = os.path.abspath(given), ""
+        else:
+            state = os.path.join(xdg.directory("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "shoal")
+            runtime = xdg.directory("XDG_RUNTIME_DIR")
+        return cls(state, os.path.join(runtime, "shoal") if runtime else os.path.join(state, "run"))
 
     @property
     def socket(self) -> str:
