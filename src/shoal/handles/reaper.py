@@ -82,7 +82,7 @@ class Keeper:
         self.pid = pid
 
     def note_namespace(self, program: int, pid: int) -> None:
-        """Its program has ended, and has not been reaped: the last moment to learn which namespace is this one, where nobody tells later.
+        """Its program is about to be reaped: the last moment to learn which namespace is this one, where nobody tells later.
 
         Args:
             program: a pidfd; pid: its number.
