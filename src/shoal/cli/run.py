@@ -16,7 +16,7 @@ from shoal.cli.output import CommandError, Outcome, hidden, report_failure
 from shoal.cli.request import Request, read_request
 from shoal.launcher import END_S, user_of
 from shoal.sandbox.box import PATH
-from shoal.sandbox.landlocked import has_own_user
+from shoal.sandbox.landlocked import note_own_user
 from shoal.sandbox.launch import Boxed, Order
 from shoal.units import parse_duration
 
@@ -203,10 +203,8 @@ def _launch(request: Request) -> Over:
             process.end_cell(END_S)
             raise
         enforced = request.boxed.enforced | (budget.enforced if budget else {})
-        has_user = enforced["user"] if request.boxed.tier.is_cell else has_own_user(process)
-        user = None if not has_user or process._keeper is None else user_of(process._keeper)
-        if not request.boxed.tier.is_cell:
-            enforced["user"] = user is not None
+        note_own_user(enforced, process)
+        user = None if not enforced["user"] or process._keeper is None else user_of(process._keeper)
         return Over(ended, process.info(), budget.spent() if budget else None, enforced, process.pid, user)
 
 

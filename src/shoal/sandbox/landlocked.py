@@ -233,9 +233,10 @@ def _with_user(wanted: Wanted, handed: Sequence[FileRule], tmp: str | None) -> C
     return dataclasses.replace(found, own_user=False)
 
 
-def has_own_user(process: Process) -> bool:
-    """Whether a program without a cell runs as somebody else than its caller."""
-    return isinstance(process._keeper, Holder) and process._keeper.has_own_user
+def note_own_user(enforced: dict[str, bool | str], process: Process) -> None:
+    """Correct what is said of the user: without a cell only its launch tells whether a program runs as somebody else than its caller."""
+    if enforced["user"] and not enforced["namespaces"]:
+        enforced["user"] = isinstance(process._keeper, Holder) and process._keeper.has_own_user
 
 
 def _nobody(user: int) -> None:

@@ -24,7 +24,7 @@ from shoal.handles.process import Process, Usage
 from shoal.handles.reaper import OwnedFd
 from shoal.launcher import END_S
 from shoal.sandbox.errors import NOT_EXECUTABLE, NOT_FOUND, RequestError
-from shoal.sandbox.landlocked import has_own_user
+from shoal.sandbox.landlocked import note_own_user
 from shoal.sandbox.launch import Boxed, Order
 from shoal.sandbox.limits import NO_BUDGET, Budget, sum_up
 from shoal.sandbox.output import Captured, Pump, Why
@@ -146,8 +146,7 @@ class Running:
         budget = self._budget = Budget.of(starter.box)
         enforced = starter.enforced_with(budget.enforced)
         process = self.process = starter.launch(order, budget.job)
-        if enforced["user"] and not enforced["namespaces"]:
-            enforced["user"] = has_own_user(process)
+        note_own_user(enforced, process)
         self.enforced = enforced
         # What is to be done once for each run is done while the program starts.
         records.began(LOGGER, request.words[0], process.pid)

@@ -27,7 +27,7 @@ from shoal.launcher import END_S
 from shoal.sandbox.box import Sandbox
 from shoal.sandbox.denied import Denied
 from shoal.sandbox.errors import NOT_EXECUTABLE, NOT_FOUND, DirectoryError, RequestError
-from shoal.sandbox.landlocked import has_own_user
+from shoal.sandbox.landlocked import note_own_user
 from shoal.sandbox.launch import Boxed, Order
 from shoal.sandbox.limits import Budget, sum_up
 from shoal.sandbox.program import Program, current_directory, find_program
@@ -77,8 +77,7 @@ def start_inside(sandbox: object, request: Request, words: list[Any], executable
     try:
         enforced = boxed.enforced_with(budget.enforced)
         process = boxed.launch(order, budget.job)
-        if not enforced["namespaces"]:
-            enforced["user"] = has_own_user(process)
+        note_own_user(enforced, process)
     except BaseException as error:
         budget.close()
         if isinstance(error, DirectoryError) and request.cwd is not None:
