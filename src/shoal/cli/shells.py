@@ -236,12 +236,23 @@ function __shoal_verb # true when the verb is this one; without one, when there 
     end
 end
 
-function __shoal_without # true when none of these words has been said
+function __shoal_place # -eq or -ge a number: true when so many operands precede; and the options that take a value
     set -l words (commandline -opc)
-    for word in $argv
-        contains -- $word $words[3..-1]; and return 1
+    set -l place 0
+    set -l at 3
+    while test $at -le (count $words)
+        set -l word $words[$at]
+        set at (math $at + 1)
+        if test "$word" = --
+            set place (math $place + (count $words) - $at + 1)
+            break
+        else if contains -- $word $argv[3..-1]
+            set at (math $at + 1)
+        else if not string match -q -- '-*' $word
+            set place (math $place + 1)
+        end
     end
-    return 0
+    test $place $argv[1] $argv[2]
 end
 
 function __shoal_listed # what shoal lists of a kind
@@ -286,7 +297,7 @@ def fish(found: Sequence[Command]) -> str:
             flags = " ".join(f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}" for flag in option.flags)
             lines.append(f"{here} {flags} -d {_fish_quoted(option.help)}{_fish_value(option)}")
         for operand in command.operands:
-            lines += _fish_operand(command, operand, here)
+            lines += _fish_operand(command, operand)
     return _FISH % "\n".join(lines)
 
 
@@ -298,18 +309,16 @@ def _fish_value(option: Option) -> str:
     return " -x" + (f" -a {_fish_quoted(_fish_words(option))}" if option.choices or option.kind else "")
 
 
-def _fish_operand(command: Command, operand: Operand, here: str) -> list[str]:
+def _fish_operand(command: Command, operand: Operand) -> list[str]:
+    index = command.operands.index(operand)
+    valued = " ".join(flag for option in command.options if option.takes for flag in option.flags)
+    place = "" if operand.repeats and not index else f"; and __shoal_place {'-ge' if operand.repeats else '-eq'} {index} {valued}".rstrip()
+    here = f"complete -c shoal -n '__shoal_verb {command.verb}{'' if operand.kind == 'command' else place}'"
     if operand.kind == "file":
         return [f"{here} -F"]
-    if not operand.choices and not operand.kind:
-        return []
-    if operand.choices:
-        said = " ".join(operand.choices)
-        here = f"complete -c shoal -n '__shoal_verb {command.verb}; and __shoal_without {said}'"
     if operand.kind == "command":
-        valued = " ".join(flag for option in command.options if option.takes for flag in option.flags)
-        return [f"{here} -a {_fish_quoted(f'(__shoal_program {command.operands.index(operand)} {valued})')}"]
-    return [f"{here} -a {_fish_quoted(_fish_words(operand))}"]
+        return [f"{here} -a {_fish_quoted(f'(__shoal_program {index} {valued})')}"]
+    return [f"{here} -a {_fish_quoted(_fish_words(operand))}"] if operand.choices or operand.kind else []
 
 
 def _fish_words(what: Option | Operand) -> str:
