@@ -100,7 +100,7 @@ def test_who_has_the_capability_is_served_inits(state, serving, given):
         answer, _ = talk.ask(bind(state), given)
         assert answer.value == [serving.pid, sorted(os.sched_getaffinity(0)), os.geteuid() == 0]
         answer, (end,) = talk.ask(TakeInit(False))
-        assert answer.value in managed.processes(state, managed.DOMAIN)
+        managed.wait_until(lambda: answer.value in managed.processes(state, managed.DOMAIN))  # once it has its own name
         os.close(end)
         managed.wait_gone(answer.value)  # nobody tells it anything any more
         (nursery,) = managed.processes(state, managed.NURSERY)
