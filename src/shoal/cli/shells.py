@@ -296,8 +296,8 @@ def fish(found: Sequence[Command]) -> str:
         for option in command.options:
             flags = " ".join(f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}" for flag in option.flags)
             lines.append(f"{here} {flags} -d {_fish_quoted(option.help)}{_fish_value(option)}")
-        for operand in command.operands:
-            lines += _fish_operand(command, operand)
+        for index, operand in enumerate(command.operands):
+            lines += _fish_operand(command, index, operand)
     return _FISH % "\n".join(lines)
 
 
@@ -309,16 +309,17 @@ def _fish_value(option: Option) -> str:
     return " -x" + (f" -a {_fish_quoted(_fish_words(option))}" if option.choices or option.kind else "")
 
 
-def _fish_operand(command: Command, operand: Operand) -> list[str]:
-    index = command.operands.index(operand)
-    valued = " ".join(flag for option in command.options if option.takes for flag in option.flags)
-    place = "" if operand.repeats and not index else f"; and __shoal_place {'-ge' if operand.repeats else '-eq'} {index} {valued}".rstrip()
-    here = f"complete -c shoal -n '__shoal_verb {command.verb}{'' if operand.kind == 'command' else place}'"
-    if operand.kind == "file":
-        return [f"{here} -F"]
+def _fish_operand(command: Command, index: int, operand: Operand) -> list[str]:
+    if not operand.choices and not operand.kind:
+        return []
+    valued = "".join(f" {flag}" for option in command.options if option.takes for flag in option.flags)
+    when = f"__shoal_verb {command.verb}"
     if operand.kind == "command":
-        return [f"{here} -a {_fish_quoted(f'(__shoal_program {index} {valued})')}"]
-    return [f"{here} -a {_fish_quoted(_fish_words(operand))}"] if operand.choices or operand.kind else []
+        return [f"complete -c shoal -n '{when}' -a {_fish_quoted(f'(__shoal_program {index}{valued})')}"]
+    if index or not operand.repeats:
+        when += f"; and __shoal_place {'-ge' if operand.repeats else '-eq'} {index}{valued}"
+    what = "-F" if operand.kind == "file" else f"-a {_fish_quoted(_fish_words(operand))}"
+    return [f"complete -c shoal -n '{when}' {what}"]
 
 
 def _fish_words(what: Option | Operand) -> str:
