@@ -265,8 +265,6 @@ class CopyProcess:
         """Take its status if it has ended. False: it has not."""
         if self.pidfd is None:
             return True
-        if self.keeper is not None and self.has_ended:
-            self.keeper.note_namespace(self.pidfd.fd, self.pid)
         try:
             self.ended = _native.wait(self.pidfd.fd, os.WEXITED | os.WNOHANG)
         except ChildProcessError:
@@ -326,8 +324,6 @@ class CopyProcess:
         self.theirs = ()
         self.stdout.fd = self.stderr.fd = None
         if self.pidfd is not None and self.ended is None and self.pid:
-            if self.keeper is not None:
-                self.keeper.note_namespace(self.pidfd.fd, self.pid)
             child = Keeper(_moved(self.pidfd), self.pid)
             child.kill()
             reaper.register(child)

@@ -119,8 +119,6 @@ class _State:
                     return False
                 self.ending = _ending(found)
         if not self.reaped:
-            if self.keeper is not None:
-                self.keeper.note_namespace(pidfd, self.pid)
             with suppress(ChildProcessError):
                 _native.wait(pidfd, os.WEXITED | os.WNOHANG)
             self.reaped = True

@@ -78,20 +78,8 @@ class Keeper:
         self._children: OwnedFd | None = None
         self._reaped = False
         self._alone_since: float | None = None
-        self._namespace = 0
+        self._namespace = 0 if _namespaces_tell() else _pid_namespace(pid)
         self.pid = pid
-
-    def note_namespace(self, program: int, pid: int) -> None:
-        """Its program is about to be reaped: the last moment to learn which namespace is this one, where nobody tells later.
-
-        Args:
-            program: a pidfd; pid: its number.
-        """
-        if not _namespaces_tell():
-            with suppress(OSError):
-                found = os.stat(f"/proc/{pid}/ns/pid").st_ino
-                signal.pidfd_send_signal(program, 0)  # so the pid was its own
-                self._namespace = found
 
     def left_alone(self) -> None:
         """Its program has been collected: from now on nobody waits for anything in its cell but the cell's end."""
@@ -105,7 +93,7 @@ class Keeper:
     def is_first_in(self, namespace: int) -> bool:
         """Whether it is the first process of a pid namespace, given as a descriptor.
 
-        Newer kernels tell. With older ones it was noted; or we look at our own process, which only root may while it ends.
+        Newer kernels tell. With older ones it was noted when the cell was new: once it ends, only root may look.
         """
         pidfd = self._pidfd
         if pidfd is None or not self.pid:
@@ -115,8 +103,7 @@ class Keeper:
         except OSError as error:
             if error.errno != errno.ENOTTY:
                 return False
-            own = self._namespace or os.stat(f"/proc/{self.pid}/ns/pid").st_ino
-            is_first = own == os.fstat(namespace).st_ino
+            is_first = (self._namespace or _pid_namespace(self.pid)) == os.fstat(namespace).st_ino
         signal.pidfd_send_signal(pidfd.fd, 0)  # not reaped yet, so the pid is still its own
         return is_first
 
@@ -228,6 +215,14 @@ def _namespaces_tell() -> bool:
     except OSError as error:
         return error.errno != errno.ENOTTY
     return True
+
+
+def _pid_namespace(pid: int) -> int:
+    """The inode of a process's pid namespace; 0: we may not look, or it is gone."""
+    try:
+        return os.stat(f"/proc/{pid}/ns/pid").st_ino
+    except OSError:
+        return 0
 
 
 def reap_brothers(keepers: Iterable[Pending]) -> None:
