@@ -13,7 +13,7 @@ import warnings
 
 import anyio
 import pytest
-from rig.cli import processes_with, wait_gone, wait_running
+from rig.cli import kill_all_with, processes_with, wait_gone, wait_running
 from rig.features import needs
 from rig.fuse import REACHED_S, mounted
 from rig.loops import cancelled_at
@@ -24,7 +24,7 @@ from shoal.handles import reaper
 from shoal.launcher import END_S
 
 SH = Sandbox(read=["/usr"])
-MARK = f"62.{os.getpid()}"
+MARK = f"62.{os.getpid():07d}"
 """How long a program sleeps that is looked for."""
 TREE = f"trap '' TERM HUP INT; (setsid sleep {MARK} &); sleep {MARK} & echo ready; sleep {MARK}"
 SLACK_S = 8.0
@@ -110,8 +110,7 @@ def test_a_block_that_is_cancelled_wherever_it_waits_leaves_nothing(in_loop, box
         return count
 
     assert in_loop(main) > 5
-    for pid in processes_with(MARK):  # had no sandbox, and lost its parent
-        os.kill(pid, signal.SIGKILL)
+    kill_all_with(MARK)  # had no sandbox, and lost its parent
     world.assert_unchanged()
 
 
@@ -146,8 +145,7 @@ def test_a_cancellation_ends_the_tree_and_waits_until_it_is_gone(in_loop, box, w
         assert processes_with(f"\0{MARK}") == []
 
     in_loop(main)
-    for pid in processes_with(f"7{MARK}"):  # had no sandbox, and lost its parent before it could be found
-        os.kill(pid, signal.SIGKILL)
+    kill_all_with(f"7{MARK}")  # had no sandbox, and lost its parent before it could be found
     world.assert_unchanged()
 
 

@@ -14,7 +14,7 @@ import shoal
 from shoal import Sandbox, aio
 
 SH = Sandbox(read=["/usr"])
-MARK = f"64.{os.getpid()}"
+MARK = f"64.{os.getpid():07d}"
 pytestmark = [
     pytest.mark.skipif(not os.path.exists("/usr/bin/sh"), reason="needs a merged /usr with a shell"),
     pytest.mark.usefixtures("loops_that_have_run"),

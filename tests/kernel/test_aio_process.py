@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.skipif(not os.path.exists("/usr/bin/sh"), reason="needs a merged /usr with a shell"),
     pytest.mark.usefixtures("loops_that_have_run"),
 ]
-MARK = f"61.{os.getpid()}"
+MARK = f"61.{os.getpid():07d}"
 """How long a program sleeps that is looked for."""
 BOXES = pytest.mark.parametrize("box", [SH, False], ids=["sandbox", "none"])
 

@@ -58,6 +58,15 @@ def wait_running(marker: str, state: str = "") -> list[int]:
     return found
 
 
+def kill_all_with(marker: str) -> None:
+    """SIGKILL to every process that has `marker` among its words, until a look finds none: one that forks may do so behind a look."""
+    while found := processes_with(marker):
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        assert wait_gone(found)
+
+
 def _state(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
