@@ -94,6 +94,8 @@ def test_a_client_that_never_reads_loses_its_connection_and_keeps_nobody_waiting
     domain = sh(manager, "echo a; read x <&1; sleep 1000")
     next(domain.logs(follow=True))
     pid = managed.manager_pid(state)
+    managed.wait_until(lambda: len(managed.processes(state, managed.DOMAIN)) >= AHEAD)  # each has a descriptor of the manager's
+    assert domain.wait(nohang=True) is None  # and it has read what came before this
     before = open_files(pid)
     requests = {"bytes": wire.List(1), "descriptors": wire.Logs(1, domain.id)}
     for request in requests.values():
