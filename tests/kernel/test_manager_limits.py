@@ -71,6 +71,11 @@ def open_files(pid):
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
+def wait_for_inits(state):
+    """Until those that the manager keeps ahead are made: each has a descriptor of the manager's."""
+    managed.wait_until(lambda: len(managed.processes(state, managed.DOMAIN)) >= AHEAD)
+
+
 # --- clients --------------------------------------------------------------------------------------------
 
 
@@ -94,7 +99,7 @@ def test_a_client_that_never_reads_loses_its_connection_and_keeps_nobody_waiting
     domain = sh(manager, "echo a; read x <&1; sleep 1000")
     next(domain.logs(follow=True))
     pid = managed.manager_pid(state)
-    managed.wait_until(lambda: len(managed.processes(state, managed.DOMAIN)) >= AHEAD)  # each has a descriptor of the manager's
+    wait_for_inits(state)
     assert domain.wait(nohang=True) is None  # and it has read what came before this
     before = open_files(pid)
     requests = {"bytes": wire.List(1), "descriptors": wire.Logs(1, domain.id)}
@@ -158,7 +163,7 @@ def test_the_daemon_may_open_more_files_than_its_domains(state, manager):
 def test_a_manager_that_runs_out_of_descriptors_says_so_and_keeps_its_domains(state, manager):
     runs = [sh(manager, "sleep 1000")]
     pid = managed.manager_pid(state)
-    managed.wait_until(lambda: len(managed.processes(state, managed.DOMAIN)) >= AHEAD)  # each has a descriptor of the manager's
+    wait_for_inits(state)
     set_limit(pid, open_files(pid) + 64 + 8)
     with pytest.raises(ManagerError, match="RLIMIT_NOFILE") as error:
         until_refused(lambda: sh(manager, "sleep 1000"), runs)
