@@ -137,8 +137,21 @@ def shoal_cold_run(program: str, directory: Path) -> Launch:
     return shoal_run(program, directory)
 
 
+def handed(program: str, directory: Path) -> Launch:
+    from handed import Handed
+
+    launch = Handed(program, directory)
+    _settled.append(launch.settle)
+    return launch
+
+
+_settled: list[Callable[[], None]] = []
+
+
 def settle() -> None:
     """Wait until nothing is made in the background, so that the next peer has the machine for itself."""
+    for each in _settled:
+        each()
     if (cells := sys.modules.get("shoal.cells")) is not None:
         cells.wait_ready()
 
@@ -275,6 +288,7 @@ MAKERS: dict[str, Maker] = {
     "shoal cell, none ahead": shoal_cold_cell,
     "shoal.run": shoal_run,
     "shoal.run, none ahead": shoal_cold_run,
+    "a cell handed over (the floor)": handed,
     "bwrap sandbox (subprocess.run)": bwrap_sandbox,
     "shoal run, the command": shoal_command,
     "bwrap, the command": bwrap_command,
@@ -299,6 +313,7 @@ def make(peer: str, program: str, directory: Path) -> Launch:
     try:
         launch = MAKERS[peer](program, directory)
         launch()
+        settle()
     except CaseFailed:
         raise
     except Exception as error:  # a peer that breaks in its own way must not take the others with it
