@@ -17,6 +17,7 @@ from contextlib import suppress
 
 from shoal import _native
 from shoal.handles import reaper
+from shoal.handles.children import children
 from shoal.handles.deadline import Deadline
 from shoal.handles.images import init_image
 from shoal.handles.keeper import Strings, launch
@@ -246,7 +247,7 @@ def end_orphans(maker: Keeper, known: Collection[int]) -> None:
         known: the processes of which somebody has.
     """
     Deadline(END_S).wait_ready(maker.fileno(), select.POLLIN)  # from then on there will be no more
-    for pid in _children():
+    for pid in children():
         with suppress(OSError):
             if pid not in known and pid != maker.pid and _session_of(pid) == maker.pid:
                 _undo((pid,), ())
@@ -262,16 +263,6 @@ def _undo(pids: Collection[int], fds: Sequence[int]) -> None:
                 child = Keeper(os.pidfd_open(pid), pid)
                 child.kill()
                 reaper.register(child)
-
-
-def _children() -> set[int]:
-    """Those of all our threads."""
-    found: set[int] = set()
-    for thread in os.listdir("/proc/self/task"):
-        # It may have ended meanwhile.
-        with suppress(OSError), open(f"/proc/self/task/{thread}/children", "rb") as file:
-            found.update(map(int, file.read().split()))
-    return found
 
 
 def _session_of(pid: int) -> int:

@@ -454,22 +454,23 @@ def test_a_loop_that_is_closed_over_a_running_program_leaves_nothing(world):
 
 def test_an_interpreter_that_exits_takes_its_sandboxes_along(run_python):
     script = """
-import os, threading, anyio
+import os, anyio
+from rig.cells import children
 from shoal import Sandbox, aio
+script, box = ["sh", "-c", "echo ready; sleep 60"], Sandbox(read=["/usr"])
+ready, tell = os.pipe()
 async def main():
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(lambda: aio.run([workload, "pause"]))
-        async with aio.open_process(["sh", "-c", "echo ready; sleep 60"], sandbox=Sandbox(read=["/usr"])) as process:
+        tasks.start_soon(lambda: aio.run(script, sandbox=box, stdout=tell))
+        async with aio.open_process(script, sandbox=box) as process:
             await process.stdout.receive()
-            found = []
-            for thread in os.listdir("/proc/self/task"):
-                found += open(f"/proc/self/task/{thread}/children").read().split()
-            answer([int(pid) for pid in found])
+            await anyio.wait_readable(ready)
+            answer(sorted(children()))
             os._exit(0)
 anyio.run(main)
 """
     pids = run_python(script)
-    assert len(pids) >= 3
+    assert len(pids) >= 4  # two programs, each with the first process of its cell
     assert wait_gone(pids)
 
 

@@ -56,9 +56,13 @@ def children(pid: int | None = None) -> set[int]:
     found: set[int] = set()
     folder = f"/proc/{'self' if pid is None else pid}/task"
     with contextlib.suppress(FileNotFoundError):
-        for thread in os.listdir(folder):
-            with contextlib.suppress(OSError):  # the thread has ended meanwhile
-                found |= {int(child) for child in Path(f"{folder}/{thread}/children").read_text().split()}
+        threads: set[str] = set()
+        while not threads or not threads <= set(os.listdir(folder)):  # those of a thread that has ended meanwhile are another's now
+            threads = set(os.listdir(folder))
+            found.clear()
+            for thread in threads:
+                with contextlib.suppress(OSError):
+                    found |= {int(child) for child in Path(f"{folder}/{thread}/children").read_text().split()}
     return found
 
 

@@ -25,11 +25,12 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Protocol
 
 from shoal import _native
+from shoal.handles.children import children
 from shoal.handles.deadline import Deadline, Wait, Waits, is_ready, wait_here
 from shoal.handles.forks import held_over_forks
 
@@ -151,9 +152,9 @@ class Keeper:
             return False
         if self._children is None:
             self.look_ahead()
-        children = self._children
+        listed = self._children
         try:
-            return children is None or bool(os.pread(children.fd, 1, 0))
+            return listed is None or bool(os.pread(listed.fd, 1, 0))
         except ProcessLookupError:
             return False
         except OSError:
@@ -232,7 +233,7 @@ def reap_brothers(keepers: Iterable[Pending]) -> None:
     Its program has been by then, and nothing else of ours is ever in its pid namespace.
     """
     overdue = [keeper for keeper in keepers if isinstance(keeper, Keeper) and keeper.is_overdue]
-    for pid in _children() if overdue else ():
+    for pid in children() if overdue else ():
         if any(keeper.pid == pid for keeper in overdue):
             continue
         with suppress(OSError):
@@ -241,13 +242,6 @@ def reap_brothers(keepers: Iterable[Pending]) -> None:
             signal.pidfd_send_signal(brother.fd, 0)  # still there, so it was this one we have looked at
             if is_ready(brother.fd, select.POLLIN) and any(keeper.is_first_in(namespace.fd) for keeper in overdue):
                 _native.wait(brother.fd, os.WEXITED | os.WNOHANG | _WALL)
-
-
-def _children() -> Iterator[int]:
-    with suppress(OSError):
-        for thread in os.listdir("/proc/self/task"):
-            with suppress(OSError), open(f"/proc/self/task/{thread}/children", encoding="ascii") as file:
-                yield from map(int, file.read().split())
 
 
 class OwnedFd:

@@ -33,6 +33,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from shoal.handles.children import children
 from shoal.handles.deadline import Deadline, is_ready
 from shoal.handles.reaper import OwnedFd
 
@@ -210,11 +211,8 @@ class _Hunt:
         """Stop the children of members; whether there was any that is new."""
         found = False
         for parent in tuple(self._members):
-            with suppress(OSError):
-                for thread in os.listdir(f"/proc/{parent}/task"):
-                    for child in _read_all(f"/proc/{parent}/task/{thread}/children").split():
-                        if int(child) not in self._members:
-                            found |= self._look_at(int(child))
+            for child in children(parent) - self._members.keys():
+                found |= self._look_at(child)
         return found
 
     def _find(self) -> bool:
@@ -294,15 +292,6 @@ def _mark_of(pid: int) -> int | None:
     at = text.find(_LIMIT)
     value = text[at + len(_LIMIT) :].split(None, 1)[0] if at >= 0 else b""
     return int(value) if value.isdigit() else None
-
-
-def _read_all(path: str) -> bytes:
-    """A file of /proc that may be long; nothing where there is none."""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return file.read()
-    except OSError:
-        return b""
 
 
 def _read(path: str) -> bytes:
