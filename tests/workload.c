@@ -567,6 +567,41 @@ static void do_thread(char **arg)
     result("thread", NULL, errno ? -1 : pthread_join(thread, NULL));
 }
 
+static void *drains(void *fd)
+{
+    char buffer[64];
+    while (read(atoi(fd), buffer, sizeof buffer) > 0)
+        ;
+    exit(7);
+}
+
+static void do_leave_to_thread(char **arg) /* leave-to-thread FD: the main thread ends, another exits with 7 when FD is at its end */
+{
+    pthread_t thread;
+    if ((errno = pthread_create(&thread, NULL, drains, arg[0])))
+        return result("leave-to-thread", arg[0], -1);
+    pthread_exit(NULL);
+}
+
+static void *opens(void *path)
+{
+    open(path, O_RDONLY);
+    return NULL;
+}
+
+static void do_open_twice(char **arg) /* open-twice PATH: a child does, and a thread; the main thread pauses */
+{
+    pthread_t thread;
+    pid_t pid = fork();
+    if (pid == 0) {
+        opens(arg[0]);
+        _exit(0);
+    }
+    if (pid < 0 || (errno = pthread_create(&thread, NULL, opens, arg[0])))
+        return result("open-twice", arg[0], -1);
+    pause();
+}
+
 static void do_children(char **arg) /* children COUNT FD: that many, each alive until FD is at its end */
 {
     for (int i = atoi(arg[0]); i > 0; i--) {
@@ -660,7 +695,7 @@ static const struct verb {
     {"accept", 0, do_accept}, {"connect-unix", 1, do_connect_unix}, {"connect-abstract", 1, do_connect_abstract},
     {"exit", 1, do_exit}, {"kill", 1, do_kill}, {"probe", 1, do_probe}, {"pause", 0, do_pause}, {"await", 1, do_await},
     {"heed", 1, do_heed}, {"vfork", 0, do_vfork},
-    {"sigpipe", 0, do_sigpipe}, {"fork", 0, do_fork}, {"thread", 0, do_thread}, {"children", 2, do_children}, {"reap", 0, do_reap},
+    {"sigpipe", 0, do_sigpipe}, {"fork", 0, do_fork}, {"thread", 0, do_thread}, {"open-twice", 1, do_open_twice}, {"leave-to-thread", 1, do_leave_to_thread}, {"children", 2, do_children}, {"reap", 0, do_reap},
     {"daemon", 1, do_daemon}, {"bomb", 1, do_bomb}, {"alloc", 1, do_alloc}, {"exec", 1, do_exec},
 };
 

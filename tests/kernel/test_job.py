@@ -732,6 +732,16 @@ def test_a_creator_is_known_by_pid_and_start_time() -> None:
     child.wait()
 
 
+def test_a_creator_whose_first_thread_has_ended_lives(workload: str) -> None:
+    with subprocess.Popen([workload, "leave-to-thread", "0"], stdin=subprocess.PIPE) as child:
+        fields: list[str] = []
+        deadline = time.monotonic() + 20
+        while fields[:1] != ["Z"] and time.monotonic() < deadline:
+            fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+        assert fields[0] == "Z"
+        assert not Creator.current()._replace(pid=child.pid, start=int(fields[19])).is_dead()
+
+
 def test_a_spawned_cell_is_in_its_job_and_dies_with_it(job: Job, workload: str) -> None:
     with spawn(workload, ["workload", "pause"], job=job) as process:
         assert process.pid in job.processes()

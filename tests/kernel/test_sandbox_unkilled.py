@@ -117,6 +117,14 @@ def test_a_program_that_leaves_such_a_thing_behind_has_ended_all_the_same(stuck,
     assert_let_go(stuck, done.unkilled, world)
 
 
+def test_what_was_started_by_something_that_cannot_be_killed_either_is_told_of(stuck, box, workload, world):
+    """Its parent is a thread by then that is not the first of its process."""
+    done = shoal.run([workload, "open-twice", "/data/stuck"], sandbox=box.replace(wall_time=REACHED_S))
+    assert done.reason == "wall_time"
+    assert len(done.unkilled) == 2
+    assert_let_go(stuck, done.unkilled, world)
+
+
 def test_later_runs_are_not_held_up(stuck, box, world):
     done = shoal.run(["cat", "/data/stuck"], sandbox=box.replace(wall_time=REACHED_S))
     for _ in range(3):

@@ -3,6 +3,7 @@
 import os
 import select
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,38 @@ def test_kill_reaches_the_processes_of_child_jobs(launch, workload, job, pipe):
     with job.create_child() as inner, launch(workload, ["workload", "pause"], job=inner) as process:
         job.kill()
         assert process.wait(timeout=PATIENCE_S) == -signal.SIGKILL
+
+
+def launched_without_first_thread(launch, workload, job, pipe):
+    """A process whose first thread has ended, which shows as a zombie, and which another thread ends with 7 when the pipe is closed."""
+    process = launch(workload, ["workload", "leave-to-thread", "0"], job=job, actions=[CloneFd(pipe.read, 0)])
+    deadline = time.monotonic() + PATIENCE_S
+    while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    return process
+
+
+@every_launcher
+def test_a_process_whose_first_thread_has_ended_is_still_in_its_job(launch, workload, job, pipe):
+    with launched_without_first_thread(launch, workload, job, pipe) as process:
+        assert process.pid in job.processes()
+        with pytest.raises(TimeoutError):
+            job.wait_empty(timeout=0)
+        os.close(pipe.write)
+        assert process.wait(timeout=PATIENCE_S) == 7
+    job.wait_empty(timeout=PATIENCE_S)
+
+
+@every_launcher
+def test_a_process_whose_first_thread_has_ended_lives_on_in_a_job_that_nobody_holds(launch, workload, pipe):
+    job = Job.default().create_child()
+    with launched_without_first_thread(launch, workload, job, pipe) as process:
+        job.close()
+        Job.default().create_child().close()  # which looks at what others have left
+        assert process.poll() is None
+        os.close(pipe.write)
+        assert process.wait(timeout=PATIENCE_S) == 7
 
 
 @every_launcher

@@ -126,13 +126,16 @@ def _current(pid: int) -> Creator:
 
 
 def _start_time(pid: int) -> int | None:
-    """Start time in clock ticks, None when there is no such process or only its zombie."""
+    """Start time in clock ticks, None when there is no such process or only its zombie.
+
+    One whose first thread has ended shows the state of a zombie, too, but has other threads: proc_pid_stat(5).
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+    return None if fields[0] in (b"Z", b"X") and int(fields[17]) <= 1 else int(fields[19])
 
 
 def _namespace_lives(pidns: int) -> bool:

@@ -196,7 +196,7 @@ def _processes_of(init: int) -> list[int]:
         levels = status.get("NSpid", [])
         # The first process of a namespace is one that shoal started to hold it, not something anybody asked for.
         is_keeper = levels[-1:] == ["1"] and status.get("Name") == ["shoal-init"]
-        if len(levels) >= depth and status.get("State", [])[:1] != ["Z"] and not is_keeper and _lives_below(name, wanted):
+        if len(levels) >= depth and not _is_zombie(status) and not is_keeper and _lives_below(name, wanted):
             found.append(int(name))
     return sorted(found)
 
@@ -220,6 +220,11 @@ def _status(pid: int | str) -> dict[str, list[str]]:
     """The fields of /proc/PID/status, empty when there is no such process."""
     pairs = (line.partition(":") for line in _lines(f"/proc/{pid}/status"))
     return {field: value.split() for field, _, value in pairs}
+
+
+def _is_zombie(status: dict[str, list[str]]) -> bool:
+    """Whether it has ended. One whose first thread has ended shows the state of a zombie, too, but has other threads."""
+    return status.get("State", [])[:1] == ["Z"] and status.get("Threads", ["0"]) in (["0"], ["1"])
 
 
 def _lives_below(pid: str, wanted: int) -> bool:

@@ -8,10 +8,12 @@ Looked for only after a kill that was in vain. Source: proc_pid_stat(5), proc_pi
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from shoal.handles.children import children
 from shoal.handles.process import Process, Usage
 from shoal.launcher import END_S
 
@@ -35,9 +37,8 @@ class Unkilled(NamedTuple):
 def unkilled(process: Process) -> tuple[Unkilled, ...]:
     """What of a killed cell is still there, its first process aside: that one can only end last."""
     keeper = process._keeper
-    first = process.pid if keeper is None else keeper.pid
-    found = [_look(pid) for pid in dict.fromkeys((process.pid, *_below(first))) if keeper is None or pid != keeper.pid]
-    return tuple(each for each in found if each.state not in _OVER)
+    pids = dict.fromkeys((process.pid, *_below(process.pid), *(() if keeper is None else _below(keeper.pid))))
+    return tuple(each for pid in pids if (each := _look(pid)) is not None)
 
 
 def ending_of(process: Process) -> tuple[int, Usage]:
@@ -55,25 +56,33 @@ def in_words(found: tuple[Unkilled, ...]) -> str:
 
 def _below(pid: int) -> Iterator[int]:
     """The descendants of a process."""
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
-            children = [int(word) for word in file.read().split()]
-    except OSError:
-        return
-    for child in children:
+    for child in sorted(children(pid)):
         yield child
         yield from _below(child)
 
 
-def _look(pid: int) -> Unkilled:
+def _look(pid: int) -> Unkilled | None:
+    """What a process does that has not ended: where it sleeps, if one of its threads does; the first of them may have ended before."""
+    found = None
+    for thread in _listed(f"/proc/{pid}/task"):
+        stat = _read(f"/proc/{pid}/task/{thread}/stat")
+        state = stat.rpartition(")")[2].split()[0] if stat else ""
+        if state not in _OVER and (found is None or state == _UNINTERRUPTIBLE):
+            where = _read(f"/proc/{pid}/task/{thread}/wchan").strip("0\n")
+            found = Unkilled(pid, _read(f"/proc/{pid}/comm").rstrip("\n"), state, where)
+    return found
+
+
+def _listed(directory: str) -> list[str]:
     try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            head, _, tail = file.read().rpartition(")")
+        return os.listdir(directory)
     except OSError:
-        return Unkilled(pid, "", "", "")
+        return []
+
+
+def _read(path: str) -> str:
     try:
-        with open(f"/proc/{pid}/wchan", encoding="ascii") as file:
-            where = file.read().strip("0\n")
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
     except OSError:
-        where = ""
-    return Unkilled(pid, head.partition("(")[2], tail.split()[0], where)
+        return ""
