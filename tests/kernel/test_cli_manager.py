@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rig import managed
 from rig.cli import COMMAND, PATIENCE_S, User, processes_with, wait_running
 from rig.desk import Desk, own_desk
 
@@ -335,6 +336,20 @@ def test_the_tree_of_a_domain_in_a_sandbox_begins_with_its_program(desk: Desk) -
     wait_running(f"sleep\0{MARKER}", "S")
     [told] = json.loads(desk.shoal("tree", "--json").stdout)
     assert [process["argv"] for process in told["processes"]] == [["sh", "-c", f"sleep {MARKER} & wait"], ["sleep", MARKER]]
+
+
+def test_a_process_whose_first_thread_has_ended_is_shown_as_what_it_is(desk: Desk, workload: str) -> None:
+    read, write = os.pipe()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHOAL_STATE_DIR", str(desk.state))
+        with shoal.manager.connect() as manager:
+            domain = manager.spawn_program(manager.cores()[0], workload, ["workload", "leave-to-thread", "0"], stdin=read)
+            managed.wait_until(lambda: managed.state_of(domain.status().pids[0]) == "Z")
+    os.close(read)
+    [told] = json.loads(desk.shoal("tree", "--json").stdout)
+    [process] = told["processes"]
+    assert (process["argv"], process["state"]) == (["workload", "leave-to-thread", "0"], "S")
+    os.close(write)
 
 
 def test_status_tells_what_runs_and_how_it_ended(desk: Desk) -> None:

@@ -93,6 +93,17 @@ def test_it_is_in_the_same_namespaces_cgroup_limits_and_filters_as_the_program(m
         assert managed.parent_of(pid) == managed.init_of(state, domain.id)
 
 
+@either_way
+def test_it_has_the_environment_of_a_program_whose_first_thread_has_ended(manager, workload, box):
+    read, write = os.pipe()
+    domain = manager.spawn_program(FIRST, workload, ["workload", "leave-to-thread", "0"], {"NAME": "value"}, stdin=read, sandbox=box)
+    os.close(read)
+    managed.wait_until(lambda: managed.state_of(domain.status().pids[0]) == "Z")
+    assert output(domain, "env") == ("NAME=value\n", 0)
+    os.close(write)
+    assert domain.wait(timeout=30).code == 7
+
+
 @each_box
 def test_nothing_is_open_in_it_but_0_1_and_2(manager, box):
     domain = sleeper(manager, box)

@@ -11,6 +11,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self
 
+from shoal.handles.threads import folder_of
+
 DOMAIN_INIT = "shoal-domain"
 """The name of a domain's init, the parent of all that runs in it."""
 
@@ -80,7 +82,7 @@ class Processes:
     def arguments_of(self, process: Process) -> list[str]:
         """What it was started with, as far as that can be read; empty for one that has ended."""
         try:
-            with open(f"/proc/{process.pid}/cmdline", "rb") as file:
+            with open(f"{folder_of(process.pid)}/cmdline", "rb") as file:
                 words = file.read().split(b"\0")
         except OSError:
             return []
@@ -106,13 +108,15 @@ def _is_same_program(pid: int, other: int) -> bool:
 def _read(pid: int) -> Process | None:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            text = file.read()
+            head, _, rest = file.read().rpartition(b")")
+        fields = living = rest.split()
+        if fields[0] == b"Z":  # or its first thread has ended, and others go on
+            with open(f"{folder_of(pid)}/stat", "rb") as file:
+                living = file.read().rpartition(b")")[2].split()
     except OSError:
         return None
-    head, _, rest = text.rpartition(b")")
-    fields = rest.split()
     name = os.fsdecode(head.partition(b"(")[2])
-    return Process(pid, int(fields[1]), name, fields[0].decode(), int(fields[11]) + int(fields[12]), int(fields[21]))
+    return Process(pid, int(fields[1]), name, living[0].decode(), int(fields[11]) + int(fields[12]), int(living[21]))
 
 
 def own_core() -> int:

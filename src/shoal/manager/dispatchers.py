@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 from typing import Final
 
+from shoal.handles.threads import folder_of
 from shoal.handles.vmo import Vmo
 from shoal.manager.errors import ManagerError
 
@@ -74,7 +75,7 @@ def environment_of(pid: int) -> list[bytes]:
         ManagerError: they cannot be read.
     """
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
+        with open(f"{folder_of(pid)}/environ", "rb") as file:
             return [item for item in file.read().split(b"\0") if item and not item.startswith(b"SHOAL_STARTUP=")]
     except OSError as error:
         raise ManagerError("SPAWN_ERR_SPAN", f"the environment of process {pid} cannot be read: {error.strerror}") from error
