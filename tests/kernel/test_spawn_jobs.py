@@ -150,6 +150,7 @@ def launched_without_first_thread(launch, workload, job, pipe):
 def test_a_process_whose_first_thread_has_ended_is_still_in_its_job(launch, workload, job, pipe):
     with launched_without_first_thread(launch, workload, job, pipe) as process:
         assert process.pid in job.processes()
+        assert process.info().usage.max_memory_bytes > 0
         with pytest.raises(TimeoutError):
             job.wait_empty(timeout=0)
         os.close(pipe.write)

@@ -17,6 +17,7 @@ import time
 from typing import NamedTuple
 
 from shoal.handles.deadline import is_ready
+from shoal.handles.threads import folder_of
 
 _PIDFD_GET_INFO = 0xC040FF0B  # _IOWR(0xFF, 11, struct pidfd_info), first version: 64 bytes
 _PIDFD_INFO = struct.Struct("=QQIIIIIIIIIIIi")  # mask, cgroup id, pid, tgid, ..., exit code
@@ -90,7 +91,7 @@ def read_stat(pidfd: int, pid: int) -> Stat | None:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             before, _, after = file.read().rpartition(b")")
-        with open(f"/proc/{pid}/status", "rb") as file:
+        with open(f"{folder_of(pid)}/status", "rb") as file:
             memory = [line.split()[1] for line in file if line.startswith(b"VmHWM:")]
     except OSError:
         return None
