@@ -299,7 +299,7 @@ def features() -> list[Feature]:
         _clone_feature(),
         _pidfd_feature(),
         _close_range_feature(),
-        Feature("root", privileged, False, "may mount and make namespaces" if privileged else "an ordinary user"),
+        Feature("root", privileged, False, _may(privileged)),
         _user_namespace_feature(no_user_namespaces, privileged),
     ]
     if privileged:
@@ -316,6 +316,13 @@ def features() -> list[Feature]:
     fix = "" if seccomp else "use a kernel built with CONFIG_SECCOMP_FILTER"
     found.append(Feature("seccomp", bool(seccomp), False, seccomp or "not offered", fix))
     return found
+
+
+def _may(privileged: bool) -> str:
+    if not privileged:
+        return "an ordinary user"
+    others = "" if is_initial_user_namespace() else "; programs get no user of their own: this is not the machine's user namespace"
+    return f"may mount and make namespaces{others}"
 
 
 _ROOT_FIX = "start the container with CAP_SYS_ADMIN and CAP_NET_ADMIN, and without a seccomp filter that forbids clone and mount"

@@ -108,6 +108,7 @@ def test_a_forbidden_user_namespace_is_missing_for_an_ordinary_user_and_the_fix_
 def test_root_needs_no_user_namespace() -> None:
     found = in_user_namespace("echo 0 > /proc/sys/user/max_user_namespaces; exec {doctor}")
     assert found["root"]["available"]
+    assert "no user of their own" in str(found["root"]["detail"])
     assert not found["user namespaces"]["available"]
     assert not found["user namespaces"]["essential"]
     assert found["namespaces as root"]["available"]

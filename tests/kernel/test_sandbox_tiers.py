@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -170,6 +171,29 @@ def test_a_sysctl_that_forbids_user_namespaces_leaves_landlock_and_is_named():
     (output, code, _, enforced), fix = json.loads(done.stdout)
     assert (output, code, enforced["tier"]) == ("0\nfine\n", 0, "landlock")
     assert fix == "sysctl user.max_user_namespaces=15000"
+
+
+@NAMESPACES
+@UTIL_LINUX
+def test_who_is_root_in_a_user_namespace_only_has_no_user_to_give(run_python: Callable[..., Any], tmp_path: Path) -> None:
+    script = (
+        SEEN
+        + """
+seen = sh("id -u; grep ^CapEff: /proc/self/status; echo mine >/data/file", write={"/data": args[0]})
+again = [shoal.run(["true"]).returncode for _ in range(5)]
+try:
+    sh("true", require=["user"])
+except shoal.NotSupportedError as error:
+    answer([seen, again, str(error)])
+"""
+    )
+    (output, code, _, enforced), again, refused = run_python(script, str(tmp_path), prefix=("unshare", "--user", "--map-root-user"))
+    assert (output, code) == (f"0\nCapEff:\t{0:016}\n", 0)
+    assert (enforced["tier"], enforced["user"], enforced["capabilities"]) == ("cell, root", False, True)
+    assert again == [0] * 5
+    assert "user is required, but it is not in force" in refused
+    found = (tmp_path / "file").stat()
+    assert (found.st_uid, found.st_size) == (os.geteuid(), len("mine\n"))
 
 
 # --- what a program gets in it ------

@@ -69,7 +69,7 @@ class Sandbox:
             process what can be, and say so in the result.
         require: protections that must be enforced, whatever the machine; else nothing is started.
         user: whom it runs as when the caller is root: "dynamic", an unprivileged user of its own whose files belong to the caller
-            outside; or "caller". Without root it is always the caller.
+            outside; or "caller". Without root it is always the caller, and for who is root in a user namespace only.
         linger: what becomes of what the program leaves running: killed at once, waited for, or kept.
         secrets: names of variables whose values are never shown.
     Raises:

@@ -39,7 +39,7 @@ from shoal.loader import FileIdentity
 from shoal.lowering import Lowered
 from shoal.packing import count_strings, encode_words
 from shoal.plan import Confinement, Plan
-from shoal.probe import is_privileged
+from shoal.probe import is_initial_user_namespace, is_privileged
 from shoal.recipe import Recipe, can_be_cooked, can_wait, make_recipe
 from shoal.sandbox.box import EACH_PROCESS, ENVIRONMENT, Sandbox
 from shoal.sandbox.confinement import confinement_of
@@ -385,7 +385,8 @@ class Boxed:
 
     @functools.cached_property
     def _confinement(self) -> Confinement:
-        own_user = self.tier.name == "cell, root" or (not self.tier.is_cell and may_become_another(self.box))
+        by_root = self.tier.name == "cell, root" and is_initial_user_namespace()  # in another one there are no ids to spare
+        own_user = by_root or (not self.tier.is_cell and may_become_another(self.box))
         return confinement_of(self.box, privileged=own_user)
 
     def _wanted(self, order: Order) -> Wanted:
