@@ -15,6 +15,16 @@ from shoal import _native
 from shoal.packing import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CWD_FD, Packer
 
 CAP_SYS_ADMIN, CAP_SYS_RESOURCE = 21, 24
+MAKING_CELLS = {
+    6: "CAP_SETGID",
+    7: "CAP_SETUID",
+    8: "CAP_SETPCAP",
+    12: "CAP_NET_ADMIN",
+    18: "CAP_SYS_CHROOT",
+    19: "CAP_SYS_PTRACE",
+    CAP_SYS_ADMIN: "CAP_SYS_ADMIN",
+}
+"""What it takes to make cells without a user namespace: capabilities(7). A container's root often has some of them only."""
 
 _MFD_EXEC = 0x10
 _MOUNT_ATTR_RDONLY = 1
@@ -55,25 +65,39 @@ class Refusal(NamedTuple):
 
 
 @functools.lru_cache(maxsize=8)
-def _capable(euid: int, capability: int) -> bool:
+def _capabilities(euid: int) -> int:
     with open("/proc/thread-self/status", encoding="ascii", errors="replace") as status:
         for line in status:
             if line.startswith("CapEff:"):
-                return bool(int(line.split()[1], 16) >> capability & 1)
-    return False
+                return int(line.split()[1], 16)
+    return 0
+
+
+@functools.lru_cache(maxsize=8)
+def _lacking(euid: int) -> tuple[str, ...]:
+    effective = _capabilities(euid)
+    return tuple(name for capability, name in MAKING_CELLS.items() if not effective >> capability & 1)
 
 
 def has_capability(capability: int) -> bool:
     """Whether this process has a capability, by its number."""
     try:
-        return _capable(os.geteuid(), capability)
+        return bool(_capabilities(os.geteuid()) >> capability & 1)
     except OSError:
         return False
 
 
 def is_privileged() -> bool:
-    """Whether this process may make namespaces and mounts without a user namespace (CAP_SYS_ADMIN)."""
-    return has_capability(CAP_SYS_ADMIN)
+    """Whether this process may make cells without a user namespace: it has all of `MAKING_CELLS`. Else it does as an ordinary user does."""
+    return not lacking()
+
+
+def lacking() -> tuple[str, ...]:
+    """The capabilities of `MAKING_CELLS` that this process has not."""
+    try:
+        return _lacking(os.geteuid())
+    except OSError:
+        return tuple(MAKING_CELLS.values())
 
 
 @functools.cache
@@ -88,10 +112,7 @@ def is_initial_user_namespace() -> bool:
 
 def can_raise_limits() -> bool:
     """Whether this process may give more than it was left itself: setrlimit(2)."""
-    try:
-        return _capable(os.geteuid(), CAP_SYS_RESOURCE) and is_initial_user_namespace()
-    except OSError:
-        return False
+    return has_capability(CAP_SYS_RESOURCE) and is_initial_user_namespace()
 
 
 def has_room_for_keys() -> bool:
@@ -320,12 +341,12 @@ def features() -> list[Feature]:
 
 def _may(privileged: bool) -> str:
     if not privileged:
-        return "an ordinary user"
+        return f"as an ordinary user, for want of {' '.join(lacking())}" if os.geteuid() == 0 else "an ordinary user"
     others = "" if is_initial_user_namespace() else "; programs get no user of their own: this is not the machine's user namespace"
     return f"may mount and make namespaces{others}"
 
 
-_ROOT_FIX = "start the container with CAP_SYS_ADMIN and CAP_NET_ADMIN, and without a seccomp filter that forbids clone and mount"
+_ROOT_FIX = f"start the container with {' '.join(MAKING_CELLS.values())}, and without a seccomp filter that forbids clone and mount"
 
 
 def _allow(call: str) -> str:
@@ -378,7 +399,8 @@ def _user_namespace_fix(refusal: Refusal) -> str:
         return "start it less deep: user namespaces nest 32 deep"
     if refusal.error == errno.EINVAL:
         return "use a kernel built with CONFIG_USER_NS"
-    return f"run as root; {_allow('clone, unshare and mount')}"
+    root = f"start it with CAP_SETFCAP, or with {' '.join(lacking())}" if os.geteuid() == 0 else "run as root"
+    return f"{root}; {_allow('clone, unshare and mount')}"
 
 
 def _root_namespace_feature() -> Feature:

@@ -196,6 +196,22 @@ except shoal.NotSupportedError as error:
     assert (found.st_uid, found.st_size) == (os.geteuid(), len("mine\n"))
 
 
+@pytest.mark.root
+@NAMESPACES
+@UTIL_LINUX
+@pytest.mark.parametrize("capability", ["setgid", "setuid", "setpcap", "net_admin", "sys_chroot", "sys_ptrace", "sys_admin"])
+def test_root_that_lacks_a_capability_does_as_an_ordinary_user_does(run_python: Callable[..., Any], capability: str) -> None:
+    """As in a container that was given some of them only."""
+    prefix = ("setpriv", "--inh-caps=-all", f"--bounding-set=-{capability}")
+    script = SEEN + 'answer([sh("id -u"), [shoal.run(["true"]).returncode for _ in range(5)]])'
+    (output, code, _, enforced), again = run_python(script, prefix=prefix)
+    assert (output, code, enforced["tier"], enforced["user"]) == ("0\n", 0, "cell, user namespace", False)
+    assert again == [0] * 5
+    done = subprocess.run([*prefix, *COMMAND, "doctor"], capture_output=True, text=True, env=ENVIRON, check=False)
+    assert done.returncode == 0, done.stdout
+    assert f"as an ordinary user, for want of CAP_{capability.upper()}\n" in done.stdout
+
+
 # --- what a program gets in it ------
 
 
