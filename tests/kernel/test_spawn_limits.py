@@ -57,6 +57,27 @@ answer(seen)
     assert all(status in ("NO_RESOURCES", "BAD_STATE") and number == errno.EMFILE for status, number in failures)
 
 
+def test_a_limit_of_file_sizes_under_which_no_cell_can_be_made_is_named_and_may_be_raised_again(run_python):
+    script = """
+import resource, shoal
+told = []
+for most in (0, 1024, 20000, resource.RLIM_INFINITY):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+    for start in (lambda: shoal.spawn(workload, ["workload"]).wait(timeout=30), lambda: shoal.Vmo.create(30000).close() or 0):
+        try:
+            told.append(start())
+        except shoal.SpawnError as error:
+            told.append([error.status.name, str(error)])
+answer(told)
+"""
+    *refused, cell, memory = run_python(script)
+    assert (cell, memory) == (0, 0)
+    for most, (status, text), (of_memory, said) in zip((0, 1024, 20000), refused[::2], refused[1::2], strict=True):
+        assert (status, of_memory) == ("NO_RESOURCES", "OUT_OF_RANGE")
+        assert f"the limit of file sizes is {most}" in text
+        assert f"the limit of file sizes is {most} bytes" in said
+
+
 @pytest.mark.parametrize(("world_of_child", "dumpable"), [("direct", True), ("direct", False), ("cell", True)])
 def test_a_caller_who_already_has_many_descriptors_open_can_spawn(run_python, world_of_child, dumpable):
     # What is kept for all children then has a high number, and the links to it in /proc are root's where we are not dumpable.

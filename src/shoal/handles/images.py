@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 
 from shoal.handles.forks import held_over_forks
 from shoal.handles.kept import KeptFd
@@ -24,6 +25,7 @@ def init_image() -> int:
 
     Raises:
         InternalError: the installation lacks it.
+        NoResourcesError: this process may not write a file of its size: RLIMIT_FSIZE in setrlimit(2).
     """
     with _lock:
         return _kept.fd()
@@ -40,11 +42,17 @@ def _load() -> int:
     try:
         fd = _memory_file()
         os.fchmod(fd, 0o555)
-        os.write(fd, data)
+        rest = memoryview(data)
+        while rest:  # a limit of file sizes cuts off what is beyond it, and refuses the rest only
+            rest = rest[os.write(fd, rest) :]
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     except OSError as error:
         if fd >= 0:
             os.close(fd)
+        if error.errno == errno.EFBIG:
+            most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+            what = f"a cell takes a file in memory of {len(data)} bytes, and the limit of file sizes is {most} (RLIMIT_FSIZE): raise it"
+            raise failure(Status.NO_RESOURCES, Stage.SETUP, what, error.errno) from error
         raise failure_from_errno(error.errno or 0, Stage.SETUP, "cannot make a memory file for the cell's first process") from error
     return fd
 

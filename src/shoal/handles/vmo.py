@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import stat
 from typing import ClassVar, Final, Self
 
@@ -277,7 +278,10 @@ def _resize(fd: int, size: int) -> None:
         os.ftruncate(fd, size)
     except OSError as error:
         if error.errno in (errno.EFBIG, errno.EINVAL):
-            raise failure(Status.OUT_OF_RANGE, Stage.HANDLE, f"{size} bytes are more than a memory can have", error.errno) from error
+            most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+            of_ours = "" if most == resource.RLIM_INFINITY else f" here: the limit of file sizes is {most} bytes (RLIMIT_FSIZE)"
+            what = f"{size} bytes are more than a memory can have{of_ours}"
+            raise failure(Status.OUT_OF_RANGE, Stage.HANDLE, what, error.errno) from error
         raise failure_from_errno(error.errno or 0, Stage.HANDLE, f"cannot make a memory of {size} bytes") from error
 
 
