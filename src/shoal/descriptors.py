@@ -120,11 +120,11 @@ class Descriptors:
             raise failure(Status.UNAVAILABLE, Stage.DESCRIPTORS, what)
 
     def fill_standard(self, *, clone_stdio: bool) -> None:
-        """0, 1, 2 where no action took them: the caller's own where they are open, then what is to fill them."""
+        """0, 1, 2 where no action took them: the caller's own where it has any, then what is to fill them."""
         for fd in (0, 1, 2):
             if fd in self.taken:
                 continue
-            if clone_stdio and is_open(fd):
+            if clone_stdio and is_for_children(fd):
                 self.taken[fd] = -1
                 self.placed.append(Descriptor(fd, fd, STANDARD[fd]))
             elif self._for_stdio is not None:
@@ -202,6 +202,15 @@ def is_open(fd: int) -> bool:
     except (OSError, OverflowError, ValueError):
         return False
     return True
+
+
+def is_for_children(fd: int) -> bool:
+    """Whether a standard descriptor is one: open, and not marked close-on-exec, as what a library opens is, which gets a number from
+    0 to 2 where the program has closed those."""
+    try:
+        return os.get_inheritable(fd)
+    except OSError:
+        return False
 
 
 def close_transferred(local: Fd) -> None:

@@ -388,6 +388,29 @@ def test_a_closed_descriptor_is_a_clear_error():
     assert caught.value.errno in (errno.EBADF, errno.EINVAL)
 
 
+def test_what_was_opened_where_a_standard_descriptor_was_closed_is_not_handed_over(run_python):
+    """A descriptor of ours, such as the end of a pipe, gets the number; more of them stay open from the second run on."""
+    script = """
+for number in (0, 1, 2):
+    os.close(number)
+import subprocess, shoal
+from shoal import Sandbox
+script = "for fd in 0 1 2; do [ /proc/self/fd/$fd -ef /dev/null ] && is=null || is=other; echo $is >&%d; done"
+seen = []
+for data in (None, b"x") * 4:
+    words = ["sh", "-c", script % 2]
+    done = shoal.run(words, sandbox=Sandbox(read=["/usr"]), input=data, stderr=subprocess.PIPE)
+    seen.append(done.stderr.decode().split())
+read, write = os.pipe()
+flags = shoal.SpawnFlags.CLONE_STDIO | shoal.SpawnFlags.CLONE_NAMESPACE | shoal.SpawnFlags.DEFAULT_LDSVC
+with shoal.spawn("/usr/bin/sh", ["sh", "-c", script % 9], flags=flags, actions=[shoal.CloneFd(write, 9)]) as process:
+    process.wait(timeout=30)
+seen.append(os.read(read, 1000).decode().split())
+answer(seen)
+"""
+    assert run_python(script) == [["null", "null", "other"], ["other", "null", "other"]] * 4 + [["null"] * 3]
+
+
 def test_nobody_leaves_the_processors_it_was_bound_to():
     core = min(os.sched_getaffinity(0))
     python = Sandbox(read=["/usr"], core_set=[core])

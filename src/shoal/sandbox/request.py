@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from shoal.arguments import Duration, Size, StrOrBytesPath
-from shoal.descriptors import is_open
+from shoal.descriptors import is_for_children, is_open
 from shoal.handles.job import Job
 from shoal.handles.process import Process
 from shoal.handles.reaper import OwnedFd
@@ -161,7 +161,7 @@ class Request:
             if target in ends:
                 fds[target] = ends[target]
             elif given is None:
-                if is_open(target):
+                if is_for_children(target):
                     fds[target] = target
             elif given == STDOUT and target == 2:
                 if 1 in fds:
