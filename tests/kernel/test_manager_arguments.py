@@ -1,5 +1,6 @@
 """What cannot be meant is refused before anything is asked, and named: what programs give the client of the manager."""
 
+import os
 import subprocess
 
 import pytest
@@ -25,6 +26,20 @@ def test_wrong_types_are_refused_before_anything_is_asked(manager):
 def test_a_wrong_type_is_named(manager, how):
     with pytest.raises(TypeError, match=f"{next(iter(how))} must be"):
         manager.spawn_program(core(manager), "true", ["true"], **how)
+
+
+def test_what_was_opened_where_a_standard_descriptor_was_closed_is_not_shared_with_a_command(manager):
+    """It may be the very connection to the manager."""
+    domain = sh(manager, "exec sleep 1000")
+    before = os.dup(0)
+    try:
+        os.close(0)
+        assert os.open("/etc/passwd", os.O_RDONLY) == 0
+        with pytest.raises(ValueError, match="stdin: there is none to share: descriptor 0 is closed, or close-on-exec"):
+            domain.exec(["true"])
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
 
 
 def test_wrong_types_are_named_by_what_is_asked_of_a_domain(manager):

@@ -401,6 +401,9 @@ for data in (None, b"x") * 4:
     words = ["sh", "-c", script % 2]
     done = shoal.run(words, sandbox=Sandbox(read=["/usr"]), input=data, stderr=subprocess.PIPE)
     seen.append(done.stderr.decode().split())
+from shoal import subprocess as drop_in
+for _ in range(2):
+    seen.append(drop_in.run(["sh", "-c", script % 2], sandbox=Sandbox(read=["/usr"]), stderr=subprocess.PIPE).stderr.decode().split())
 read, write = os.pipe()
 flags = shoal.SpawnFlags.CLONE_STDIO | shoal.SpawnFlags.CLONE_NAMESPACE | shoal.SpawnFlags.DEFAULT_LDSVC
 with shoal.spawn("/usr/bin/sh", ["sh", "-c", script % 9], flags=flags, actions=[shoal.CloneFd(write, 9)]) as process:
@@ -408,7 +411,8 @@ with shoal.spawn("/usr/bin/sh", ["sh", "-c", script % 9], flags=flags, actions=[
 seen.append(os.read(read, 1000).decode().split())
 answer(seen)
 """
-    assert run_python(script) == [["null", "null", "other"], ["other", "null", "other"]] * 4 + [["null"] * 3]
+    plain, with_input = ["null", "null", "other"], ["other", "null", "other"]
+    assert run_python(script) == [plain, with_input] * 4 + [plain] * 2 + [["null"] * 3]
 
 
 def test_nobody_leaves_the_processors_it_was_bound_to():

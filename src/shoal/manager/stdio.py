@@ -7,6 +7,7 @@ import subprocess
 from typing import Any, Final, Literal, NamedTuple
 
 from shoal.actions import HasFileno
+from shoal.descriptors import is_for_children
 
 _NAMES: Final = ("stdin", "stdout", "stderr")
 
@@ -46,6 +47,9 @@ def streams_of(stdio: tuple[Any, Any, Any], *, left_out: Literal["kept", "own"])
         elif given in (subprocess.PIPE, subprocess.STDOUT):
             advice = "; None keeps it in the log" if number and left_out == "kept" else ""
             raise ValueError(f"{_NAMES[number]} cannot be {given}: give a descriptor or a file, such as an end of os.pipe(){advice}")
+        elif given is None and not is_for_children(number):
+            what = f"descriptor {number} is closed, or close-on-exec, which what a library opens is"
+            raise ValueError(f"{_NAMES[number]}: there is none to share: {what}; subprocess.DEVNULL is /dev/null")
         else:
             found.fds.append(open_number(number if given is None else given, _NAMES[number]))
             found.targets.append(number)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal import records
 from shoal.cells import fetch
+from shoal.descriptors import is_for_children
 from shoal.handles import reaper
 from shoal.handles.deadline import Deadline, is_ready
 from shoal.handles.process import Process, Usage
@@ -325,14 +326,11 @@ def _descriptors(request: Request) -> dict[int, int]:
     """By the number in the program. What the caller has not is /dev/null there."""
     fds: dict[int, int] = {}
     for target, given in enumerate((request.p2cread, request.c2pwrite, request.errwrite)):
-        number = target if given == -1 else given
-        try:
-            os.fstat(number)
-        except OSError:
-            if given != -1:
-                raise
-            continue
-        fds[target] = number
+        if given != -1:
+            os.fstat(given)
+            fds[target] = given
+        elif is_for_children(target):
+            fds[target] = target
     for number in kept_fds(request.pass_fds):
         if number > _HIGHEST_FD:
             raise ValueError(f"pass_fds: {number} is too high a number for a sandbox, where they go up to {_HIGHEST_FD}")
