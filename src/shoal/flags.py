@@ -13,7 +13,7 @@ class SpawnFlags(enum.IntFlag, boundary=enum.KEEP):
     CLONE_NAMESPACE = 0x0004
     """The child lives in the caller's world: the same files, processes and network."""
     CLONE_STDIO = 0x0008
-    """The child receives descriptors 0, 1, 2, each where it is open and no action took its number."""
+    """The child receives descriptors 0, 1, 2, each where it is open, not close-on-exec, and no action took its number; else /dev/null."""
     CLONE_ENVIRON = 0x0010
     """The child receives the caller's environment. Ignored when `environ` is given."""
     CLONE_UTC_CLOCK = 0x0020
