@@ -286,7 +286,7 @@ class Boxed:
                 if told is not None:
                     told(plan)
                 process, lowered = start(plan, draft)
-                if plain:
+                if plain and plan.netns_fd is None:  # a plan with a network that was handed over has a copy of it, which ends here
                     self._remember(key, _Kept(known, lowered, make_recipe(plan, empty_mounts) if can_wait(plan) else None))
             finally:
                 draft.close()
