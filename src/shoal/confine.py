@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Sequence
 from resource import RLIMIT_CORE
 
 from shoal.packing import CWD_FD, RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, Packer
 from shoal.plan import Confinement, Rlimit
+from shoal.status import Stage, Status, failure
 from shoal.world import World
 
 
@@ -25,6 +27,19 @@ class Confine:
         if self._what.nice is not None:
             self._packer.op("NICE", "setting the nice value", a=self._what.nice & 0xFFFFFFFF)
         self._limit(limit for limit in self._what.rlimits if limit.resource == RLIMIT_CORE)  # which the filter does not let change
+
+    def no_new_privs(self) -> None:
+        """Nothing it executes gets more than it has: prctl(2), PR_SET_NO_NEW_PRIVS.
+
+        Raises:
+            AccessDeniedError: this process is somebody else for a while only, and execve(2) then makes the child who it really is.
+        """
+        ids = (("user", os.getuid(), os.geteuid()), ("group", os.getgid(), os.getegid()))
+        for kind, real, effective in () if self._what.own_user else ids:
+            if real != effective:
+                what = f"what is started would have the real {kind} id of this process, {real}, and not the effective one, {effective}"
+                raise failure(Status.ACCESS_DENIED, Stage.SETUP, f"{what}; os.setres{kind[0]}id() changes it for good", errno.EPERM)
+        self._packer.op("NO_NEW_PRIVS", "setting no_new_privs")
 
     def rules(self, world: World) -> int | None:
         """The rules of Landlock. While the world's descriptors are still open. Returns their slot, if there are any."""

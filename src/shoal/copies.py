@@ -175,7 +175,7 @@ def _copy(plan: Plan, cgroup_fd: int, *, empty: bool) -> Packed:
     leave_keys(packer, plan)
     confine = Confine(packer, plan.confinement)
     confine.as_process()
-    packer.op("NO_NEW_PRIVS", "setting no_new_privs")
+    confine.no_new_privs()
     confine.enter_rules(confine.rules(world), (STDOUT, STDERR, TALK))
     confine.user(user)
     packer.op("DROP_CAPS", "dropping capabilities")

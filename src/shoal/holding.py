@@ -59,8 +59,9 @@ def _lower_holder(plan: Plan) -> tuple[Packed, str]:
     image, control, plans = packer.hole(), packer.hole(), packer.hole()
     null = open_null(packer)
     packer.op("SETSID", "making a session")
-    Confine(packer, plan.confinement).as_process()
-    packer.op("NO_NEW_PRIVS", "setting no_new_privs")
+    confine = Confine(packer, plan.confinement)
+    confine.as_process()
+    confine.no_new_privs()
     how = OWN_USER if plan.confinement.own_user else ""
     landlock = plan.confinement.landlock
     if landlock is not None and landlock.scopes & SCOPE_SIGNAL:

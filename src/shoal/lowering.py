@@ -212,7 +212,7 @@ def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, em
     confine = Confine(packer, plan.confinement)
     confine.as_process()
     if in_cell or filter_program is not None or plan.confinement.filter or plan.confinement.landlock is not None:
-        packer.op("NO_NEW_PRIVS", "setting no_new_privs")
+        confine.no_new_privs()
     confine.enter_rules(confine.rules(world), [fd for fd, _ in pairs])
     if in_cell:
         confine.user(user)

@@ -224,7 +224,7 @@ def _prepare(plan: Plan, *, empty: bool, joins: bool = False, cwd: bytes | None 
     leave_keys(packer, plan)
     confine = Confine(packer, plan.confinement)
     confine.as_process()
-    packer.op("NO_NEW_PRIVS", "setting no_new_privs")
+    confine.no_new_privs()
     rules = confine.rules(world)
     confine.user(user)
     packer.op("DROP_CAPS", "dropping capabilities")
