@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import resource
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -183,14 +184,15 @@ class Boxed:
     def __init__(self, box: Sandbox) -> None:
         self.box = box
         self.environ = {**ENVIRONMENT, **box.env}
+        self._standing = _standing()
         self._kept: OrderedDict[_Key, _Kept] = OrderedDict()
         self._cooked: OrderedDict[_Key, tuple[_Known, Recipe]] = OrderedDict()
 
     @classmethod
     def of(cls, box: Sandbox) -> Boxed:
-        """The one that belongs to `box`, made on first use."""
+        """The one that belongs to `box`, made on first use, and anew when this process has become somebody else."""
         known = box.__dict__.get("_boxed")
-        if isinstance(known, Boxed):
+        if isinstance(known, Boxed) and known._standing == _standing():
             return known
         made = cls(box)
         object.__setattr__(box, "_boxed", made)
@@ -429,6 +431,11 @@ class Boxed:
             paths = what.values() if isinstance(what, Mapping) else what
             named += [os.path.join(host_cwd, os.fsdecode(path)) for path in paths]
         return named
+
+
+def _standing() -> tuple[int, int]:
+    """What of this process decides how a box is made: its user, and whether it may have core dumps. A daemon gives up both by and by."""
+    return os.geteuid(), resource.getrlimit(resource.RLIMIT_CORE)[1]
 
 
 def _console(terminal: int | None, grants: Sequence[Grant], devices: Sequence[str], stack: ExitStack) -> list[Action]:
