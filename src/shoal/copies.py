@@ -36,8 +36,8 @@ from shoal.copy_numbers import (
     TALK,
 )
 from shoal.handles.keeper import DIE_WITH_US, STAY, keeper_tail, open_null
-from shoal.handles.made import map_ids
 from shoal.handles.mount import Bind
+from shoal.handles.userns import own_user_namespace
 from shoal.lowering import (
     CAP_NET_ADMIN,
     CAP_SYS_ADMIN,
@@ -123,11 +123,10 @@ def _maker(plan: Plan, executable: Bind, more: tuple[int, ...]) -> Packed:
     packer.unshare_fds()
     requests, image, configuration, life, errors = (packer.hole() for _ in range(5))
     handed = [(packer.hole(), number) for number in more]
-    clone_flags = 0
+    clone_flags, where = 0, dict[str, int]()
     if not plan.privileged:
         # A place in which it may have processes made in the namespaces of others; each cell still has one of its own.
-        clone_flags = CLONE_NEWUSER | CLONE_NEWNS
-        map_ids(packer)
+        clone_flags = own_user_namespace(packer, where) | CLONE_NEWNS
     null = open_null(packer)
     on_top = Mount(executable.path, executable, "what is executed", make_place=False)
     World(packer, dataclasses.replace(plan, world="caller", mounts=(on_top,))).mount_on_top(private=bool(clone_flags))
@@ -139,7 +138,7 @@ def _maker(plan: Plan, executable: Bind, more: tuple[int, ...]) -> Packed:
     own = [(requests, REQUESTS), (image, INIT), (configuration, CONFIGURATION), (life, LIFE), (errors, 1), (errors, 2)]
     packer.fd_map([*own, *handed], null)
     packer.op("SIGNALS", "resetting signals")
-    return packer.packed(clone_flags=clone_flags, exec_path=plan.program.path or b"")
+    return packer.packed(clone_flags=clone_flags, exec_path=plan.program.path or b"", **where)  # type: ignore[arg-type]
 
 
 def _keeper(plan: Plan, empty_fd: int, cgroup_fd: int) -> tuple[Packed, str]:

@@ -18,7 +18,7 @@ from shoal.actions import AddHandle, CloneFd, Fd, TransferFd
 from shoal.handles.base import FD_USE_FOR_STDIO
 from shoal.handles.mount import Bind
 from shoal.plan import Descriptor
-from shoal.probe import has_kcmp
+from shoal.privileges import has_kcmp
 from shoal.status import SpawnError, Stage, Status, failure, failure_from_errno
 
 FD_TABLE_SIZE = 1024

@@ -29,7 +29,7 @@ from shoal.handles.netns import NetNs
 from shoal.handles.socket import Socket
 from shoal.handles.vmo import Vmo
 from shoal.plan import Confinement, Descriptor, JobPlace, Mount, Network, Plan, Program
-from shoal.probe import has_room_for_keys, is_privileged
+from shoal.privileges import has_room_for_keys, is_privileged
 from shoal.processargs import Startup, listed_entries, listen_variables, numbering_order
 from shoal.startup_table import VARIABLE, StartupTable
 from shoal.status import SpawnError, Stage, Status, failure, failure_from_errno

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from shoal.confine import Confine
 from shoal.handles.keeper import MAKE_NETWORK, OWN_KEYRING, keeper_plan, open_null
 from shoal.handles.kept import wants_reopening
-from shoal.handles.made import map_ids
 from shoal.handles.mount import Bind
+from shoal.handles.userns import map_ids, own_user_namespace
 from shoal.packing import (
     CLONE_NEWCGROUP,
     CLONE_NEWIPC,
@@ -124,14 +124,18 @@ def _lower_keeper(plan: Plan, empty_fd: int, reopening: bool) -> tuple[Packed, s
     if plan.userns_fd is not None:
         # A network made without root belongs to a user namespace; only who lives there may enter it.
         where["enter_fd"], where["enter_flags"] = plan.userns_fd, CLONE_NEWUSER
-    clone_flags, tasks = keeper_ops(packer, plan, empty_fd)
+    clone_flags, tasks = keeper_ops(packer, plan, empty_fd, where)
     if tasks and not plan.privileged:
         packer.op("KEEP_CAPS", "keeping what it takes to make a network", a=1 << CAP_NET_ADMIN | 1 << CAP_SYS_ADMIN)
     return keeper_plan(packer, null, clone_flags, **where), tasks
 
 
-def keeper_ops(packer: Packer, plan: Plan, empty_fd: int) -> tuple[int, str]:
-    """What a cell's pid 1 does first. Returns the namespaces it is to be made in, and its tasks after that."""
+def keeper_ops(packer: Packer, plan: Plan, empty_fd: int, where: dict[str, int] | None = None) -> tuple[int, str]:
+    """What a cell's pid 1 does first. Returns the namespaces it is to be made in, and its tasks after that.
+
+    Args:
+        where: what it enters, for `Packer.packed()`, where it is this process that makes it; None: one that we have executed does.
+    """
     clone_flags, unshared, tasks = CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS, CLONE_NEWCGROUP, ""
     if empty_fd == NO_FD:
         clone_flags |= CLONE_NEWNS
@@ -140,8 +144,11 @@ def keeper_ops(packer: Packer, plan: Plan, empty_fd: int) -> tuple[int, str]:
         packer.op("SETNS", "leaving the caller's mounts", fd=empty_fd, a=CLONE_NEWNS)
         unshared |= CLONE_NEWNS
     if plan.userns_fd is None and not plan.privileged:
-        clone_flags |= CLONE_NEWUSER
-        map_ids(packer)
+        if where is not None:
+            clone_flags |= own_user_namespace(packer, where)
+        else:
+            clone_flags |= CLONE_NEWUSER
+            map_ids(packer)
     if plan.netns_fd is not None:
         packer.op("SETNS", "entering the network handed over", fd=plan.netns_fd, a=CLONE_NEWNET)
     elif plan.network == "loopback":
@@ -166,8 +173,7 @@ def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, em
     if in_cell:
         where = _inside(plan, keeper)
     elif plan.mounts and not plan.privileged:
-        clone_flags = CLONE_NEWUSER | CLONE_NEWNS
-        map_ids(packer)
+        clone_flags = own_user_namespace(packer, where) | CLONE_NEWNS
     null = open_null(packer) if needs_null else NO_FD
     for position, item in enumerate(plan.descriptors):
         if isinstance(item.source, int) and _reopens(item, reopening):

@@ -7,24 +7,15 @@ namespace or a mount to try is tried in a child that ends by itself, so nothing 
 from __future__ import annotations
 
 import errno
-import functools
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 from shoal import _native
+from shoal.handles.userns import own_user_namespace
 from shoal.packing import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CWD_FD, Packer
-
-CAP_SYS_ADMIN, CAP_SYS_RESOURCE = 21, 24
-MAKING_CELLS = {
-    6: "CAP_SETGID",
-    7: "CAP_SETUID",
-    8: "CAP_SETPCAP",
-    12: "CAP_NET_ADMIN",
-    18: "CAP_SYS_CHROOT",
-    19: "CAP_SYS_PTRACE",
-    CAP_SYS_ADMIN: "CAP_SYS_ADMIN",
-}
-"""What it takes to make cells without a user namespace: capabilities(7). A container's root often has some of them only."""
+from shoal.privileges import MAKING_CELLS, has_kcmp, is_initial_user_namespace, is_privileged, lacking
+from shoal.status import SpawnError
 
 _MFD_EXEC = 0x10
 _MOUNT_ATTR_RDONLY = 1
@@ -61,93 +52,22 @@ class Refusal(NamedTuple):
         return f"{self.doing}: {os.strerror(self.error)}"
 
 
-# --- asked at every launch --------------------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=8)
-def _capabilities(euid: int) -> int:
-    with open("/proc/thread-self/status", encoding="ascii", errors="replace") as status:
-        for line in status:
-            if line.startswith("CapEff:"):
-                return int(line.split()[1], 16)
-    return 0
-
-
-@functools.lru_cache(maxsize=8)
-def _lacking(euid: int) -> tuple[str, ...]:
-    effective = _capabilities(euid)
-    return tuple(name for capability, name in MAKING_CELLS.items() if not effective >> capability & 1)
-
-
-def has_capability(capability: int) -> bool:
-    """Whether this process has a capability, by its number."""
-    try:
-        return bool(_capabilities(os.geteuid()) >> capability & 1)
-    except OSError:
-        return False
-
-
-def is_privileged() -> bool:
-    """Whether this process may make cells without a user namespace: it has all of `MAKING_CELLS`. Else it does as an ordinary user does."""
-    return not lacking()
-
-
-def lacking() -> tuple[str, ...]:
-    """The capabilities of `MAKING_CELLS` that this process has not."""
-    try:
-        return _lacking(os.geteuid())
-    except OSError:
-        return tuple(MAKING_CELLS.values())
-
-
-@functools.cache
-def is_initial_user_namespace() -> bool:
-    """Whether every user id exists here as it is, which is so in the user namespace the machine started with only."""
-    try:
-        with open("/proc/self/uid_map", encoding="ascii") as file:
-            return file.read().split() == ["0", "0", "4294967295"]
-    except OSError:
-        return False
-
-
-def can_raise_limits() -> bool:
-    """Whether this process may give more than it was left itself: setrlimit(2)."""
-    return has_capability(CAP_SYS_RESOURCE) and is_initial_user_namespace()
-
-
-def has_room_for_keys() -> bool:
-    """Whether this user may have as many keys as it starts children. Root may have a million, anybody else 200: keyrings(7)."""
-    return os.getuid() == 0 and is_initial_user_namespace()
-
-
-@functools.cache
-def has_kcmp() -> bool:
-    """Whether the kernel tells if two descriptors are the same open file."""
-    try:
-        _native.find_duplicate(0, b"")
-        with open(os.devnull, "rb") as null:
-            _native.find_duplicate(null.fileno(), null.fileno().to_bytes(4, "little"))
-    except OSError:
-        return False
-    return True
-
-
 # --- tried when asked -------------------------------------------------------------------------------
 
 
 def try_namespaces(flags: int) -> Refusal | None:
     """Make a child in new namespaces `flags` and set them up; None when it worked. Leaves nothing behind."""
-    packer = _in_namespaces(flags)
-    if flags & CLONE_NEWNET:
-        packer.op("LOOPBACK_UP", "bringing the loopback device up")
-    return _attempt(packer, flags)
+
+    def bring_up(packer: Packer) -> None:
+        if flags & CLONE_NEWNET:
+            packer.op("LOOPBACK_UP", "bringing the loopback device up")
+
+    return _in_namespaces(flags, bring_up)
 
 
 def try_mounts(flags: int) -> Refusal | None:
     """Make a root file system out of detached mounts, as every cell does, in new namespaces `flags`; None when it worked."""
-    packer = _in_namespaces(flags)
-    _mount_root(packer)
-    return _attempt(packer, flags)
+    return _in_namespaces(flags, _mount_root)
 
 
 def _mount_root(packer: Packer) -> None:
@@ -160,10 +80,12 @@ def _mount_root(packer: Packer) -> None:
 
 def try_cell(*, privileged: bool) -> Refusal | None:
     """Make what a cell is made of, but for the slowest of its namespaces; None when it worked. Takes half a millisecond."""
-    packer = _in_namespaces(flags := CLONE_NEWNS | CLONE_NEWPID | (0 if privileged else CLONE_NEWUSER))
-    packer.made("FSMOUNT", "mounting /proc", text="proc", text2="")
-    _mount_root(packer)
-    return _attempt(packer, flags)
+
+    def mount(packer: Packer) -> None:
+        packer.made("FSMOUNT", "mounting /proc", text="proc", text2="")
+        _mount_root(packer)
+
+    return _in_namespaces(CLONE_NEWNS | CLONE_NEWPID | (0 if privileged else CLONE_NEWUSER), mount)
 
 
 def is_forbidden(refusal: Refusal) -> bool:
@@ -184,16 +106,18 @@ def cell_fix(refusal: Refusal, *, privileged: bool) -> str:
 
 def try_overlay(flags: int) -> Refusal | None:
     """Put a writable layer over a directory and write to it, in new namespaces `flags`; None when it worked."""
-    packer = _in_namespaces(flags)
-    tmpfs = _mount_tmpfs(packer)
-    for name in ("lower", "upper", "work"):
-        packer.op("MKDIRS", "mkdir", fd=tmpfs, text=name, a=0o755)
-    # No path leads to the tmpfs, which is mounted over the root: overlayfs finds its directories from where the child stands.
-    packer.op("CHDIR", "chdir", fd=tmpfs, text="")
     options = "lowerdir=lower,upperdir=upper,workdir=work" + (",userxattr" if flags & CLONE_NEWUSER else "")
-    merged = packer.made("FSMOUNT", _OVERLAY, text="overlay", text2=options)
-    packer.op("MKDIRS", _OVERLAY, fd=merged, text="made", a=0o755)
-    return _attempt(packer, flags)
+
+    def put_over(packer: Packer) -> None:
+        tmpfs = _mount_tmpfs(packer)
+        for name in ("lower", "upper", "work"):
+            packer.op("MKDIRS", "mkdir", fd=tmpfs, text=name, a=0o755)
+        # No path leads to the tmpfs, which is mounted over the root: overlayfs finds its directories from where the child stands.
+        packer.op("CHDIR", "chdir", fd=tmpfs, text="")
+        merged = packer.made("FSMOUNT", _OVERLAY, text="overlay", text2=options)
+        packer.op("MKDIRS", _OVERLAY, fd=merged, text="made", a=0o755)
+
+    return _in_namespaces(flags, put_over)
 
 
 def try_descriptor_table() -> Refusal | None:
@@ -257,16 +181,17 @@ def landlock_abi() -> int:
     return _native.landlock_abi()
 
 
-def _in_namespaces(flags: int) -> Packer:
-    packer = Packer()
+def _in_namespaces(flags: int, do: Callable[[Packer], None]) -> Refusal | None:
+    packer, where = Packer(), dict[str, int]()
     if flags & CLONE_NEWUSER:
-        uid, gid = os.geteuid(), os.getegid()
-        packer.op("WRITE", "denying setgroups", text="/proc/self/setgroups", text2="deny")
-        packer.op("WRITE", "mapping the user id", text="/proc/self/uid_map", text2=f"{uid} {uid} 1\n")
-        packer.op("WRITE", "mapping the group id", text="/proc/self/gid_map", text2=f"{gid} {gid} 1\n")
+        try:
+            flags = flags & ~CLONE_NEWUSER | own_user_namespace(packer, where)
+        except SpawnError as error:
+            return Refusal(error.errno or errno.EIO, _CLONING)
     if flags & CLONE_NEWNS:
         packer.op("PRIVATE_MOUNTS", "making mounts private")
-    return packer
+    do(packer)
+    return _attempt(packer, flags, **where)
 
 
 def _mount_tmpfs(packer: Packer) -> int:
@@ -277,8 +202,8 @@ def _mount_tmpfs(packer: Packer) -> int:
     return tmpfs
 
 
-def _attempt(packer: Packer, clone_flags: int) -> Refusal | None:
-    packed = packer.packed(clone_flags=clone_flags, collect=True)
+def _attempt(packer: Packer, clone_flags: int, **where: int) -> Refusal | None:
+    packed = packer.packed(clone_flags=clone_flags, collect=True, **where)  # type: ignore[arg-type]
     *_, stage, index, error, slots = _native.launch(packed.filled(()), b"", 0, b"", 0)
     if slots is None:
         doing = packed.labels[index] if stage == _native.STAGE_OPS else _CLONING

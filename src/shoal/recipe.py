@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from shoal.confine import Confine
 from shoal.handles.keeper import CONTROL_FD, DIE_WITH_US, STAY, open_null
-from shoal.handles.made import map_ids
 from shoal.handles.mount import Bind, Devices, MountSource, NewMount
+from shoal.handles.userns import own_user_namespace
 from shoal.lowering import (
     CAP_SYS_ADMIN,
     ENTERING,
@@ -171,17 +171,16 @@ def _maker(plan: Plan, empty_fd: int) -> Packed:
     packer = Packer()
     packer.unshare_fds()
     image, socket, file = packer.hole(), packer.hole(), packer.hole()
-    clone_flags = 0
+    clone_flags, where = 0, dict[str, int]()
     if not plan.privileged:
         # A place in which it may have processes made in the namespaces of others; each cell still has one of its own.
-        clone_flags = CLONE_NEWUSER
-        map_ids(packer)
+        clone_flags = own_user_namespace(packer, where)
         packer.op("KEEP_CAPS", "keeping what it takes to enter a cell", a=1 << CAP_SYS_ADMIN)
     null = open_null(packer)
     packer.op("SETSID", "making a session")
     packer.fd_map([(socket, REQUESTS), (file, RECIPE)] + ([(empty_fd, EMPTY)] if empty_fd != NO_FD else []), null)
     packer.op("SIGNALS", "resetting signals")
-    return packer.packed(clone_flags=clone_flags, exec_fd=image)
+    return packer.packed(clone_flags=clone_flags, exec_fd=image, **where)  # type: ignore[arg-type]
 
 
 def _keeper(plan: Plan, empty_fd: int) -> tuple[bytes, str]:

@@ -30,7 +30,7 @@ from shoal.handles.mount import (
 )
 from shoal.packing import CLONE_NEWNS, CWD_FD, NO_FD, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, Packer
 from shoal.plan import Mount, Plan
-from shoal.probe import is_initial_user_namespace
+from shoal.privileges import is_initial_user_namespace
 
 AT_RECURSIVE = 0x8000
 MOUNT_ATTR_IDMAP = 0x00100000

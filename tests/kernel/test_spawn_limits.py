@@ -98,23 +98,6 @@ answer(codes)
     assert run_python(script, world_of_child, dumpable) == [7] * 4
 
 
-@needs("user namespaces for ordinary users")
-def test_an_ordinary_user_that_is_not_dumpable_is_told_so(run_python):
-    if os.geteuid() == 0:
-        pytest.skip("needs an ordinary user: root makes no user namespaces")
-    script = """
-import ctypes, shoal
-ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
-try:
-    shoal.spawn(workload, ["workload"], flags=shoal.SpawnFlags(0))
-except shoal.SpawnError as error:
-    answer([error.status.name, str(error)])
-"""
-    status, text = run_python(script)
-    assert status == "ACCESS_DENIED"
-    assert "not dumpable" in text
-
-
 def test_the_caller_is_as_dumpable_as_before_whatever_is_launched_side_by_side(run_python):
     script = """
 import ctypes, threading, shoal

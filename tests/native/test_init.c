@@ -5,10 +5,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/nsfs.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -335,6 +337,52 @@ static void can_do_nothing_and_shows_nothing(void)
     over(cell, nobody);
 }
 
+/* Of who is not dumpable, and so can write no map of its own. */
+static void gives_a_user_namespace(void)
+{
+    union {
+        struct cmsghdr head;
+        char space[CMSG_SPACE(sizeof(int))];
+    } ancillary;
+    int pair[2], err = -1, fd = -1;
+    uid_t owner = (uid_t)-1;
+    init_fd = open_file(init_path());
+    become_ordinary();
+    CHECK(prctl(PR_SET_DUMPABLE, 0) == 0, "errno %d", errno);
+    make_sockets(SOCK_STREAM, pair);
+    struct pack *pack = pack_new(PLAN_SHARE_FDS);
+    pack_fd_map(pack, (const int32_t[][2]){ { pair[1], 3 } }, 1, 0);
+    op_add(pack, OP_SIGNALS);
+    pack->head.exec_fd = init_fd;
+    struct outcome init = run_pack(pack, (const char *const[]){ "shoal-init", "u", NULL }, NULL).out;
+    pack_free(pack);
+    close(pair[1]);
+    struct iovec piece = { &err, sizeof err };
+    struct msghdr message = { .msg_iov = &piece, .msg_iovlen = 1, .msg_control = &ancillary, .msg_controllen = sizeof ancillary };
+    CHECK(recvmsg(pair[0], &message, 0) == sizeof err, "errno %d", errno);
+    CHECK(ended(init) == 0, "failed");
+    if (err == EPERM || err == ENOSPC)
+        skip("an ordinary user cannot make a user namespace here: errno %d", err);
+    const struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+    CHECK(err == 0 && head && head->cmsg_type == SCM_RIGHTS, "errno %d", err);
+    memcpy(&fd, CMSG_DATA(head), sizeof fd);
+    CHECK(ioctl(fd, NS_GET_NSTYPE) == CLONE_NEWUSER && ioctl(fd, NS_GET_OWNER_UID, &owner) == 0 && owner == geteuid(), "errno %d", errno);
+    pack = pack_new(PLAN_SHARE_FDS);
+    pack->head.enter_fd = fd;
+    pack->head.enter_flags = CLONE_NEWUSER;
+    pack->head.clone_flags = CLONE_NEWNS | CLONE_NEWPID;
+    pack_fd_map(pack, NULL, 0, 0);
+    op_add(pack, OP_SIGNALS);
+    pack->head.exec_fd = init_fd;
+    init = run_pack(pack, (const char *const[]){ "shoal-init", "", NULL }, NULL).out;
+    pack_free(pack);
+    CHECK(init.report.stage == STAGE_EXEC && init.report.err == 0, "stage %d, errno %d", init.report.stage, init.report.err);
+    CHECK(ended(init) == 0, "failed");
+    close(fd);
+    close(pair[0]);
+    close(init_fd);
+}
+
 static void costs_next_to_nothing(void)
 {
     char text[8192];
@@ -375,6 +423,7 @@ int main(int argc, char **argv)
         { "a task it does not know is EINVAL", refuses_what_it_does_not_know },
         { "it makes a network with a loopback that works", makes_a_network },
         { "it has no capabilities and is not dumpable", can_do_nothing_and_shows_nothing },
+        { "it makes a user namespace for who cannot, which can be entered", gives_a_user_namespace },
         { "it costs at most 100 KiB of memory of its own", costs_next_to_nothing },
     };
     return run_tests(tests, sizeof tests / sizeof *tests, argc, argv);

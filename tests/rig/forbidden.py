@@ -12,7 +12,7 @@ import os
 import struct
 import sys
 
-from shoal.probe import CAP_SYS_ADMIN, has_capability
+from shoal.privileges import CAP_SYS_ADMIN, has_capability
 from shoal.sandbox import bpf, syscalls
 
 NAMESPACES = 0x7E020000

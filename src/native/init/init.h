@@ -31,6 +31,15 @@ int make_own_cell(int file, int empty, struct made *made);
  * the place of PREPARE_CONTROL. Returns the same. */
 int join_own_cell(int file, long keeper_pid, struct made *made);
 
+/* userns.c */
+struct ids {
+    uint32_t uid, gid;
+};
+/* A user namespace with one user and one group, as they are called inside and outside. `by_anybody`: also without privileges, for the
+ * maker's own. Returns a descriptor. */
+long make_user_namespace(struct ids inside, struct ids outside, int by_anybody);
+void give_user_namespace(void);
+
 /* domain.c */
 void keep_domain(void); /* returns when there is no domain to keep */
 uint64_t process_field(long pid, int field); /* of proc_pid_stat(5), where it is a number; 0: there is no such process */

@@ -1,8 +1,9 @@
-/* shoal-init: a static program with five lives, by argv[1]:
+/* shoal-init: a static program with six lives, by argv[1]:
  *   w...  a process of a cell that waits for its program (wait.c)
  *   f...  a process that makes cells ahead of their use (make.c)
  *   h...  what holds a program that has no cell (hold.c)
  *   d...  what inits of domains are forked from (nursery.c, domain.c)
+ *   u...  what makes a user namespace for who cannot (userns.c)
  *   else  pid 1 of a cell, and argv[1] its tasks (keep.c)
  *
  * No libc, no allocation: one such process costs a few pages. */
@@ -20,6 +21,8 @@ _Noreturn static void run(char **argv)
         make_cells(argv);
     } else if (what && *what == 'd') {
         raise_inits(argv);
+    } else if (what && *what == 'u') {
+        give_user_namespace();
     } else if (what && *what == 'w') {
         sys5(__NR_prctl, PR_SET_NAME, argv[0], 0, 0, 0); /* what the program will be called, so that nobody sees another name */
         wait_for_plan();

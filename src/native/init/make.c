@@ -22,10 +22,7 @@
 #include <sys/stat.h>
 #include <sys/uio.h>
 
-#define P_PID 1
-#define WEXITED_ 4
 #define SIGKILL_ 9
-#define SIGCHLD_ 17
 #define JOIN_S 5
 #define QUIET_NS 1500000 /* how long the end of a program just launched is waited for, so as not to disturb it */
 
@@ -127,41 +124,6 @@ long of_process(long pid, const char *name, int flags)
     return sys4(__NR_openat, AT_FDCWD, path, flags | O_CLOEXEC, 0);
 }
 
-static long write_map(long pid, const char *name, uint32_t own, uint32_t user)
-{
-    char text[64];
-    char *end = put_text(put_number(put_text(put_number(text, own), " "), user), " 1\n");
-    long fd = of_process(pid, name, O_WRONLY);
-    if (fd < 0)
-        return fd;
-    long ret = sys3(__NR_write, fd, text, end - text);
-    sys1(__NR_close, fd);
-    return ret < 0 ? ret : 0;
-}
-
-/* A user namespace in which nothing runs, by which the caller's user and group appear as `user`: mount_setattr(2). */
-static long make_id_map(uint32_t user)
-{
-    int pidfd = NO_FD;
-    long pid = duplicate(CLONE_NEWUSER | SIGCHLD_, &pidfd);
-    if (pid < 0)
-        return pid;
-    if (pid == 0) {
-        sys5(__NR_prctl, PR_SET_PDEATHSIG, SIGKILL_, 0, 0, 0);
-        sys5(__NR_ppoll, 0, 0, 0, 0, 8);
-        leave(0);
-    }
-    long ret = write_map(pid, "/uid_map", recipe->uid, user);
-    if (ret == 0)
-        ret = write_map(pid, "/gid_map", recipe->gid, user);
-    if (ret == 0)
-        ret = of_process(pid, "/ns/user", O_RDONLY);
-    sys4(__NR_pidfd_send_signal, pidfd, SIGKILL_, 0, 0);
-    sys5(__NR_waitid, P_PID, pid, 0, WEXITED_, 0);
-    sys1(__NR_close, pidfd);
-    return ret;
-}
-
 static _Alignas(16) char stack[64 * 1024]; /* of the thread; the waiting process goes on on a copy of it */
 
 struct birth {
@@ -222,7 +184,7 @@ static long start(struct cell *cell, struct made *made)
     made->keeper = (int32_t)ret;
     uint32_t user = recipe->first_user ? recipe->first_user + (uint32_t)made->keeper : 0;
     if (recipe->maps_ids) {
-        ret = make_id_map(user);
+        ret = make_user_namespace((struct ids){ recipe->uid, recipe->gid }, (struct ids){ (uint32_t)user, (uint32_t)user }, 0);
         if (ret < 0)
             return ret;
         cell->id_map = (int)ret;

@@ -14,7 +14,8 @@ from contextlib import AbstractContextManager
 def held_over_forks() -> AbstractContextManager[object]:
     """A lock that is taken before each os.fork() and released on both sides, so that a child finds what it guards in order.
 
-    For a lock that lives as long as the program, and whose holder takes no other such lock that was made before it.
+    For a lock that lives as long as the program, and whose holder takes no other such lock that was made after it: a fork takes the
+    youngest first.
     """
     lock = threading.RLock()
     os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)

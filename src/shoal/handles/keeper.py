@@ -113,9 +113,6 @@ def launch_error(labels: Sequence[str], label: str, stage: int, index: int, erro
         if error == errno.EINVAL and labels[index].endswith(ID_MAPPED):
             what = f'{detail}: its file system cannot do that on this kernel; run as the caller (user="caller"), or use another file system'
             return failure(Status.NOT_SUPPORTED, Stage.SETUP, what, error)
-        if error == errno.EACCES and labels[index] == DENY_SETGROUPS and os.stat("/proc/self/fd").st_uid != os.geteuid():
-            what = f"{detail}: this process is not dumpable, so only root may make a user namespace for it: prctl(2), PR_SET_DUMPABLE"
-            return failure(Status.ACCESS_DENIED, Stage.SETUP, what, error)
         if error == errno.EDQUOT and labels[index] == OWN_KEYRING:
             what = f"{detail}: this user has as many keys as it may; /proc/sys/kernel/keys/maxkeys says how many"
             return failure(Status.NO_RESOURCES, Stage.SETUP, what, error)

@@ -9,20 +9,12 @@ import os
 
 from shoal import _native
 from shoal.handles.forks import held_over_forks
-from shoal.handles.keeper import DENY_SETGROUPS
 from shoal.handles.kept import KeptFd
 from shoal.handles.mount import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
-from shoal.packing import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUSER, CWD_FD, Packer
-from shoal.probe import is_privileged
+from shoal.handles.userns import own_user_namespace
+from shoal.packing import CLONE_NEWNET, CLONE_NEWNS, CWD_FD, Packer
+from shoal.privileges import is_privileged
 from shoal.status import SpawnError, Stage, Status, failure, failure_from_errno
-
-
-def map_ids(packer: Packer) -> None:
-    """Ops that map the caller's own user and group, and nobody else, into a new user namespace: user_namespaces(7)."""
-    uid, gid = os.geteuid(), os.getegid()
-    packer.op("WRITE", DENY_SETGROUPS, text="/proc/self/setgroups", text2="deny")
-    packer.op("WRITE", "mapping the user id", text="/proc/self/uid_map", text2=f"{uid} {uid} 1\n")
-    packer.op("WRITE", "mapping the group id", text="/proc/self/gid_map", text2=f"{gid} {gid} 1\n")
 
 
 def explain_refusal(errno: int, what: str) -> SpawnError:
@@ -34,8 +26,8 @@ def explain_refusal(errno: int, what: str) -> SpawnError:
     )
 
 
-def _collect(packer: Packer, clone_flags: int, slot: int, what: str) -> int:
-    plan = packer.packed(clone_flags=clone_flags, collect=True).filled(())
+def _collect(packer: Packer, clone_flags: int, slot: int, what: str, **where: int) -> int:
+    plan = packer.packed(clone_flags=clone_flags, collect=True, **where).filled(())  # type: ignore[arg-type]
     _, _, stage, index, errno, slots = _native.launch(plan, b"", 0, b"", 0)
     if slots is None:
         if stage == _native.STAGE_CLONE or errno in (1, 13):
@@ -53,26 +45,24 @@ def _collect(packer: Packer, clone_flags: int, slot: int, what: str) -> int:
 def make_tmpfs(size_bytes: int, mode: int) -> int:
     """A descriptor of a new tmpfs that is mounted nowhere."""
     packer = Packer()
-    clone_flags = 0
+    clone_flags, where = 0, dict[str, int]()
     if not is_privileged():
-        clone_flags = CLONE_NEWUSER | CLONE_NEWNS
-        map_ids(packer)
+        clone_flags = own_user_namespace(packer, where) | CLONE_NEWNS
     slot = packer.made(
         "FSMOUNT", "making a tmpfs", text="tmpfs", text2=f"size={size_bytes},mode={mode:o}", a=MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
     )
-    return _collect(packer, clone_flags, slot, "a tmpfs")
+    return _collect(packer, clone_flags, slot, "a tmpfs", **where)
 
 
 def make_netns() -> int:
     """A descriptor of a new network namespace whose loopback device is up."""
     packer = Packer()
-    clone_flags = CLONE_NEWNET
+    clone_flags, where = CLONE_NEWNET, dict[str, int]()
     if not is_privileged():
-        clone_flags |= CLONE_NEWUSER
-        map_ids(packer)
+        clone_flags |= own_user_namespace(packer, where)
     packer.op("LOOPBACK_UP", "bringing the loopback device up")
     slot = packer.made("OPEN", "opening the network namespace", fd=CWD_FD, text="/proc/self/ns/net", a=os.O_RDONLY)
-    return _collect(packer, clone_flags, slot, "a network namespace")
+    return _collect(packer, clone_flags, slot, "a network namespace", **where)
 
 
 def _make_empty_mounts() -> int:

@@ -25,11 +25,11 @@ from shoal.handles import reaper
 from shoal.handles.deadline import Deadline, is_ready
 from shoal.handles.job_backend import Counters, JobBackend, Limits, Placement
 from shoal.handles.keeper import HOLD, keeper_plan, open_null, start_keeper
-from shoal.handles.made import map_ids
 from shoal.handles.process import Usage
 from shoal.handles.reaper import Keeper, OwnedFd
+from shoal.handles.userns import own_user_namespace
 from shoal.packing import CLONE_NEWPID, CLONE_NEWUSER, Packer
-from shoal.probe import is_privileged
+from shoal.privileges import is_privileged
 from shoal.status import SpawnError, Stage, Status, failure
 
 _NS_GET_PARENT = 0xB702
@@ -48,13 +48,12 @@ def create(name: str | None, parent: JobBackend) -> PidnsBackend:
     _end_empty()
     packer = Packer()
     packer.unshare_fds()
-    clone_flags, where = CLONE_NEWPID, {}
+    clone_flags, where = CLONE_NEWPID, dict[str, int]()
     above = parent.placement().init_pidfd
     if above is not None:
         where = {"enter_fd": above, "enter_flags": CLONE_NEWPID | (0 if is_privileged() else CLONE_NEWUSER)}
     elif not is_privileged():
-        clone_flags |= CLONE_NEWUSER
-        map_ids(packer)
+        clone_flags |= own_user_namespace(packer, where)
     try:
         plan = keeper_plan(packer, open_null(packer), clone_flags, **where)
         keeper, control = start_keeper(plan, "the job's first process")

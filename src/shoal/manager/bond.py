@@ -21,7 +21,7 @@ import msgspec
 from shoal.manager import wire
 from shoal.manager.errors import ManagerError
 from shoal.manager.nursery import Init
-from shoal.probe import is_privileged
+from shoal.privileges import is_privileged
 
 VERSION: Final = 1
 GREETING_S: Final = 5.0

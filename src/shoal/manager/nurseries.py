@@ -7,7 +7,7 @@ import asyncio
 from shoal.manager.errors import ManagerError
 from shoal.manager.layout import out_of
 from shoal.manager.nursery import Init, Nursery
-from shoal.probe import is_privileged
+from shoal.privileges import is_privileged
 from shoal.status import SpawnError
 
 

@@ -29,7 +29,7 @@ from shoal.manager.nurseries import Nurseries
 from shoal.manager.rights import ManagerRights
 from shoal.manager.rootkey import RootKey
 from shoal.manager.verifier import Verifier
-from shoal.probe import is_privileged
+from shoal.privileges import is_privileged
 
 BACKLOG: Final = 16
 _BIND_FDS: Final = 3

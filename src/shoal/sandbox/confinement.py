@@ -7,7 +7,7 @@ import math
 import resource
 
 from shoal.plan import Confinement, Rlimit
-from shoal.probe import can_raise_limits
+from shoal.privileges import can_raise_limits
 from shoal.sandbox.box import Sandbox
 from shoal.sandbox.seccomp import Seccomp, filter_for
 from shoal.units import parse_duration, parse_size

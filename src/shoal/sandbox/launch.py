@@ -40,7 +40,7 @@ from shoal.loader import FileIdentity
 from shoal.lowering import Lowered
 from shoal.packing import count_strings, encode_words
 from shoal.plan import Confinement, Plan
-from shoal.probe import is_initial_user_namespace, is_privileged
+from shoal.privileges import is_initial_user_namespace, is_privileged
 from shoal.recipe import Recipe, can_be_cooked, can_wait, make_recipe
 from shoal.sandbox.box import EACH_PROCESS, ENVIRONMENT, Sandbox
 from shoal.sandbox.confinement import confinement_of

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 
-from shoal.probe import has_capability, is_initial_user_namespace
+from shoal.privileges import has_capability, is_initial_user_namespace
 from shoal.sandbox.box import Sandbox
 
 _NEEDED = (0, 1, 3, 6, 7)  # CAP_CHOWN, DAC_OVERRIDE and FOWNER for the directory in the place of /tmp; CAP_SETGID, SETUID

@@ -15,7 +15,7 @@ import select
 from collections.abc import Iterator
 
 from shoal.handles.deadline import Deadline
-from shoal.probe import is_initial_user_namespace
+from shoal.privileges import is_initial_user_namespace
 from shoal.sandbox.seccomp import Seccomp, filter_for
 from shoal.status import SpawnError
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from shoal.probe import cell_fix, is_forbidden, is_privileged, landlock_abi, landlock_fix, try_cell
+from shoal.privileges import is_privileged
+from shoal.probe import cell_fix, is_forbidden, landlock_abi, landlock_fix, try_cell
 from shoal.status import Stage, Status, failure
 
 Name = Literal["cell, root", "cell, user namespace", "landlock"]

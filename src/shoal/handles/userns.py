@@ -1,0 +1,92 @@
+"""The user namespace in which an ordinary user may make what a cell takes.
+
+As a rule a process is made in a new one, and maps its ids itself. A caller that has changed its user since it was executed, as a
+daemon does that began as root, is not dumpable: what is in its folder of /proc belongs to root, and the same goes for children that
+still have its memory, so that they can write no map. They enter one that was made by an executed process instead. All that this
+caller starts shares it, which is no way from one cell to another: nobody in them has a capability there.
+
+Source: user_namespaces(7); prctl(2), PR_SET_DUMPABLE; proc(5).
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import socket
+import sys
+
+from shoal.handles import reaper
+from shoal.handles.forks import held_over_forks
+from shoal.handles.keeper import DENY_SETGROUPS, keeper_plan, open_null, start_keeper
+from shoal.handles.kept import KeptFd
+from shoal.packing import CLONE_NEWUSER, Packer
+from shoal.status import Stage, failure_from_errno
+
+GIVE = "u"
+"""What a process of ours is told that makes a user namespace: src/native/init/userns.c."""
+
+_kept: dict[tuple[int, int], KeptFd] = {}
+_lock = held_over_forks()
+
+
+def own_user_namespace(packer: Packer, where: dict[str, int]) -> int:
+    """Give a process that is about to be made a user namespace in which it may do everything that its cell takes.
+
+    Args:
+        packer: for the ops that are needed; they come first.
+        where: what the process enters, for `Packer.packed()`; gets a user namespace to enter if it has to have one.
+    Returns:
+        what the process is to be made with, for clone(2).
+    Raises:
+        SpawnError: none can be had.
+    """
+    if _may_map_ids():
+        map_ids(packer)
+        return CLONE_NEWUSER
+    if not where.get("enter_flags", 0) & CLONE_NEWUSER:
+        where["enter_fd"], where["enter_flags"] = user_namespace(), CLONE_NEWUSER
+    return 0
+
+
+def map_ids(packer: Packer) -> None:
+    """Ops that map the caller's own user and group, and nobody else, into a new user namespace: user_namespaces(7)."""
+    uid, gid = os.geteuid(), os.getegid()
+    packer.op("WRITE", DENY_SETGROUPS, text="/proc/self/setgroups", text2="deny")
+    packer.op("WRITE", "mapping the user id", text="/proc/self/uid_map", text2=f"{uid} {uid} 1\n")
+    packer.op("WRITE", "mapping the group id", text="/proc/self/gid_map", text2=f"{gid} {gid} 1\n")
+
+
+def _may_map_ids() -> bool:
+    try:
+        return os.stat("/proc/self/fd").st_uid == os.geteuid()
+    except OSError:  # which is told when it is tried
+        return True
+
+
+def user_namespace() -> int:
+    """A descriptor of the one that is kept for the present user, made on first use.
+
+    Raises:
+        SpawnError: no user namespace can be made.
+    """
+    with _lock:
+        return _kept.setdefault((os.geteuid(), os.getegid()), KeptFd(_made)).fd()
+
+
+def _made() -> int:
+    packer = Packer()
+    packer.unshare_fds()
+    keeper, control = start_keeper(keeper_plan(packer, open_null(packer), 0), "a user namespace", GIVE)
+    fds = array.array("i")
+    with socket.socket(fileno=control) as near:
+        try:
+            data, ancillary, _, _ = near.recvmsg(fds.itemsize, socket.CMSG_SPACE(fds.itemsize), socket.MSG_CMSG_CLOEXEC)
+        finally:
+            reaper.register(keeper)
+    for _, _, content in ancillary:
+        fds.frombytes(content)
+    if fds:
+        return fds[0]
+    error = int.from_bytes(data, sys.byteorder, signed=True) if data else errno.EMFILE
+    raise failure_from_errno(error or errno.EMFILE, Stage.CLONE, "cannot make a user namespace; `shoal doctor` tells why")
