@@ -5,6 +5,7 @@ See rig/ for what they are made of. Settings of pytest itself are in pyproject.t
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -23,7 +24,7 @@ from rig.launchers import LAUNCHERS, Launcher, make_launcher
 from rig.workload import PATIENCE_S, build_workload, is_open
 from rig.world import World
 
-from shoal import SetName, SpawnFlags
+from shoal import NetNs, SetName, SpawnError, SpawnFlags
 
 WARM_UP = SpawnFlags.CLONE_UTC_CLOCK | SpawnFlags.CLONE_JOB
 PATH = os.pathsep.join(entry for entry in sys.path if entry)
@@ -144,8 +145,15 @@ def closed_fd() -> int:
     return fd
 
 
+@pytest.fixture(scope="session")
+def kept_user_namespace() -> None:
+    """Without root, networks and jobs are made in a user namespace that is opened once and kept."""
+    with contextlib.suppress(SpawnError), NetNs.new():
+        pass
+
+
 @pytest.fixture
-def world() -> World:
+def world(kept_user_namespace: None) -> World:
     """What there is now. Ask for it last, so that the other fixtures are part of it."""
     return World()
 

@@ -343,7 +343,7 @@ class Draft:
             mounts=mounts,
             network=network,
             netns_fd=self._netns if network == "handed over" else None,
-            userns_fd=self._owner_of_network() if network == "handed over" and not self.whole_world else None,
+            userns_fd=self._owner_of_network() if network == "handed over" else None,
             descriptors=tuple(sorted(placed, key=_by_target)),
             table=table,
             cwd=working_directory(env),

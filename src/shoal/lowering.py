@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from shoal.confine import Confine
-from shoal.handles.keeper import MAKE_NETWORK, OWN_KEYRING, keeper_plan, open_null
+from shoal.handles.keeper import ENTER_NETWORK, MAKE_NETWORK, OWN_KEYRING, keeper_plan, open_null
 from shoal.handles.kept import wants_reopening
 from shoal.handles.mount import Bind
 from shoal.handles.userns import map_ids, own_user_namespace
@@ -121,9 +121,7 @@ def _lower_keeper(plan: Plan, empty_fd: int, reopening: bool) -> tuple[Packed, s
     if empty_fd != NO_FD and reopening and wants_reopening(empty_fd):
         empty_fd = _reopened(packer, empty_fd, os.O_RDONLY)
     where = placement(plan)
-    if plan.userns_fd is not None:
-        # A network made without root belongs to a user namespace; only who lives there may enter it.
-        where["enter_fd"], where["enter_flags"] = plan.userns_fd, CLONE_NEWUSER
+    _enter_owner_of_network(plan, where)
     clone_flags, tasks = keeper_ops(packer, plan, empty_fd, where)
     if tasks and not plan.privileged:
         packer.op("KEEP_CAPS", "keeping what it takes to make a network", a=1 << CAP_NET_ADMIN | 1 << CAP_SYS_ADMIN)
@@ -150,7 +148,7 @@ def keeper_ops(packer: Packer, plan: Plan, empty_fd: int, where: dict[str, int] 
             clone_flags |= CLONE_NEWUSER
             map_ids(packer)
     if plan.netns_fd is not None:
-        packer.op("SETNS", "entering the network handed over", fd=plan.netns_fd, a=CLONE_NEWNET)
+        packer.op("SETNS", ENTER_NETWORK, fd=plan.netns_fd, a=CLONE_NEWNET)
     elif plan.network == "loopback":
         # The slowest of the namespaces is made while the program's launch makes the world of files.
         tasks = MAKE_NETWORK
@@ -172,14 +170,16 @@ def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, em
     needs_null = {0, 1, 2} - {item.target for item in plan.descriptors}
     if in_cell:
         where = _inside(plan, keeper)
-    elif plan.mounts and not plan.privileged:
-        clone_flags = own_user_namespace(packer, where) | CLONE_NEWNS
+    elif not plan.privileged:
+        _enter_owner_of_network(plan, where)
+        if plan.mounts:
+            clone_flags = CLONE_NEWNS | (0 if plan.userns_fd is not None else own_user_namespace(packer, where))
     null = open_null(packer) if needs_null else NO_FD
     for position, item in enumerate(plan.descriptors):
         if isinstance(item.source, int) and _reopens(item, reopening):
             holes[position] = _reopened(packer, item.source, os.O_RDONLY)
     if not in_cell and plan.netns_fd is not None:
-        packer.op("SETNS", "entering the network handed over", fd=plan.netns_fd, a=CLONE_NEWNET)
+        packer.op("SETNS", ENTER_NETWORK, fd=plan.netns_fd, a=CLONE_NEWNET)
     memory_fd = _memory_target(plan) if plan.program.fd is not None else None
     world = World(packer, plan, empty=empty, memory_fd=memory_fd, id_map=id_map)
     world.clone()
@@ -300,6 +300,13 @@ def _reopens(item: Descriptor, reopening: bool) -> bool:
 
 def _reopened(packer: Packer, fd: int, flags: int) -> int:
     return packer.made("OPEN", REOPENING, fd=CWD_FD, text=f"/proc/{os.getpid()}/fd/{fd}", a=flags)
+
+
+def _enter_owner_of_network(plan: Plan, where: dict[str, int]) -> None:
+    """A network made without root belongs to a user namespace; only who lives there may enter it. So does a job that is a pid namespace,
+    and both to the same one if both were made by this process."""
+    if plan.userns_fd is not None and not where.get("enter_flags", 0) & CLONE_NEWUSER:
+        where["enter_fd"], where["enter_flags"] = plan.userns_fd, CLONE_NEWUSER
 
 
 def placement(plan: Plan) -> dict[str, int]:

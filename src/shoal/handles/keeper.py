@@ -24,6 +24,7 @@ ID_MAPPED = "its files as the child's own"
 DENY_SETGROUPS = "denying setgroups"
 """What the first op is called that a new user namespace needs."""
 OWN_KEYRING = "making a session keyring of its own"
+ENTER_NETWORK = "entering the network handed over"
 """What the op is called that leaves the caller's."""
 MAKE_NETWORK = "n"
 STAY, DIE_WITH_US, HOLD = b"g", b"d", b"j"
@@ -113,6 +114,9 @@ def launch_error(labels: Sequence[str], label: str, stage: int, index: int, erro
         if error == errno.EINVAL and labels[index].endswith(ID_MAPPED):
             what = f'{detail}: its file system cannot do that on this kernel; run as the caller (user="caller"), or use another file system'
             return failure(Status.NOT_SUPPORTED, Stage.SETUP, what, error)
+        if error == errno.EPERM and labels[index] == ENTER_NETWORK:
+            what = f"{detail}: it and the job, a pid namespace, were made by different processes; let one make both, or run as root"
+            return failure(Status.ACCESS_DENIED, Stage.SETUP, what, error)
         if error == errno.EDQUOT and labels[index] == OWN_KEYRING:
             what = f"{detail}: this user has as many keys as it may; /proc/sys/kernel/keys/maxkeys says how many"
             return failure(Status.NO_RESOURCES, Stage.SETUP, what, error)

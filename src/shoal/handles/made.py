@@ -11,8 +11,8 @@ from shoal import _native
 from shoal.handles.forks import held_over_forks
 from shoal.handles.kept import KeptFd
 from shoal.handles.mount import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
-from shoal.handles.userns import own_user_namespace
-from shoal.packing import CLONE_NEWNET, CLONE_NEWNS, CWD_FD, Packer
+from shoal.handles.userns import own_user_namespace, user_namespace
+from shoal.packing import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUSER, CWD_FD, Packer
 from shoal.privileges import is_privileged
 from shoal.status import SpawnError, Stage, Status, failure, failure_from_errno
 
@@ -57,12 +57,12 @@ def make_tmpfs(size_bytes: int, mode: int) -> int:
 def make_netns() -> int:
     """A descriptor of a new network namespace whose loopback device is up."""
     packer = Packer()
-    clone_flags, where = CLONE_NEWNET, dict[str, int]()
+    where = dict[str, int]()
     if not is_privileged():
-        clone_flags |= own_user_namespace(packer, where)
+        where = {"enter_fd": user_namespace(), "enter_flags": CLONE_NEWUSER}
     packer.op("LOOPBACK_UP", "bringing the loopback device up")
     slot = packer.made("OPEN", "opening the network namespace", fd=CWD_FD, text="/proc/self/ns/net", a=os.O_RDONLY)
-    return _collect(packer, clone_flags, slot, "a network namespace", **where)
+    return _collect(packer, CLONE_NEWNET, slot, "a network namespace", **where)
 
 
 def _make_empty_mounts() -> int:

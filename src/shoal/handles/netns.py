@@ -28,6 +28,8 @@ class NetNs(Handle):
     def new(cls) -> Self:
         """A network of its own, with a loopback device that is up. Children it is handed to see each other there.
 
+        Without root it belongs to a user namespace, in which children live that it is handed to: user_namespaces(7).
+
         Raises:
             AccessDeniedError: neither root nor unprivileged user namespaces.
         """

@@ -1,9 +1,13 @@
-"""The user namespace in which an ordinary user may make what a cell takes.
+"""The user namespaces in which an ordinary user may make what a cell takes.
 
-As a rule a process is made in a new one, and maps its ids itself. A caller that has changed its user since it was executed, as a
-daemon does that began as root, is not dumpable: what is in its folder of /proc belongs to root, and the same goes for children that
-still have its memory, so that they can write no map. They enter one that was made by an executed process instead. All that this
-caller starts shares it, which is no way from one cell to another: nobody in them has a capability there.
+As a rule a process is made in a new one, and maps its ids itself. Two kinds of things are made in one that is kept instead, by a
+process of ours that was executed for it. Sharing it is no way from one cell to another: nobody in them has a capability there.
+
+* What is to be used together: networks, and jobs that are pid namespaces. Who enters one of them can enter the other only if both
+  belong to the same user namespace, and it must be left by nobody on the way.
+* All that is started by a caller which has changed its user since it was executed, as a daemon does that began as root. Such a process
+  is not dumpable: what is in its folder of /proc belongs to root, and the same goes for children that still have its memory, so that
+  they can write no map.
 
 Source: user_namespaces(7); prctl(2), PR_SET_DUMPABLE; proc(5).
 """
@@ -26,7 +30,7 @@ from shoal.status import Stage, failure_from_errno
 GIVE = "u"
 """What a process of ours is told that makes a user namespace: src/native/init/userns.c."""
 
-_kept: dict[tuple[int, int], KeptFd] = {}
+_kept: dict[tuple[int, int, int], KeptFd] = {}
 _lock = held_over_forks()
 
 
@@ -70,8 +74,12 @@ def user_namespace() -> int:
     Raises:
         SpawnError: no user namespace can be made.
     """
+    try:
+        own = os.stat("/proc/self/ns/user").st_ino
+    except OSError:  # no /proc, no way into another one
+        own = 0
     with _lock:
-        return _kept.setdefault((os.geteuid(), os.getegid()), KeptFd(_made)).fd()
+        return _kept.setdefault((own, os.geteuid(), os.getegid()), KeptFd(_made)).fd()
 
 
 def _made() -> int:
