@@ -6,16 +6,20 @@ can see. Which those are is worked out again when something has been imported si
 
 from __future__ import annotations
 
+import io
 import pickle
 import sys
 import threading
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from shoal.executor.visible import out_of_sight
 
 _registering = threading.RLock()
+_FILE_NAME = 10
+"""Which argument of types.CodeType it is."""
 EXTRA = "shoal.SandboxExecutor takes cloudpickle and msgpack: pip install 'shoal[executor]'"
 
 
@@ -33,6 +37,7 @@ class Arguments:
         except ImportError as error:
             raise ImportError(f"{EXTRA} ({error})", name=error.name) from None
         self._cloudpickle: Any = cloudpickle
+        self._pickler = _keeping_file_names(cloudpickle)
         self._path, self._loaded = tuple(path), loaded
         self._seen = -1
         self._by_value: list[ModuleType] = []
@@ -71,12 +76,13 @@ class Arguments:
             known = [module for module in self._out_of_sight() if module.__name__ not in self._cloudpickle.list_registry_pickle_by_value()]
             for module in known:
                 self._cloudpickle.register_pickle_by_value(module)
+            made = io.BytesIO()
             try:
-                made: bytes = self._cloudpickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+                self._pickler(made, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
             finally:
                 for module in known:
                     self._cloudpickle.unregister_pickle_by_value(module)
-        return made
+        return made.getvalue()
 
     def _out_of_sight(self) -> list[ModuleType]:
         if self._seen != len(sys.modules):
@@ -97,6 +103,20 @@ class Arguments:
                 kind = type(value).__name__
                 return f"{what} ({_article(kind)}) cannot be sent to a sandbox: {own}"
         return f"the call of {name}() cannot be sent to a sandbox: {error}"
+
+
+def _keeping_file_names(cloudpickle: Any) -> Callable[..., Any]:
+    """Its Pickler, by which code keeps the name of its file.
+
+    Since 3.1.3 it leaves that away, so that a pickle does not depend on where a function was defined. A traceback does.
+    """
+    reduce_code = cloudpickle.Pickler.dispatch_table[CodeType]
+
+    def reduced(code: CodeType) -> tuple[Any, ...]:
+        make, arguments = reduce_code(code)
+        return make, (*arguments[:_FILE_NAME], code.co_filename, *arguments[_FILE_NAME + 1 :])
+
+    return type("Pickler", (cloudpickle.Pickler,), {"dispatch_table": ChainMap({CodeType: reduced}, cloudpickle.Pickler.dispatch_table)})
 
 
 def _article(word: str) -> str:
