@@ -173,7 +173,8 @@ def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, em
     elif not plan.privileged:
         _enter_owner_of_network(plan, where)
         if plan.mounts:
-            clone_flags = CLONE_NEWNS | (0 if plan.userns_fd is not None else own_user_namespace(packer, where))
+            entered = where.get("enter_flags", 0) & CLONE_NEWUSER
+            clone_flags = CLONE_NEWNS | (0 if entered else own_user_namespace(packer, where))
     null = open_null(packer) if needs_null else NO_FD
     for position, item in enumerate(plan.descriptors):
         if isinstance(item.source, int) and _reopens(item, reopening):

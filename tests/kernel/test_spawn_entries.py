@@ -6,9 +6,10 @@ import socket
 import threading
 
 import pytest
+from rig.features import needs
 from rig.workload import PATIENCE_S, Reporting, observe
 
-from shoal import AddNsEntry, BadHandleError, Directory, NetNs, Socket, SpawnError
+from shoal import AddNsEntry, BadHandleError, Directory, Job, NetNs, Socket, SpawnError
 
 DENIED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -57,6 +58,15 @@ def test_proc_and_devices_are_those_of_the_cell(cell, workload):
     assert len([name for name in report.one("list", "/proc")[1:] if name.isdigit()]) <= 2
     with pytest.raises(BadHandleError):
         Directory.proc().fileno()
+
+
+@needs("an ordinary user")
+def test_proc_in_the_callers_world_is_that_of_a_job_that_is_a_pid_namespace(direct, workload):
+    with Job.default() as default, default.create_child() as job:
+        if "-ns" not in job.name:
+            pytest.skip("an ordinary user has jobs made of cgroups here")
+        report = observe(direct, workload, "list", "/proc", actions=[AddNsEntry("/proc", Directory.proc())], job=job)
+    assert [name for name in report.one("list", "/proc")[1:] if name.isdigit()] == ["1", "2"]
 
 
 def test_without_a_network_there_is_only_a_loopback_that_is_up(cell, workload):
