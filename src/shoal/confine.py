@@ -25,7 +25,11 @@ class Confine:
         if self._what.processors:
             self._packer.affinity(self._what.processors, "binding it to processors")
         if self._what.nice is not None:
-            self._packer.op("NICE", "setting the nice value", a=self._what.nice & 0xFFFFFFFF)
+            self._packer.op(
+                "NICE",
+                f"setting the nice value {self._what.nice}; one below the caller's own takes CAP_SYS_NICE or RLIMIT_NICE",
+                a=self._what.nice & 0xFFFFFFFF,
+            )
         self._limit(limit for limit in self._what.rlimits if limit.resource == RLIMIT_CORE)  # which the filter does not let change
 
     def no_new_privs(self) -> None:

@@ -133,7 +133,7 @@ answer(told)
         assert f"os.setres{kind[0]}id()" in text
 
 
-def test_less_to_spend_than_at_the_first_run(run_python):
+def test_core_dumps_given_up_after_the_first_run(run_python):
     script = """
 import resource, shoal
 box = shoal.Sandbox()
@@ -142,3 +142,38 @@ resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 answer(codes + [shoal.run(["true"], sandbox=box).returncode for _ in range(2)])
 """
     assert run_python(script) == [0] * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "resource", "value"), [("open_files", "NOFILE", 500), ("file_size", "FSIZE", 1 << 30), ("cpu_time", "CPU", 50)]
+)
+def test_a_limit_that_has_become_higher_than_the_callers_own_is_named(run_python, name, resource, value):
+    script = f"""
+import resource, shoal
+box = shoal.Sandbox(limits="best-effort", {name}={value})
+told = [shoal.run(["true"], sandbox=box).returncode for _ in range(2)]
+resource.setrlimit(resource.RLIMIT_{resource}, ({value // 2}, {value // 2}))
+for _ in range(2):
+    try:
+        told.append(shoal.run(["true"], sandbox=box).returncode)
+    except ValueError as error:
+        told.append(str(error))
+answer(told)
+"""
+    *before, first, second = run_python(script)
+    assert before == [0, 0]
+    assert first == second == f"{name}: {value} is more than this process itself may have, {value // 2}; see ulimit -Ha"
+
+
+def test_a_nice_value_below_the_callers_own_is_named(run_python):
+    if os.geteuid() == 0:
+        pytest.skip("needs an ordinary user: root may have any")
+    script = """
+import shoal
+os.nice(5)
+try:
+    shoal.run(["true"], sandbox=shoal.Sandbox(nice=3))
+except shoal.AccessDeniedError as error:
+    answer(str(error))
+"""
+    assert "setting the nice value 3; one below the caller's own takes CAP_SYS_NICE or RLIMIT_NICE" in run_python(script)

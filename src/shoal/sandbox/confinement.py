@@ -34,6 +34,15 @@ def confinement_of(box: Sandbox, *, privileged: bool) -> Confinement:
     )
 
 
+def hard_limits() -> tuple[int, ...]:
+    """What this process may have itself, of all that a box may limit for each process."""
+    return tuple(map(_hard_limit, (resource.RLIMIT_CORE, resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_CPU)))
+
+
+def _hard_limit(number: int) -> int:
+    return resource.getrlimit(number)[1]
+
+
 def _filter(box: Sandbox) -> str | Seccomp:
     """The filter asked for, and with it nobody leaves the processors a box names."""
     asked = box.seccomp
@@ -52,7 +61,7 @@ KEYS = frozenset({"add_key", "request_key", "keyctl"})
 def _rlimits(box: Sandbox) -> tuple[Rlimit, ...]:
     # A dump would hold what the program saw. 1 and not 0: it alone keeps the kernel from starting a collector, core(5).
     # Who has been left 0 and is not root can give no more.
-    core = 1 if resource.getrlimit(resource.RLIMIT_CORE)[1] != 0 or can_raise_limits() else 0
+    core = 1 if _hard_limit(resource.RLIMIT_CORE) != 0 or can_raise_limits() else 0
     wanted = []
     if box.open_files is not None:
         wanted.append(("open_files", resource.RLIMIT_NOFILE, box.open_files, box.open_files))
@@ -67,7 +76,7 @@ def _rlimits(box: Sandbox) -> tuple[Rlimit, ...]:
 
 def _possible(name: str, number: int, soft: int, hard: int) -> Rlimit:
     """The limit, if it is no higher than the caller's own."""
-    highest = resource.getrlimit(number)[1]
+    highest = _hard_limit(number)
     if highest == resource.RLIM_INFINITY or hard <= highest:
         return Rlimit(name, number, soft, hard)
     if soft > highest:

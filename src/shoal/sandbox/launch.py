@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import resource
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +42,7 @@ from shoal.plan import Confinement, Plan
 from shoal.privileges import is_initial_user_namespace, is_privileged
 from shoal.recipe import Recipe, can_be_cooked, can_wait, make_recipe
 from shoal.sandbox.box import EACH_PROCESS, ENVIRONMENT, Sandbox
-from shoal.sandbox.confinement import confinement_of
+from shoal.sandbox.confinement import confinement_of, hard_limits
 from shoal.sandbox.entries import make_entries
 from shoal.sandbox.errors import RequestError
 from shoal.sandbox.grants import Grant, Kind, View, check_dest, grant_path, lay_out, working_directory
@@ -433,9 +432,9 @@ class Boxed:
         return named
 
 
-def _standing() -> tuple[int, int]:
-    """What of this process decides how a box is made: its user, and whether it may have core dumps. A daemon gives up both by and by."""
-    return os.geteuid(), resource.getrlimit(resource.RLIMIT_CORE)[1]
+def _standing() -> tuple[int, ...]:
+    """What of this process decides how a box is made: its user, and what it may leave to others. A daemon gives up both by and by."""
+    return os.geteuid(), *hard_limits()
 
 
 def _console(terminal: int | None, grants: Sequence[Grant], devices: Sequence[str], stack: ExitStack) -> list[Action]:
