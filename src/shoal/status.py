@@ -28,6 +28,7 @@ Source: Zircon's <zircon/errors.h> for names and numbers; fdio's spawn.h for the
 import enum
 import errno as _errno
 import os
+import resource as _resource
 from typing import Any
 
 MESSAGE_BYTES = 1023
@@ -291,4 +292,6 @@ def failure(status: Status, stage: Stage, detail: str, errno: int | None = None)
 
 def failure_from_errno(errno: int, stage: Stage, detail: str) -> SpawnError:
     """The error that tells of a failed system call."""
+    if errno == _errno.EMFILE:
+        detail += f"; no more than {_resource.getrlimit(_resource.RLIMIT_NOFILE)[0]} descriptors may be open: ulimit -n"
     return failure(_FROM_ERRNO.get(errno, Status.INTERNAL), stage, detail, errno)

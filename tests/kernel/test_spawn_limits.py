@@ -98,6 +98,24 @@ answer(codes)
     assert run_python(script, world_of_child, dumpable) == [7] * 4
 
 
+@pytest.mark.parametrize("few", [12, 16, 20])
+def test_how_many_descriptors_there_may_be_is_told_wherever_they_are_used_up(run_python, few):
+    script = """
+import resource, shoal
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (args[0], hard))
+try:
+    shoal.run(["true"])
+except shoal.NoResourcesError as error:
+    told = str(error)
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+answer([told, shoal.run(["true"]).returncode])
+"""
+    told, after = run_python(script, few)
+    assert f"no more than {few} descriptors may be open: ulimit -n" in told
+    assert after == 0
+
+
 def test_the_caller_is_as_dumpable_as_before_whatever_is_launched_side_by_side(run_python):
     script = """
 import ctypes, threading, shoal

@@ -114,9 +114,8 @@ class _Search:
             except ForeignElfError:
                 continue
             except SpawnError as error:
-                raise failure(
-                    Status.INTERNAL, Stage.LOADER, f"{needing.label} needs the library {name}: {error.detail}", error.errno
-                ) from error
+                what = f"{needing.label} needs the library {name}: {error.detail}"
+                raise failure(_blamed(error), Stage.LOADER, what, error.errno) from error
             return self.accept(needing, name, candidate, identity, image)
         if not required:
             self.names.discard(name)
@@ -250,6 +249,11 @@ def _place(search: _Search, interpreter: Library) -> tuple[Library, ...]:
     return tuple(library for library in placed.values() if library is not interpreter)
 
 
+def _blamed(error: SpawnError) -> Status:
+    """INTERNAL, since what is wrong is not the path given to spawn; but what this process lacks says nothing about a library."""
+    return error.status if error.status in (Status.NO_RESOURCES, Status.NO_MEMORY) else Status.INTERNAL
+
+
 def search_closure(image: ElfImage, name: str, origin: str | None, tree: FileTree) -> tuple[Closure, dict[str, FileIdentity | None]]:
     """The closure of a dynamic program, and what must stay unchanged for it to stay true.
 
@@ -272,7 +276,8 @@ def search_closure(image: ElfImage, name: str, origin: str | None, tree: FileTre
     try:
         linker = describe(tree, path, identity, tree.image(path, identity))
     except SpawnError as error:
-        raise failure(Status.INTERNAL, Stage.LOADER, f"the ELF interpreter of {name} is unusable: {error.detail}", error.errno) from error
+        what = f"the ELF interpreter of {name} is unusable: {error.detail}"
+        raise failure(_blamed(error), Stage.LOADER, what, error.errno) from error
     interpreter = Library(os.path.normpath(path), path, identity)
     search = _Search(tree, linker, image.platform, interpreter)
     for source in linker.sources:

@@ -69,7 +69,7 @@ class Spawnds:
         found = number_of(core)
         if found not in self._serving:
             what = f"core {core} has no spawn daemon; there is one for {_listed(self.cores)}"
-            advice = f"wait= waits for proc_mgmt.{found}.ready, which tells that there is one" if found >= 0 else "cores are numbers"
+            advice = f"spawn_program(wait=...) waits until there is: proc_mgmt.{found}.ready" if found >= 0 else "cores are numbers"
             raise ManagerError("PROC_MGMT_ERR_INVALID_SPAWND", f"{what}; {advice}")
         return found
 
