@@ -478,8 +478,8 @@ def _is_home(cgroup_fd: int) -> bool:
     return home is not None and not home.closed and os.path.samestat(os.fstat(cgroup_fd), os.fstat(home.fileno())) and given_job() is None
 
 
-_home: list[Job] = []
-_clock: list[UtcClock] = []
+_home: list[tuple[Job, os.stat_result]] = []
+_clock: list[tuple[UtcClock, os.stat_result]] = []
 
 
 def _default_job() -> Job | None:
@@ -497,15 +497,22 @@ def _system_clock() -> UtcClock:
     return _opened_once(_clock, UtcClock.system)
 
 
-def _opened_once(kept: list[H], make: Callable[[], H]) -> H:
-    """What is opened on first use and kept. Threads that come first together all get the same one: a launch borrows its descriptor,
-    so none may be closed because another was opened after it."""
-    for found in kept:
-        if not found.closed:
+def _opened_once(kept: list[tuple[H, os.stat_result]], make: Callable[[], H]) -> H:
+    """What is opened on first use and kept, and anew where the program has closed it under our feet. Threads that come first together
+    all get the same one: a launch borrows its descriptor, so none may be closed because another was opened after it."""
+    for found, status in kept:
+        if _is_still(found, status):
             return found
     made = make()
-    kept.append(made)
-    found = next(handle for handle in kept if not handle.closed)
-    if found is not made:
-        kept.remove(made)
-    return found
+    kept.append(entry := (made, os.fstat(made.fileno())))
+    first = next(item for item in kept if _is_still(*item))
+    if first is not entry:
+        kept.remove(entry)
+    return first[0]
+
+
+def _is_still(handle: Handle, status: os.stat_result) -> bool:
+    try:
+        return not handle.closed and os.path.samestat(os.fstat(handle.fileno()), status)
+    except OSError:
+        return False

@@ -177,3 +177,38 @@ except shoal.AccessDeniedError as error:
     answer(str(error))
 """
     assert "setting the nice value 3; one below the caller's own takes CAP_SYS_NICE or RLIMIT_NICE" in run_python(script)
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["closed", "taken-by-others"])
+def test_a_daemon_that_has_closed_all_descriptors(run_python, taken):
+    """What was opened once and kept is opened anew, and what has its number now is left alone."""
+    script = f"""{EVERYTHING}
+from shoal import AddNsEntry, Directory, SpawnFlags
+def all_ways():
+    with shoal.spawn("/bin/true", ["true"], flags=SpawnFlags.CLONE_ALL) as process:
+        direct = process.wait(timeout=30)
+    with shoal.spawn("/bin/true", ["true"], flags=SpawnFlags.CLONE_ALL, actions=[AddNsEntry("/mnt", Directory.open("/usr"))]) as process:
+        return [everything(), direct, process.wait(timeout=30)]
+first, told = all_ways(), os.pipe()
+if os.fork() == 0:
+    os.setsid()
+    os.dup2(told[1], 3)
+    os.closerange(4, 1000)
+    for number in range(4, 40) if args[0] else ():
+        os.dup2(0, number)
+    try:
+        found = [all_ways() for _ in range(2)]
+        lost = [number for number in range(4, 40) if args[0] and not os.path.samestat(os.fstat(0), os.fstat(number))]
+    except BaseException as error:
+        found, lost = [repr(error)], []
+    os.write(3, json.dumps([found, lost]).encode())
+    os._exit(0)
+os.close(told[1])
+with open(told[0]) as stream:
+    answer([first, *json.load(stream)])
+"""
+    first, found, lost = run_python(script, taken)
+    for everything_there, *_ in (first, *found):
+        del everything_there["users"]  # each has one of its own
+    assert found == [first] * 2
+    assert lost == []

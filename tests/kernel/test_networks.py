@@ -93,6 +93,8 @@ def test_one_that_another_process_has_made(
 ) -> None:
     with pausing(launch, workload, network_of_another_process, more) as process:
         assert lives_in(process.pid, network_of_another_process)
+        process.kill()
+        assert process.wait(timeout=PATIENCE_S) == -signal.SIGKILL
 
 
 @needs("an ordinary user")

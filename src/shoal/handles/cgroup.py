@@ -89,6 +89,7 @@ class CgroupBackend:
         with _table_lock:
             known: CgroupBackend | None = live.get((status.st_dev, status.st_ino))
             if known is not None:
+                known._mend(directory, status)
                 return known
             if name is None:
                 name = name_of(fd)
@@ -98,6 +99,16 @@ class CgroupBackend:
             self._holder_pid = os.getpid()
             hold(fd)
         return self
+
+    def _mend(self, directory: OwnedFd, status: os.stat_result) -> None:
+        """Take the descriptor just opened where the program has closed ours under our feet, as a daemon does that closes all it has."""
+        try:
+            is_ours = os.path.samestat(os.fstat(self._directory.fd), status)
+        except OSError:
+            is_ours = False
+        if not is_ours:
+            self._directory.fd = -1  # whatever has the number now is not ours to close
+            self._directory = directory
 
     @property
     def name(self) -> str:

@@ -304,8 +304,11 @@ class Boxed:
         if told is not None:
             told(known.plan_of(order))
         environ = self._environ_of(order)
-        process = launch_warm(kept.ahead, numbers, argv, environ) if kept.ahead is not None else None
-        return process or run(kept.lowered, numbers, argv, environ)
+        try:
+            process = launch_warm(kept.ahead, numbers, argv, environ) if kept.ahead is not None else None
+            return process or run(kept.lowered, numbers, argv, environ)
+        except OSError:
+            return None  # and the long way says what is wrong
 
     def cook(self, order: Order) -> Cooked | None:
         """What somebody else needs to make a cell for a program and to start it there; None: it takes descriptors of this process.
