@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable
-from typing import TypeVar
 
 from shoal import loader
 from shoal.actions import Action, AddHandle, AddNsEntry, CloneDir, CloneFd, SetName, TransferFd
@@ -20,7 +19,8 @@ from shoal.entries import NETWORK_PREFIX, add_entry, add_library, check_clone_di
 from shoal.environment import Environ, encode_environ, own_environment, working_directory
 from shoal.flags import SpawnFlags
 from shoal.handles.base import PA_HND, PA_HND_ARG, PA_HND_TYPE, Handle, HandleType, Rights
-from shoal.handles.clock import UtcClock, given_clock
+from shoal.handles.callers_own import default_job, is_home, system_clock
+from shoal.handles.clock import given_clock
 from shoal.handles.directory import Directory
 from shoal.handles.job import Job, given_job
 from shoal.handles.job_backend import Placement
@@ -34,7 +34,6 @@ from shoal.processargs import Startup, listed_entries, listen_variables, numberi
 from shoal.startup_table import VARIABLE, StartupTable
 from shoal.status import SpawnError, Stage, Status, failure, failure_from_errno
 
-H = TypeVar("H", bound=Handle)
 NAME_BYTES = 31
 VMO_RIGHTS = Rights.READ | Rights.MAP | Rights.GET_PROPERTY | Rights.TRANSFER | Rights.DUPLICATE
 _NS_GET_USERNS = 0xB701  # ioctl_ns(2)
@@ -153,7 +152,7 @@ class Draft:
         self._job = job
         if not self.flags & SpawnFlags.CLONE_JOB:
             return
-        given = job if job is not None else _default_job()
+        given = job if job is not None else default_job()
         if given is None:
             return  # no cgroup to be in, so no job to speak of
         try:
@@ -239,7 +238,7 @@ class Draft:
         """Steps 15 to 17: 0, 1, 2 where no action took them, the clock; then handles that are none."""
         self.descriptors.fill_standard(clone_stdio=bool(self.flags & SpawnFlags.CLONE_STDIO))
         if self.flags & SpawnFlags.CLONE_UTC_CLOCK:
-            clock = given_clock() or _system_clock()
+            clock = given_clock() or system_clock()
             missing = CLOCK_RIGHTS & ~clock.rights
             if missing:
                 status = Status.ACCESS_DENIED if Rights.DUPLICATE in missing else Status.INVALID_ARGS
@@ -262,7 +261,7 @@ class Draft:
         except SpawnError as error:
             raise failure(error.status, Stage.JOB, error.detail, error.errno) from error
         # A child begins in its parent's cgroup by itself; moving it there would take a permission that users lack.
-        cgroup_fd = None if place.cgroup_fd is None or _is_home(place.cgroup_fd) else place.cgroup_fd
+        cgroup_fd = None if place.cgroup_fd is None or is_home(place.cgroup_fd) else place.cgroup_fd
         return JobPlace(job.name, cgroup_fd, place.init_pidfd, place.deny_new_process)
 
     # Step 19
@@ -471,48 +470,3 @@ def _by_target(item: Descriptor) -> int:
 def _is_own_netns(fd: int) -> bool:
     given, own = os.fstat(fd), os.stat("/proc/thread-self/ns/net")
     return (given.st_dev, given.st_ino) == (own.st_dev, own.st_ino)
-
-
-def _is_home(cgroup_fd: int) -> bool:
-    home = _default_job()
-    return home is not None and not home.closed and os.path.samestat(os.fstat(cgroup_fd), os.fstat(home.fileno())) and given_job() is None
-
-
-_home: list[tuple[Job, os.stat_result]] = []
-_clock: list[tuple[UtcClock, os.stat_result]] = []
-
-
-def _default_job() -> Job | None:
-    """The job handed to this process, or a handle to the one it lives in that is opened once and kept. None: there is no job."""
-    given = given_job()
-    if given is not None:
-        return given
-    try:
-        return _opened_once(_home, Job.default)
-    except SpawnError:
-        return None
-
-
-def _system_clock() -> UtcClock:
-    return _opened_once(_clock, UtcClock.system)
-
-
-def _opened_once(kept: list[tuple[H, os.stat_result]], make: Callable[[], H]) -> H:
-    """What is opened on first use and kept, and anew where the program has closed it under our feet. Threads that come first together
-    all get the same one: a launch borrows its descriptor, so none may be closed because another was opened after it."""
-    for found, status in kept:
-        if _is_still(found, status):
-            return found
-    made = make()
-    kept.append(entry := (made, os.fstat(made.fileno())))
-    first = next(item for item in kept if _is_still(*item))
-    if first is not entry:
-        kept.remove(entry)
-    return first[0]
-
-
-def _is_still(handle: Handle, status: os.stat_result) -> bool:
-    try:
-        return not handle.closed and os.path.samestat(os.fstat(handle.fileno()), status)
-    except OSError:
-        return False

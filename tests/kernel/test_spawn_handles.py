@@ -330,7 +330,8 @@ def test_threads_that_come_first_together_each_get_the_callers_job_and_clock(run
     script = """
 import threading
 import shoal
-from shoal import SpawnFlags, draft
+from shoal import SpawnFlags
+from shoal.handles import callers_own
 
 flags = SpawnFlags.CLONE_NAMESPACE | SpawnFlags.CLONE_JOB | SpawnFlags.CLONE_UTC_CLOCK
 together, statuses, refused = threading.Barrier(4), [], []
@@ -344,8 +345,8 @@ def first():
         refused.append(str(error))
 
 for _ in range(args[0]):
-    draft._home.clear()
-    draft._clock.clear()
+    callers_own._home.clear()
+    callers_own._clock.clear()
     threads = [threading.Thread(target=first) for _ in range(4)]
     for thread in threads:
         thread.start()
