@@ -311,7 +311,15 @@ def _user_namespace_feature(refusal: Refusal | None, privileged: bool) -> Featur
     return Feature("user namespaces", False, not privileged, str(refusal), _user_namespace_fix(refusal))
 
 
+def _is_in_chroot() -> bool:
+    """Whether the root directory is none of the mounts: chroot(2). False also where it is one of them all the same."""
+    mounts = _read("/proc/self/mountinfo").splitlines()
+    return bool(mounts) and all(line.split()[4] != "/" for line in mounts)
+
+
 def _user_namespace_fix(refusal: Refusal) -> str:
+    if not os.path.exists("/proc/self"):
+        return "mount /proc"
     limit = _read("/proc/sys/user/max_user_namespaces")
     if refusal.error == errno.ENOSPC or limit == "0":
         more = 15000 if not limit.isdecimal() else max(15000, 2 * int(limit))
@@ -324,6 +332,8 @@ def _user_namespace_fix(refusal: Refusal) -> str:
         return "start it less deep: user namespaces nest 32 deep"
     if refusal.error == errno.EINVAL:
         return "use a kernel built with CONFIG_USER_NS"
+    if refusal.error == errno.EPERM and _is_in_chroot():
+        return "make its root directory a mount and enter that by pivot_root(2): in a chroot no user namespace can be made"
     root = f"start it with CAP_SETFCAP, or with {' '.join(lacking())}" if os.geteuid() == 0 else "run as root"
     return f"{root}; {_allow('clone, unshare and mount')}"
 

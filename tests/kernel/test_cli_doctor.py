@@ -105,6 +105,23 @@ def test_a_forbidden_user_namespace_is_missing_for_an_ordinary_user_and_the_fix_
 
 @NAMESPACES
 @UTIL_LINUX
+@pytest.mark.parametrize(("hidden", "fix"), [("", "pivot_root(2)"), ("proc", "mount /proc")], ids=["chroot", "without-proc"])
+def test_what_a_user_namespace_needs_of_its_root_directory_is_named(tmp_path: Path, hidden: str, fix: str) -> None:
+    script = f"""
+    for name in $(ls /); do
+        if [ -L "/$name" ]; then ln -s "$(readlink "/$name")" {tmp_path}/"$name"
+        elif [ -d "/$name" ] && [ "$name" != "{hidden}" ]; then mkdir {tmp_path}/"$name"; mount --rbind "/$name" {tmp_path}/"$name" || true
+        fi
+    done
+    exec chroot {tmp_path} {NO_CAPABILITIES} {{doctor}}"""
+    found = in_user_namespace(script, "--mount")
+    assert not found["user namespaces"]["available"]
+    assert fix in str(found["user namespaces"]["fix"])
+    assert not found["empty world"]["available"]
+
+
+@NAMESPACES
+@UTIL_LINUX
 def test_root_needs_no_user_namespace() -> None:
     found = in_user_namespace("echo 0 > /proc/sys/user/max_user_namespaces; exec {doctor}")
     assert found["root"]["available"]
