@@ -23,6 +23,7 @@ void make_cells(char **argv); /* returns when nobody asks for any more */
 void find_words(char **argv); /* where our arguments are, for what we fork */
 char *put_text(char *to, const char *text); /* these two end it with a zero byte, and return where that is */
 char *put_number(char *to, unsigned long number);
+long duplicate(uint64_t flags, int *pidfd); /* a fork, as clone(2) with these flags; 0: in the child */
 long of_process(long pid, const char *name, int flags); /* opens a file of its folder in /proc */
 void reserve_recipe(void);    /* keeps the places of a recipe's descriptors free of others */
 /* One cell whose processes are our children. Returns the socket of its waiting process, or -1 and made->err. */

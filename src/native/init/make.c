@@ -40,7 +40,7 @@ static void shut(int *fd)
     *fd = NO_FD;
 }
 
-static long duplicate(uint64_t flags, int *pidfd) { return sys5(__NR_clone, flags | CLONE_PIDFD, 0, pidfd, 0, 0); }
+long duplicate(uint64_t flags, int *pidfd) { return sys5(__NR_clone, flags | CLONE_PIDFD, 0, pidfd, 0, 0); }
 
 /* Of one cell: what is open for it in this process. */
 struct cell {
@@ -184,7 +184,7 @@ static long start(struct cell *cell, struct made *made)
     made->keeper = (int32_t)ret;
     uint32_t user = recipe->first_user ? recipe->first_user + (uint32_t)made->keeper : 0;
     if (recipe->maps_ids) {
-        ret = make_user_namespace((struct ids){ recipe->uid, recipe->gid }, (struct ids){ (uint32_t)user, (uint32_t)user }, 0);
+        ret = make_user_namespace((struct ids){ recipe->uid, recipe->gid }, (struct ids){ user, user }, 0);
         if (ret < 0)
             return ret;
         cell->id_map = (int)ret;

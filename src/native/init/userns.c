@@ -36,7 +36,7 @@ long make_user_namespace(struct ids inside, struct ids outside, int by_anybody)
 {
     static const char deny[] = "deny"; /* setgroups(2): what an ordinary user has to give up for it */
     int pidfd = NO_FD;
-    long pid = sys5(__NR_clone, CLONE_NEWUSER | CLONE_PIDFD | SIGCHLD_, 0, &pidfd, 0, 0);
+    long pid = duplicate(CLONE_NEWUSER | SIGCHLD_, &pidfd);
     if (pid < 0)
         return pid;
     if (pid == 0) {
