@@ -51,7 +51,7 @@ from shoal.lowering import (
     maps_ids,
     set_umask,
 )
-from shoal.packing import CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, NO_FD, RESOLVE_NO_MAGICLINKS, Packed, Packer
+from shoal.packing import CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, NO_FD, RESOLVE_NO_MAGICLINKS, Packed, Packer, Place
 from shoal.plan import Mount, Plan
 from shoal.status import Stage, Status, failure
 from shoal.world import World, begins_empty, comm
@@ -123,7 +123,7 @@ def _maker(plan: Plan, executable: Bind, more: tuple[int, ...]) -> Packed:
     packer.unshare_fds()
     requests, image, configuration, life, errors = (packer.hole() for _ in range(5))
     handed = [(packer.hole(), number) for number in more]
-    clone_flags, where = 0, dict[str, int]()
+    clone_flags, where = 0, Place()
     if not plan.privileged:
         # A place in which it may have processes made in the namespaces of others; each cell still has one of its own.
         clone_flags = own_user_namespace(packer, where) | CLONE_NEWNS
@@ -138,7 +138,7 @@ def _maker(plan: Plan, executable: Bind, more: tuple[int, ...]) -> Packed:
     own = [(requests, REQUESTS), (image, INIT), (configuration, CONFIGURATION), (life, LIFE), (errors, 1), (errors, 2)]
     packer.fd_map([*own, *handed], null)
     packer.op("SIGNALS", "resetting signals")
-    return packer.packed(clone_flags=clone_flags, exec_path=plan.program.path or b"", **where)  # type: ignore[arg-type]
+    return packer.packed(clone_flags=clone_flags, exec_path=plan.program.path or b"", **where)
 
 
 def _keeper(plan: Plan, empty_fd: int, cgroup_fd: int) -> tuple[Packed, str]:

@@ -70,7 +70,7 @@ def _lower_holder(plan: Plan) -> tuple[Packed, str]:
         how = SCOPED + how  # in this order: it is checked while there are privileges that only the rules take
     packer.fd_map([(control, CONTROL_FD), (plans, _PLANS_FD)], null)
     packer.op("SIGNALS", "resetting signals")
-    return packer.packed(exec_fd=image, **placement(plan)), how  # type: ignore[arg-type]
+    return packer.packed(exec_fd=image, **placement(plan)), how
 
 
 def _lower_program(plan: Plan) -> tuple[Packed, tuple[int, ...]]:

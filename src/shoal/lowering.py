@@ -30,6 +30,7 @@ from shoal.packing import (
     TARGET_CLOEXEC,
     Packed,
     Packer,
+    Place,
 )
 from shoal.plan import Descriptor, Plan
 from shoal.world import COMM_BYTES, World, begins_empty, comm, needs_id_map
@@ -128,11 +129,11 @@ def _lower_keeper(plan: Plan, empty_fd: int, reopening: bool) -> tuple[Packed, s
     return keeper_plan(packer, null, clone_flags, **where), tasks
 
 
-def keeper_ops(packer: Packer, plan: Plan, empty_fd: int, where: dict[str, int] | None = None) -> tuple[int, str]:
+def keeper_ops(packer: Packer, plan: Plan, empty_fd: int, where: Place | None = None) -> tuple[int, str]:
     """What a cell's pid 1 does first. Returns the namespaces it is to be made in, and its tasks after that.
 
     Args:
-        where: what it enters, for `Packer.packed()`, where it is this process that makes it; None: one that we have executed does.
+        where: where it begins, if it is this process that makes it; None: one that we have executed does.
     """
     clone_flags, unshared, tasks = CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS, CLONE_NEWCGROUP, ""
     if empty_fd == NO_FD:
@@ -234,10 +235,10 @@ def _lower_program(plan: Plan, filter_program: bytes | None, name_it: NameIt, em
         packer.seccomp(filter_program, "installing the filter of the job")
     confine.filter()
     packer.op("SIGNALS", "resetting signals")
-    return packer.packed(clone_flags=clone_flags, exec_fd=exec_fd, exec_path=exec_path, **where)  # type: ignore[arg-type]
+    return packer.packed(clone_flags=clone_flags, exec_fd=exec_fd, exec_path=exec_path, **where)
 
 
-def _inside(plan: Plan, keeper: int) -> dict[str, int]:
+def _inside(plan: Plan, keeper: int) -> Place:
     """Where a process begins that is made inside a cell."""
     return {
         "cgroup_fd": placement(plan).get("cgroup_fd", NO_FD),
@@ -303,15 +304,15 @@ def _reopened(packer: Packer, fd: int, flags: int) -> int:
     return packer.made("OPEN", REOPENING, fd=CWD_FD, text=f"/proc/{os.getpid()}/fd/{fd}", a=flags)
 
 
-def _enter_owner_of_network(plan: Plan, where: dict[str, int]) -> None:
+def _enter_owner_of_network(plan: Plan, where: Place) -> None:
     """A network made without root belongs to a user namespace; only who lives there may enter it. So does a job that is a pid namespace,
     and both to the same one if both were made by this process."""
     if plan.userns_fd is not None and not where.get("enter_flags", 0) & CLONE_NEWUSER:
         where["enter_fd"], where["enter_flags"] = plan.userns_fd, CLONE_NEWUSER
 
 
-def placement(plan: Plan) -> dict[str, int]:
-    """Where a process of this plan begins, for `Packer.packed()`."""
+def placement(plan: Plan) -> Place:
+    """Where a process of this plan begins."""
     if plan.job.init_pidfd is not None:
         return {"enter_fd": plan.job.init_pidfd, "enter_flags": CLONE_NEWPID | (0 if plan.privileged else CLONE_NEWUSER)}
     return {"cgroup_fd": NO_FD if plan.job.cgroup_fd is None else plan.job.cgroup_fd}

@@ -9,6 +9,7 @@ import os
 import struct
 from array import array
 from collections.abc import Iterable, Sequence
+from typing import TypedDict
 
 from shoal import _native
 from shoal.arguments import StrOrBytesPath
@@ -40,6 +41,14 @@ _NO_STR = 0xFFFFFFFF
 _CGROUP_AT, _ENTER_AT, _EXEC_AT = 24, 28, 40  # in the header
 _FD_AT, _FD2_AT, _A_AT = 4, 8, 24  # in an op
 _FIRST_HOLE = -5000
+
+
+class Place(TypedDict, total=False):
+    """Where a process begins, for `Packer.packed()`: a cgroup, and what it enters, by setns(2) with these flags."""
+
+    cgroup_fd: int
+    enter_fd: int
+    enter_flags: int
 
 
 class Packed:

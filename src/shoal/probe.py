@@ -9,11 +9,11 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 from shoal import _native
 from shoal.handles.userns import own_user_namespace
-from shoal.packing import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CWD_FD, Packer
+from shoal.packing import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CWD_FD, Packer, Place
 from shoal.privileges import MAKING_CELLS, has_kcmp, is_initial_user_namespace, is_privileged, lacking
 from shoal.status import SpawnError
 
@@ -182,7 +182,7 @@ def landlock_abi() -> int:
 
 
 def _in_namespaces(flags: int, do: Callable[[Packer], None]) -> Refusal | None:
-    packer, where = Packer(), dict[str, int]()
+    packer, where = Packer(), Place()
     if flags & CLONE_NEWUSER:
         try:
             flags = flags & ~CLONE_NEWUSER | own_user_namespace(packer, where)
@@ -202,8 +202,8 @@ def _mount_tmpfs(packer: Packer) -> int:
     return tmpfs
 
 
-def _attempt(packer: Packer, clone_flags: int, **where: int) -> Refusal | None:
-    packed = packer.packed(clone_flags=clone_flags, collect=True, **where)  # type: ignore[arg-type]
+def _attempt(packer: Packer, clone_flags: int, **where: Unpack[Place]) -> Refusal | None:
+    packed = packer.packed(clone_flags=clone_flags, collect=True, **where)
     *_, stage, index, error, slots = _native.launch(packed.filled(()), b"", 0, b"", 0)
     if slots is None:
         doing = packed.labels[index] if stage == _native.STAGE_OPS else _CLONING

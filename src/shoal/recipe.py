@@ -28,7 +28,7 @@ from shoal.lowering import (
     maps_ids,
     set_umask,
 )
-from shoal.packing import CLONE_NEWUSER, NO_FD, RESOLVE_NO_MAGICLINKS, Packed, Packer
+from shoal.packing import CLONE_NEWUSER, NO_FD, RESOLVE_NO_MAGICLINKS, Packed, Packer, Place
 from shoal.plan import JobPlace, Plan
 from shoal.world import World, begins_empty, comm
 
@@ -171,7 +171,7 @@ def _maker(plan: Plan, empty_fd: int) -> Packed:
     packer = Packer()
     packer.unshare_fds()
     image, socket, file = packer.hole(), packer.hole(), packer.hole()
-    clone_flags, where = 0, dict[str, int]()
+    clone_flags, where = 0, Place()
     if not plan.privileged:
         # A place in which it may have processes made in the namespaces of others; each cell still has one of its own.
         clone_flags = own_user_namespace(packer, where)
@@ -180,7 +180,7 @@ def _maker(plan: Plan, empty_fd: int) -> Packed:
     packer.op("SETSID", "making a session")
     packer.fd_map([(socket, REQUESTS), (file, RECIPE)] + ([(empty_fd, EMPTY)] if empty_fd != NO_FD else []), null)
     packer.op("SIGNALS", "resetting signals")
-    return packer.packed(clone_flags=clone_flags, exec_fd=image, **where)  # type: ignore[arg-type]
+    return packer.packed(clone_flags=clone_flags, exec_fd=image, **where)
 
 
 def _keeper(plan: Plan, empty_fd: int) -> tuple[bytes, str]:

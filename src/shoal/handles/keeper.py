@@ -10,18 +10,18 @@ import errno
 import os
 import socket
 from collections.abc import Sequence
+from typing import Unpack
 
 from shoal import _native
 from shoal.handles.images import init_image
 from shoal.handles.pidfd import pid_of
 from shoal.handles.reaper import Keeper
-from shoal.packing import CWD_FD, Packed, Packer, count_strings
+from shoal.packing import CWD_FD, Packed, Packer, Place, count_strings
 from shoal.status import SpawnError, Stage, Status, failure, failure_from_errno
 
 CONTROL_FD = 3
 ID_MAPPED = "its files as the child's own"
 """The end of what an op is called that maps ids: some file systems cannot (tmpfs before Linux 6.3)."""
-DENY_SETGROUPS = "denying setgroups"
 """What the first op is called that a new user namespace needs."""
 OWN_KEYRING = "making a session keyring of its own"
 ENTER_NETWORK = "entering the network handed over"
@@ -36,18 +36,18 @@ def open_null(packer: Packer) -> int:
     return packer.made("OPEN", "opening /dev/null", fd=CWD_FD, text="/dev/null", a=os.O_RDWR)
 
 
-def keeper_plan(packer: Packer, null: int, clone_flags: int, **where: int) -> Packed:
+def keeper_plan(packer: Packer, null: int, clone_flags: int, **where: Unpack[Place]) -> Packed:
     """The plan of a keeper, with two holes: shoal-init's image and its end of the socket.
 
     Args:
         packer: the ops that its namespaces need.
         null: from `open_null()`.
-        where: the cgroup or namespaces to begin in: `cgroup_fd`, `enter_fd`, `enter_flags` of `Packer.packed`.
+        where: the cgroup or namespaces to begin in.
     """
     image, control = packer.hole(), packer.hole()
     packer.op("SETSID", "making a session")
     keeper_tail(packer, control, null)
-    return packer.packed(clone_flags=clone_flags, exec_fd=image, **where)  # type: ignore[arg-type]
+    return packer.packed(clone_flags=clone_flags, exec_fd=image, **where)
 
 
 def keeper_tail(packer: Packer, control: int, null: int) -> None:

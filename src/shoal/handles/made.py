@@ -6,13 +6,14 @@ A borrowed child runs a few ops on this process's own descriptor table and ends;
 from __future__ import annotations
 
 import os
+from typing import Unpack
 
 from shoal import _native
 from shoal.handles.forks import held_over_forks
 from shoal.handles.kept import KeptFd
 from shoal.handles.mount import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
-from shoal.handles.userns import own_user_namespace, user_namespace
-from shoal.packing import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUSER, CWD_FD, Packer
+from shoal.handles.userns import kept_user_namespace, own_user_namespace
+from shoal.packing import CLONE_NEWNET, CLONE_NEWNS, CWD_FD, Packer, Place
 from shoal.privileges import is_privileged
 from shoal.status import SpawnError, Stage, Status, failure, failure_from_errno
 
@@ -26,8 +27,8 @@ def explain_refusal(errno: int, what: str) -> SpawnError:
     )
 
 
-def _collect(packer: Packer, clone_flags: int, slot: int, what: str, **where: int) -> int:
-    plan = packer.packed(clone_flags=clone_flags, collect=True, **where).filled(())  # type: ignore[arg-type]
+def _collect(packer: Packer, clone_flags: int, slot: int, what: str, **where: Unpack[Place]) -> int:
+    plan = packer.packed(clone_flags=clone_flags, collect=True, **where).filled(())
     _, _, stage, index, errno, slots = _native.launch(plan, b"", 0, b"", 0)
     if slots is None:
         if stage == _native.STAGE_CLONE or errno in (1, 13):
@@ -45,7 +46,7 @@ def _collect(packer: Packer, clone_flags: int, slot: int, what: str, **where: in
 def make_tmpfs(size_bytes: int, mode: int) -> int:
     """A descriptor of a new tmpfs that is mounted nowhere."""
     packer = Packer()
-    clone_flags, where = 0, dict[str, int]()
+    clone_flags, where = 0, Place()
     if not is_privileged():
         clone_flags = own_user_namespace(packer, where) | CLONE_NEWNS
     slot = packer.made(
@@ -57,9 +58,7 @@ def make_tmpfs(size_bytes: int, mode: int) -> int:
 def make_netns() -> int:
     """A descriptor of a new network namespace whose loopback device is up."""
     packer = Packer()
-    where = dict[str, int]()
-    if not is_privileged():
-        where = {"enter_fd": user_namespace(), "enter_flags": CLONE_NEWUSER}
+    where = Place() if is_privileged() else kept_user_namespace()
     packer.op("LOOPBACK_UP", "bringing the loopback device up")
     slot = packer.made("OPEN", "opening the network namespace", fd=CWD_FD, text="/proc/self/ns/net", a=os.O_RDONLY)
     return _collect(packer, CLONE_NEWNET, slot, "a network namespace", **where)

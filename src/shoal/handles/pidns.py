@@ -27,8 +27,8 @@ from shoal.handles.job_backend import Counters, JobBackend, Limits, Placement
 from shoal.handles.keeper import HOLD, keeper_plan, open_null, start_keeper
 from shoal.handles.process import Usage
 from shoal.handles.reaper import Keeper, OwnedFd
-from shoal.handles.userns import user_namespace
-from shoal.packing import CLONE_NEWPID, CLONE_NEWUSER, Packer
+from shoal.handles.userns import kept_user_namespace
+from shoal.packing import CLONE_NEWPID, CLONE_NEWUSER, Packer, Place
 from shoal.privileges import is_privileged
 from shoal.status import SpawnError, Stage, Status, failure
 
@@ -48,13 +48,13 @@ def create(name: str | None, parent: JobBackend) -> PidnsBackend:
     _end_empty()
     packer = Packer()
     packer.unshare_fds()
-    where = dict[str, int]()
+    where = Place()
     above = parent.placement().init_pidfd
     if above is not None:
         where = {"enter_fd": above, "enter_flags": CLONE_NEWPID | (0 if is_privileged() else CLONE_NEWUSER)}
     try:
         if above is None and not is_privileged():
-            where = {"enter_fd": user_namespace(), "enter_flags": CLONE_NEWUSER}
+            where = kept_user_namespace()
         plan = keeper_plan(packer, open_null(packer), CLONE_NEWPID, **where)
         keeper, control = start_keeper(plan, "the job's first process")
     except SpawnError as error:

@@ -14,7 +14,6 @@ Source: user_namespaces(7); prctl(2), PR_SET_DUMPABLE; proc(5).
 
 from __future__ import annotations
 
-import array
 import errno
 import os
 import socket
@@ -22,9 +21,9 @@ import sys
 
 from shoal.handles import reaper
 from shoal.handles.forks import held_over_forks
-from shoal.handles.keeper import DENY_SETGROUPS, keeper_plan, open_null, start_keeper
+from shoal.handles.keeper import keeper_plan, open_null, start_keeper
 from shoal.handles.kept import KeptFd
-from shoal.packing import CLONE_NEWUSER, Packer
+from shoal.packing import CLONE_NEWUSER, Packer, Place
 from shoal.status import Stage, failure_from_errno
 
 GIVE = "u"
@@ -34,12 +33,12 @@ _kept: dict[tuple[int, int, int], KeptFd] = {}
 _lock = held_over_forks()
 
 
-def own_user_namespace(packer: Packer, where: dict[str, int]) -> int:
+def own_user_namespace(packer: Packer, where: Place) -> int:
     """Give a process that is about to be made a user namespace in which it may do everything that its cell takes.
 
     Args:
         packer: for the ops that are needed; they come first.
-        where: what the process enters, for `Packer.packed()`; gets a user namespace to enter if it has to have one.
+        where: where the process begins; gets a user namespace to enter if it has to have one.
     Returns:
         what the process is to be made with, for clone(2).
     Raises:
@@ -49,14 +48,14 @@ def own_user_namespace(packer: Packer, where: dict[str, int]) -> int:
         map_ids(packer)
         return CLONE_NEWUSER
     if not where.get("enter_flags", 0) & CLONE_NEWUSER:
-        where["enter_fd"], where["enter_flags"] = user_namespace(), CLONE_NEWUSER
+        where.update(kept_user_namespace())
     return 0
 
 
 def map_ids(packer: Packer) -> None:
     """Ops that map the caller's own user and group, and nobody else, into a new user namespace: user_namespaces(7)."""
     uid, gid = os.geteuid(), os.getegid()
-    packer.op("WRITE", DENY_SETGROUPS, text="/proc/self/setgroups", text2="deny")
+    packer.op("WRITE", "denying setgroups", text="/proc/self/setgroups", text2="deny")
     packer.op("WRITE", "mapping the user id", text="/proc/self/uid_map", text2=f"{uid} {uid} 1\n")
     packer.op("WRITE", "mapping the group id", text="/proc/self/gid_map", text2=f"{gid} {gid} 1\n")
 
@@ -68,8 +67,8 @@ def _may_map_ids() -> bool:
         return True
 
 
-def user_namespace() -> int:
-    """A descriptor of the one that is kept for the present user, made on first use.
+def kept_user_namespace() -> Place:
+    """The one that is kept for the present user, to be entered; made on first use.
 
     Raises:
         SpawnError: no user namespace can be made.
@@ -79,21 +78,19 @@ def user_namespace() -> int:
     except OSError:  # no /proc, no way into another one
         own = 0
     with _lock:
-        return _kept.setdefault((own, os.geteuid(), os.getegid()), KeptFd(_made)).fd()
+        fd = _kept.setdefault((own, os.geteuid(), os.getegid()), KeptFd(_made)).fd()
+    return {"enter_fd": fd, "enter_flags": CLONE_NEWUSER}
 
 
 def _made() -> int:
     packer = Packer()
     packer.unshare_fds()
     keeper, control = start_keeper(keeper_plan(packer, open_null(packer), 0), "a user namespace", GIVE)
-    fds = array.array("i")
     with socket.socket(fileno=control) as near:
         try:
-            data, ancillary, _, _ = near.recvmsg(fds.itemsize, socket.CMSG_SPACE(fds.itemsize), socket.MSG_CMSG_CLOEXEC)
+            data, fds, _, _ = socket.recv_fds(near, 4, 1, socket.MSG_CMSG_CLOEXEC)
         finally:
             reaper.register(keeper)
-    for _, _, content in ancillary:
-        fds.frombytes(content)
     if fds:
         return fds[0]
     error = int.from_bytes(data, sys.byteorder, signed=True) if data else errno.EMFILE

@@ -18,7 +18,7 @@ from shoal.handles.keeper import launch, open_null
 from shoal.handles.reaper import Keeper
 from shoal.handles.userns import own_user_namespace
 from shoal.lowering import CAP_SYS_ADMIN, CAP_SYS_PTRACE
-from shoal.packing import Packed, Packer, count_strings
+from shoal.packing import Packed, Packer, Place, count_strings
 
 _CONTROL, _LEDGER, _RUN, _LOGS = 3, 6, 7, 8
 """The descriptors of an init: src/native/domain.h."""
@@ -150,7 +150,7 @@ def _plan(*, in_user_namespace: bool) -> Packed:
     packer = Packer()
     packer.unshare_fds()
     image, control, ledger, run, logs = (packer.hole() for _ in range(5))
-    clone_flags, where = 0, dict[str, int]()
+    clone_flags, where = 0, Place()
     if in_user_namespace:
         clone_flags = own_user_namespace(packer, where)
         packer.op("KEEP_CAPS", "keeping what it takes to enter a cell", a=1 << CAP_SYS_ADMIN | 1 << CAP_SYS_PTRACE)
@@ -161,4 +161,4 @@ def _plan(*, in_user_namespace: bool) -> Packed:
         packer.op("RLIMIT", "setting the limit of open files", flags=resource.RLIMIT_NOFILE, a=soft, b=hard)
     packer.fd_map([(control, _CONTROL), (ledger, _LEDGER), (run, _RUN), (logs, _LOGS)], null)
     packer.op("SIGNALS", "resetting signals")
-    return packer.packed(clone_flags=clone_flags, exec_fd=image, **where)  # type: ignore[arg-type]
+    return packer.packed(clone_flags=clone_flags, exec_fd=image, **where)
