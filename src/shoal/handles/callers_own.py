@@ -9,6 +9,7 @@ from typing import TypeVar
 from shoal.handles.base import Handle
 from shoal.handles.clock import UtcClock
 from shoal.handles.job import Job, given_job
+from shoal.handles.kept import is_still
 from shoal.status import SpawnError
 
 H = TypeVar("H", bound=Handle)
@@ -37,24 +38,21 @@ def _opened_once(kept: list[tuple[H, os.stat_result]], make: Callable[[], H]) ->
     """What is opened on first use and kept, and anew where the program has closed it under our feet. Threads that come first together
     all get the same one: a launch borrows its descriptor, so none may be closed because another was opened after it."""
     for found, status in kept:
-        if _is_still(found, status):
+        if _is_open(found, status):
             return found
     made = make()
     kept.append(entry := (made, os.fstat(made.fileno())))
-    first = next(item for item in kept if _is_still(*item))
+    first = next(item for item in kept if _is_open(*item))
     if first is not entry:
         kept.remove(entry)
     return first[0]
 
 
-def _is_still(handle: Handle, status: os.stat_result) -> bool:
-    try:
-        return not handle.closed and os.path.samestat(os.fstat(handle.fileno()), status)
-    except OSError:
-        return False
+def _is_open(handle: Handle, status: os.stat_result) -> bool:
+    return not handle.closed and is_still(handle.fileno(), status)
 
 
 def is_home(cgroup_fd: int) -> bool:
     """Whether it is the cgroup this process lives in, where a child begins anyway."""
-    home = default_job()
-    return home is not None and not home.closed and os.path.samestat(os.fstat(cgroup_fd), os.fstat(home.fileno())) and given_job() is None
+    home = default_job() if given_job() is None else None
+    return home is not None and os.path.samestat(os.fstat(cgroup_fd), os.fstat(home.fileno()))

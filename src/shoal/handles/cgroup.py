@@ -43,6 +43,7 @@ from shoal.handles.deadline import Deadline
 from shoal.handles.forks import held_over_forks
 from shoal.handles.hierarchy import NoHome, availability, find_home, is_leaf
 from shoal.handles.job_backend import Counters, Limits, Placement
+from shoal.handles.kept import is_still
 from shoal.handles.process import Usage
 from shoal.handles.reaper import OwnedFd
 from shoal.status import Stage, Status, failure, failure_from_errno
@@ -102,11 +103,7 @@ class CgroupBackend:
 
     def _mend(self, directory: OwnedFd, status: os.stat_result) -> None:
         """Take the descriptor just opened where the program has closed ours under our feet, as a daemon does that closes all it has."""
-        try:
-            is_ours = os.path.samestat(os.fstat(self._directory.fd), status)
-        except OSError:
-            is_ours = False
-        if not is_ours:
+        if not is_still(self._directory.fd, status):
             self._directory.fd = -1  # whatever has the number now is not ours to close
             self._directory = directory
 

@@ -18,6 +18,14 @@ def wants_reopening(fd: int) -> bool:
     return fd >= FEW_FDS and os.path.exists("/proc/self/fd")
 
 
+def is_still(fd: int, status: os.stat_result) -> bool:
+    """Whether a descriptor is of the file it was made for: the program may have closed it under our feet, and the number be another's."""
+    try:
+        return os.path.samestat(os.fstat(fd), status)
+    except OSError:
+        return False
+
+
 class KeptFd:
     """Holds what `make` made, and makes it anew if the program closed it under our feet. The caller does the locking.
 
@@ -28,18 +36,11 @@ class KeptFd:
     def __init__(self, make: Callable[[], int]) -> None:
         self._make = make
         self._fd = -1
-        self._identity = (-1, -1)
+        self._status: os.stat_result | None = None
 
     def fd(self) -> int:
         """The descriptor. Raises what `make` raises."""
-        if self._fd >= 0:
-            try:
-                status = os.fstat(self._fd)
-                if (status.st_dev, status.st_ino) == self._identity:
-                    return self._fd
-            except OSError:
-                pass
-        self._fd = self._make()
-        status = os.fstat(self._fd)
-        self._identity = (status.st_dev, status.st_ino)
+        if self._status is None or not is_still(self._fd, self._status):
+            self._fd = self._make()
+            self._status = os.fstat(self._fd)
         return self._fd
